@@ -1,0 +1,52 @@
+"""How gunicorn serves the gateway; each setting with its reason."""
+
+import os
+import socket
+import struct
+from typing import Any
+
+bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
+
+# Two processes, so that one busy interpreter or one crash is never the whole service. Threads are
+# the number of answers at once that is sold; an idle one costs a few kilobytes.
+workers = int(os.environ.get("GATEWAY_WORKERS", "2"))
+threads = int(os.environ.get("GATEWAY_THREADS", "256"))
+# The stack is synchronous (REST framework, knox, requests), and Django under ASGI would gather a
+# synchronous stream whole before sending its first byte.
+worker_class = "gthread"
+
+# A sign of life from the worker's main thread, not a limit on answers, which stream for minutes.
+timeout = 30
+# Streams get this long to end after SIGTERM.
+graceful_timeout = 30
+keepalive = 5
+# Recycling a worker with a long stream in it would stop service for the length of the stream.
+max_requests = 0
+# No socket that takes commands.
+control_socket_disable = True
+# One parser, the same on every machine, whatever else is installed.
+http_parser = "python"
+# The heartbeat file belongs in memory: a slow disk would look like a dead worker.
+worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
+
+# No query strings and no headers: neither keys nor prompts reach a log.
+accesslog = "-" if os.environ.get("ACCESS_LOG", "1") == "1" else None
+access_log_format = '%(t)s "%(m)s %(U)s" %(s)s %(B)s %(L)ss %({x-request-id}o)s'
+
+# Seconds that a client may take to send the next byte of its request or to take the next of its
+# answer. Accepted connections inherit it from the listening socket.
+CLIENT_SECONDS = 30
+
+
+def post_fork(server: Any, worker: Any) -> None:
+    limit = struct.pack("ll", CLIENT_SECONDS, 0)
+    for listener in worker.sockets:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            listener.sock.setsockopt(socket.SOL_SOCKET, option, limit)
+
+
+def post_worker_init(worker: Any) -> None:
+    """Start the thread that keeps leases and settles orphans, now that there is no more forking."""
+    from billing.keeper import keeper
+
+    keeper.start()

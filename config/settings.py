@@ -1,0 +1,190 @@
+"""Settings of the gateway, top to bottom. Values come from the environment or from `.env`."""
+
+from datetime import timedelta
+from pathlib import Path
+
+import environ
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+env = environ.Env()
+env.read_env(BASE_DIR / ".env")
+
+# --- Who may talk to us ---------------------------------------------------------------------
+
+SECRET_KEY: str = env.str("SECRET_KEY", default="")
+DEBUG: bool = env.bool("DEBUG", default=False)
+ALLOWED_HOSTS: list[str] = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+CSRF_TRUSTED_ORIGINS: list[str] = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+# On when a TLS proxy stands in front and overwrites X-Forwarded-Proto.
+BEHIND_TLS_PROXY: bool = env.bool("BEHIND_TLS_PROXY", default=False)
+if BEHIND_TLS_PROXY:
+    SECURE_PROXY_SSL_HEADER = ("HTTP_X_FORWARDED_PROTO", "https")
+    SESSION_COOKIE_SECURE = True
+    CSRF_COOKIE_SECURE = True
+SESSION_COOKIE_SAMESITE = "Strict"
+SESSION_COOKIE_AGE = 8 * 60 * 60
+SECURE_REFERRER_POLICY = "same-origin"
+X_FRAME_OPTIONS = "DENY"
+
+# --- The house ------------------------------------------------------------------------------
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "knox",
+    "accounts",
+    "gateway",
+    "billing",
+]
+
+# Read top to bottom: this is the way of a request.
+MIDDLEWARE = [
+    "gateway.middleware.request_id",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    # Last, next to the view: hands each request its meter.
+    "billing.middleware.hand_over_meter",
+]
+
+ROOT_URLCONF = "config.urls"
+WSGI_APPLICATION = "config.wsgi.application"
+APPEND_SLASH = False
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ],
+        },
+    },
+]
+
+STATIC_URL = "static/"
+# Static files are read where the apps keep them: no collectstatic step to forget.
+WHITENOISE_USE_FINDERS = True
+
+# --- Database -------------------------------------------------------------------------------
+
+DATABASES = {"default": env.db("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}")}
+DATABASE_POOL_SIZE: int = env.int("DATABASE_POOL_SIZE", default=8)
+
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    DATABASES["default"]["OPTIONS"] = {
+        # A transaction that reads and then writes must take the write lock at its start:
+        # a DEFERRED one fails at once when another writer came in between.
+        "transaction_mode": "IMMEDIATE",
+        "timeout": 20,
+        # FULL, since the last commit may be somebody's bill and must survive a power cut.
+        "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
+    }
+elif DATABASES["default"]["ENGINE"] == "django.db.backends.postgresql" and DATABASE_POOL_SIZE:
+    # Connections are lent for a few statements and never kept while an answer streams,
+    # so a few of them serve hundreds of streams.
+    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+    DATABASES["default"]["OPTIONS"] = {
+        "connect_timeout": 3,
+        "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": 10},
+    }
+
+# --- Time, language, log --------------------------------------------------------------------
+
+USE_TZ = True
+TIME_ZONE = "UTC"  # Days and months of the bill are UTC days and months.
+USE_I18N = False
+LANGUAGE_CODE = "en-us"
+
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {
+        "line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"},
+    },
+    "handlers": {
+        "stderr": {"class": "logging.StreamHandler", "formatter": "line"},
+    },
+    "root": {"handlers": ["stderr"], "level": "INFO"},
+    "loggers": {
+        # A 4xx is the client's business and stands in the access log already.
+        "django.request": {"level": "ERROR"},
+        "urllib3": {"level": "ERROR"},
+    },
+}
+
+# --- Keys (knox) ----------------------------------------------------------------------------
+
+KNOX_TOKEN_MODEL = "accounts.ApiKey"
+REST_KNOX = {
+    "TOKEN_TTL": None,
+    "TOKEN_PREFIX": "olg_",
+    "AUTH_HEADER_PREFIX": "Bearer",
+}
+# How coarsely "last used" is kept; a busy key costs one write in this time, not one a request.
+LAST_USED_EVERY = timedelta(seconds=60)
+
+AUTH_PASSWORD_VALIDATORS = [
+    {
+        "NAME": "django.contrib.auth.password_validation.MinimumLengthValidator",
+        "OPTIONS": {"min_length": 12},
+    },
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+
+# --- REST framework -------------------------------------------------------------------------
+
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.authentication.KeyAuthentication"],
+    "DEFAULT_PERMISSION_CLASSES": ["accounts.permissions.HasScope"],
+    "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
+    # Bodies are read by gateway/bodies.py, which refuses what this parser would let pass.
+    "DEFAULT_PARSER_CLASSES": [],
+    "DEFAULT_THROTTLE_CLASSES": [],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "gateway.negotiation.OneFormat",
+    "UNAUTHENTICATED_USER": None,
+    "EXCEPTION_HANDLER": "gateway.handlers.handle",
+}
+
+# --- Gateway: the model server and what may be asked of it ----------------------------------
+
+OLLAMA_BASE: str = env.str("OLLAMA_BASE", default="http://127.0.0.1:11434").rstrip("/")
+UPSTREAM_CONNECT_SECONDS: float = env.float("UPSTREAM_CONNECT_SECONDS", default=2.0)
+# Loading a large model from a slow disk takes minutes, and nothing is sent meanwhile.
+UPSTREAM_FIRST_LINE_SECONDS: float = env.float("UPSTREAM_FIRST_LINE_SECONDS", default=600.0)
+# A model that writes a large tool call is silent in mid-stream.
+UPSTREAM_SILENCE_SECONDS: float = env.float("UPSTREAM_SILENCE_SECONDS", default=180.0)
+UPSTREAM_TOTAL_SECONDS: float = env.float("UPSTREAM_TOTAL_SECONDS", default=1800.0)
+
+MAX_BODY_BYTES: int = env.int("MAX_BODY_BYTES", default=32 * 1024 * 1024)
+MAX_PROMPT_BYTES: int = env.int("MAX_PROMPT_BYTES", default=1024 * 1024)
+MAX_IMAGES: int = env.int("MAX_IMAGES", default=8)
+MAX_IMAGE_BYTES: int = env.int("MAX_IMAGE_BYTES", default=8 * 1024 * 1024)
+MAX_EMBED_INPUTS: int = env.int("MAX_EMBED_INPUTS", default=512)
+DEFAULT_COMPLETION_TOKENS: int = env.int("DEFAULT_COMPLETION_TOKENS", default=2048)
+MAX_COMPLETION_TOKENS: int = env.int("MAX_COMPLETION_TOKENS", default=8192)
+PULL_REGISTRIES: list[str] = env.list("PULL_REGISTRIES", default=["registry.ollama.ai"])
+
+# --- Billing --------------------------------------------------------------------------------
+
+CURRENCY: str = env.str("CURRENCY", default="USD")
+# An answer that the model server broke off after its first token: bill what was delivered?
+BILL_BROKEN_ANSWERS: bool = env.bool("BILL_BROKEN_ANSWERS", default=False)
+# A hold whose process shows no life for this long belongs to nobody and is settled.
+HOLD_LEASE_SECONDS: float = env.float("HOLD_LEASE_SECONDS", default=30.0)
+KEEP_LEASES = True  # Off in tests that own the database alone.

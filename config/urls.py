@@ -1,0 +1,15 @@
+"""Every address of the gateway. Apps keep their own; this page only says where they hang."""
+
+from django.contrib import admin
+from django.urls import include, path
+
+urlpatterns = [
+    path("admin/", admin.site.urls),
+    path("", include("billing.urls")),
+    path("", include("gateway.urls")),
+]
+
+handler400 = "gateway.handlers.bad_request"
+handler403 = "gateway.handlers.permission_denied"
+handler404 = "gateway.handlers.not_found"
+handler500 = "gateway.handlers.server_error"
