@@ -1,0 +1,46 @@
+"""Issue and revoke keys: the only writer of ApiKey."""
+
+from datetime import datetime, timedelta
+
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.utils import timezone
+
+from accounts.models import CUSTOMER_SCOPES, Account, ApiKey, Membership
+
+
+@transaction.atomic
+def issue(
+    account: Account,
+    *,
+    name: str,
+    scopes: list[str] | None = None,
+    allowed_models: list[str] | None = None,
+    expires_in: timedelta | None = None,
+    user: User | None = None,
+) -> tuple[ApiKey, str]:
+    """Return a new key and its secret, which exists nowhere else from now on."""
+    key, secret = ApiKey.objects.create(
+        user=user or owner_of(account),
+        expiry=expires_in,
+        account=account,
+        name=name,
+        scopes=CUSTOMER_SCOPES if scopes is None else scopes,
+        allowed_models=allowed_models or [],
+    )
+    key.last_four = secret[-4:]
+    key.save(update_fields=["last_four"])
+    return key, secret
+
+
+def owner_of(account: Account) -> User:
+    """Return the account's first owner; raise Membership.DoesNotExist if it has none."""
+    owners = Membership.objects.filter(account=account, role=Membership.Role.OWNER)
+    return owners.select_related("user").earliest("id").user
+
+
+def revoke(key_id: int, *, now: datetime | None = None) -> bool:
+    """Revoke a key; tell whether it was still in force. Effective with the next request."""
+    in_force = ApiKey.objects.filter(pk=key_id, revoked_at=None)
+    revoked: int = in_force.update(revoked_at=now or timezone.now())
+    return revoked == 1

@@ -1,0 +1,73 @@
+"""Issue an API key; standard output carries the key and nothing else."""
+
+import re
+from argparse import ArgumentParser
+from datetime import timedelta
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from accounts import keys
+from accounts.models import CUSTOMER_SCOPES, Account, Membership, Scope
+
+UNITS = {"h": "hours", "d": "days", "w": "weeks"}
+
+
+class Command(BaseCommand):
+    help = "Issue an API key for an account. The key is printed once and stored nowhere."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("account", help="the account's name")
+        parser.add_argument(
+            "--name", required=True, help="what the key is for, e.g. 'ci' or 'laptop'"
+        )
+        parser.add_argument(
+            "--scopes",
+            default=",".join(CUSTOMER_SCOPES),
+            help=f"comma-separated: {', '.join(Scope.values)} (default: %(default)s); "
+            "'models' lets the key pull and delete models",
+        )
+        parser.add_argument("--expires", metavar="90d", help="lifetime: a number and h, d or w")
+        parser.add_argument(
+            "--models", default="", help="comma-separated models the key may use (default: all)"
+        )
+
+    def handle(self, *_args: Any, **options: Any) -> None:
+        account = find_account(options["account"])
+        try:
+            key, secret = keys.issue(
+                account,
+                name=options["name"],
+                scopes=parse_scopes(options["scopes"]),
+                allowed_models=[m.strip() for m in options["models"].split(",") if m.strip()],
+                expires_in=parse_lifetime(options["expires"]),
+            )
+        except Membership.DoesNotExist:
+            raise CommandError(f"Account '{account}' has no owner; add one in the admin.") from None
+        self.stderr.write(f"Key {key.pk} '{key.name}' for {account}. It is shown only now:")
+        self.stdout.write(secret)
+
+
+def find_account(name: str) -> Account:
+    account = Account.objects.filter(name=name).first()
+    if account is None:
+        raise CommandError(f"No account '{name}'. Create it: manage.py create_account '{name}'")
+    return account
+
+
+def parse_scopes(text: str) -> list[str]:
+    scopes = [scope.strip() for scope in text.split(",") if scope.strip()]
+    unknown = [scope for scope in scopes if scope not in Scope.values]
+    if unknown or not scopes:
+        raise CommandError(f"Scopes are {', '.join(Scope.values)}; got '{text}'.")
+    return scopes
+
+
+def parse_lifetime(text: str | None) -> timedelta | None:
+    """Turn '90d' into a span; None means the key never expires."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"([1-9][0-9]{0,4})([hdw])", text)
+    if match is None:
+        raise CommandError(f"--expires takes a number and h, d or w, such as 90d; not '{text}'.")
+    return timedelta(**{UNITS[match[2]]: int(match[1])})

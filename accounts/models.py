@@ -1,0 +1,114 @@
+"""Who pays (Account), who belongs to it (Membership), and what opens the door (ApiKey)."""
+
+from datetime import datetime
+from typing import Any
+
+from django.conf import settings
+from django.db import models
+from knox.models import AbstractAuthToken, AuthTokenManager
+
+
+class Scope(models.TextChoices):
+    """What a key may do."""
+
+    INFER = "infer", "Run models"
+    USAGE = "usage", "Read usage"
+    MODELS = "models", "Pull and delete models"
+
+
+CUSTOMER_SCOPES = [Scope.INFER.value, Scope.USAGE.value]
+
+
+def customer_scopes() -> list[str]:
+    return list(CUSTOMER_SCOPES)
+
+
+class Account(models.Model):  # type: ignore[django-manager-missing]  # knox has no types
+    """The customer that pays."""
+
+    class Status(models.TextChoices):
+        ACTIVE = "active", "Active"
+        SUSPENDED = "suspended", "Suspended"
+
+    name = models.CharField(max_length=100, unique=True)
+    status = models.CharField(max_length=10, choices=Status.choices, default=Status.ACTIVE)
+    members = models.ManyToManyField(settings.AUTH_USER_MODEL, through="Membership")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["name"]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def is_active(self) -> bool:
+        return self.status == self.Status.ACTIVE
+
+
+class Membership(models.Model):
+    """A person's place in an account."""
+
+    class Role(models.TextChoices):
+        OWNER = "owner", "Owner"
+        MEMBER = "member", "Member"
+
+    account = models.ForeignKey(Account, on_delete=models.CASCADE, related_name="memberships")
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.CASCADE, related_name="memberships"
+    )
+    role = models.CharField(max_length=10, choices=Role.choices, default=Role.MEMBER)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["account", "user"], name="one_membership_per_person")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.user} ({self.role}) in {self.account}"
+
+
+class ApiKey(AbstractAuthToken):
+    """A credential of an account: knox's token, with an identity that outlives its secret.
+
+    The digest is unique but not the primary key, so that a hundred million usage rows can point
+    at a key with eight bytes. Keys are revoked, never deleted: their usage names them for ever.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    digest = models.CharField(max_length=128, unique=True, editable=False)
+    # Only knox's own look-up reads this column, and ours goes by digest: no index needed.
+    token_key = models.CharField(max_length=25, editable=False)
+    user = models.ForeignKey(
+        settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="auth_token_set"
+    )
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="keys")
+    name = models.CharField(max_length=100)
+    last_four = models.CharField(max_length=4, editable=False)
+    scopes = models.JSONField(default=customer_scopes)
+    allowed_models = models.JSONField(
+        default=list, blank=True, help_text="Names of models; empty means every model."
+    )
+    revoked_at = models.DateTimeField(null=True, blank=True)
+    last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
+
+    # Narrows knox's manager: `create` returns the row and the secret.
+    objects = AuthTokenManager()
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name = "API key"
+        verbose_name_plural = "API keys"
+
+    def __str__(self) -> str:
+        return f"{self.name} (…{self.last_four})"
+
+    def is_valid_at(self, now: datetime) -> bool:
+        """Tell whether the key opens the door: not revoked, not expired."""
+        return self.revoked_at is None and (self.expiry is None or now < self.expiry)
+
+    def allows(self, scope: str) -> bool:
+        return scope in self.scopes
+
+    def delete(self, *args: Any, **kwargs: Any) -> tuple[int, dict[str, int]]:
+        raise models.ProtectedError("Keys are revoked, never deleted.", {self})
