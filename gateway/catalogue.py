@@ -1,0 +1,106 @@
+"""Which models a key may see and use, and what of their facts a customer is shown. Pure."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.errors import BadRequest, Forbidden
+from gateway.metering import Offer
+from gateway.names import InvalidName, canonical
+
+# The rest of `/api/show` holds the server's paths, the operator's prompts and its template.
+SHOWN_TO_CUSTOMERS = (
+    "license",
+    "parameters",
+    "details",
+    "model_info",
+    "capabilities",
+    "modified_at",
+)
+REMOTE = ("remote_model", "remote_host")
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """What one key may use: `allowed` names of models (empty: all), operators see everything."""
+
+    allowed: frozenset[str]
+    sees_all: bool
+
+    def has(self, model: str) -> bool:
+        return not self.allowed or model in self.allowed
+
+    def check(self, model: str) -> None:
+        """Raise Forbidden unless the key may use a model, given by its canonical name."""
+        if not self.has(model):
+            raise Forbidden(f"This key may not use the model '{model}'.")
+
+
+def shelf(allowed: Collection[str], *, sees_all: bool) -> Shelf:
+    """Return the shelf of a key whose allowed models may be spelled in any way."""
+    return Shelf(frozenset(name for name in map(_canonical, allowed) if name), sees_all)
+
+
+def canonical_name(spelled: str) -> str:
+    """Return the canonical name of a model a client asks for; raise BadRequest."""
+    try:
+        return canonical(spelled)
+    except InvalidName as error:
+        raise BadRequest(str(error)) from None
+
+
+def names_of(listing: Mapping[str, Any]) -> list[str]:
+    """Return the canonical names in an answer of `/api/tags` or `/api/ps`."""
+    return [name for name in map(_name_of, _entries(listing)) if name]
+
+
+def visible(
+    listing: Mapping[str, Any], shelf: Shelf, offers: Mapping[str, Offer]
+) -> list[dict[str, Any]]:
+    """Return the entries a key may see: allowed, for sale, and running in this house."""
+    return [
+        entry
+        for entry in _entries(listing)
+        if not any(entry.get(mark) for mark in REMOTE)
+        and (shelf.sees_all or (shelf.has(_name_of(entry)) and _name_of(entry) in offers))
+    ]
+
+
+def priced(entry: Mapping[str, Any], offers: Mapping[str, Offer]) -> dict[str, Any]:
+    """Return a model as `/models` lists it: name, size in bytes, details and price."""
+    offer = offers.get(_name_of(entry))
+    return {
+        "name": entry.get("name"),
+        "size": entry.get("size"),
+        "modified_at": entry.get("modified_at"),
+        "details": entry.get("details"),
+        "price_per_1k": offer
+        and {
+            "prompt": f"{offer.prompt:f}",
+            "completion": f"{offer.completion:f}",
+            "currency": offer.currency,
+        },
+    }
+
+
+def shown(facts: Mapping[str, Any], shelf: Shelf) -> dict[str, Any]:
+    """Return what a key may see of an answer of `/api/show`."""
+    if shelf.sees_all:
+        return dict(facts)
+    return {name: facts[name] for name in SHOWN_TO_CUSTOMERS if name in facts}
+
+
+def _entries(listing: Mapping[str, Any]) -> list[dict[str, Any]]:
+    entries = listing.get("models")
+    return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+
+
+def _name_of(entry: Mapping[str, Any]) -> str:
+    return _canonical(str(entry.get("model") or entry.get("name") or ""))
+
+
+def _canonical(name: str) -> str:
+    try:
+        return canonical(name)
+    except InvalidName:
+        return ""

@@ -1,0 +1,296 @@
+"""Ollama's own family: how the model server speaks, and its clients too.
+
+Facts: one JSON object and a newline per chunk; the last one has `done: true` and the counts; a
+broken stream ends with `{"error": "…"}`. The official clients fail on blank lines and on a good
+chunk that merely has an `error` key, and stop reading at the first `done: true`.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.chunk import Chunk
+from gateway.errors import (
+    BadRequest,
+    GatewayError,
+    ModelNotFound,
+    UpstreamBroke,
+    UpstreamBusy,
+    UpstreamError,
+)
+from gateway.metering import Receipt
+from gateway.policy import refuse_lookalikes
+from gateway.prompt import Operation, Prompt
+from gateway.usage import counts
+
+# Where a model of the operator's really runs is nobody's business; the rest is debugging.
+PRIVATE = ("remote_model", "remote_host", "_debug_info", "error")
+STREAMS_BY_DEFAULT = {Operation.GENERATE, Operation.CHAT}
+
+
+# --- Requests --------------------------------------------------------------------------------
+
+
+class OllamaDialect:
+    """Requests and answers as Ollama's own API has them."""
+
+    def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
+        refuse_lookalikes(body)
+        return Prompt(
+            operation=operation,
+            model=model_of(body),
+            stream=wants_stream(body, default=operation in STREAMS_BY_DEFAULT),
+            fields=body,
+        )
+
+    def renderer(self, prompt: Prompt, request_id: str) -> "OllamaRenderer":
+        return OllamaRenderer(prompt, request_id)
+
+    def error(self, error: GatewayError, request_id: str) -> bytes:
+        return json_line(error_object(error, request_id))
+
+
+def model_of(body: dict[str, Any]) -> str:
+    """Return the model a body names, by `model` or the older `name`; raise BadRequest."""
+    model = body.get("model") or body.get("name")
+    if not isinstance(model, str) or not model.strip():
+        raise BadRequest("model is required")
+    return model
+
+
+def wants_stream(body: dict[str, Any], *, default: bool) -> bool:
+    stream = body.get("stream")
+    if stream is None:
+        return default
+    if not isinstance(stream, bool):
+        raise BadRequest("'stream' must be true or false.")
+    return stream
+
+
+def is_load_request(prompt: Prompt) -> bool:
+    """Tell whether a prompt asks for nothing but that the model be loaded."""
+    asked = {
+        Operation.GENERATE: "prompt",
+        Operation.CHAT: "messages",
+        Operation.EMBED: "input",
+    }
+    return not prompt.fields.get(asked[prompt.operation])
+
+
+def loaded(operation: Operation, created_at: str) -> Chunk:
+    """Return the answer to a load request; operators load models, so nothing is done for it."""
+    native: dict[str, Any] = {"created_at": created_at, "done": True, "done_reason": "load"}
+    if operation is Operation.EMBED:
+        native = {"embeddings": []}
+    elif operation is Operation.CHAT:
+        native["message"] = {"role": "assistant", "content": ""}
+    else:
+        native["response"] = ""
+    return Chunk(done=True, fields=native)
+
+
+# --- Upstream's lines ---------------------------------------------------------------------------
+
+
+def read_chunk(operation: Operation, line: bytes) -> Chunk:
+    """Read one line of the model server; raise UpstreamBroke for an error line and for nonsense."""
+    native = _native(line)
+    if native.get("error"):
+        raise UpstreamBroke()
+    if operation is Operation.EMBED:
+        if not isinstance(native.get("embeddings"), list):
+            raise UpstreamBroke()
+        return Chunk(done=True, prompt_tokens=counts(native)[0], completion_tokens=0, fields=native)
+    return _text_chunk(native)
+
+
+def _text_chunk(native: dict[str, Any]) -> Chunk:
+    message = native.get("message") or {}
+    if not isinstance(message, dict):
+        raise UpstreamBroke()
+    prompt_tokens, completion_tokens = counts(native)
+    return Chunk(
+        text=_string(native.get("response")) + _string(message.get("content")),
+        thinking=_string(native.get("thinking")) + _string(message.get("thinking")),
+        tool_calls=_calls(native.get("tool_calls")) + _calls(message.get("tool_calls")),
+        done=native.get("done") is True,
+        prompt_tokens=prompt_tokens,
+        completion_tokens=completion_tokens,
+        fields=native,
+    )
+
+
+def cut_short(chunk: Chunk) -> Chunk:
+    """Return an end in place of a chunk, for a model server that writes beyond its limit."""
+    native = {**chunk.fields, "done": True, "done_reason": "length"}
+    for name in ("response", "thinking"):
+        if name in native:
+            native[name] = ""
+    if "message" in native:
+        native["message"] = {"role": "assistant", "content": ""}
+    return Chunk(done=True, fields=native)
+
+
+def _native(line: bytes) -> dict[str, Any]:
+    try:
+        native = json.loads(line)
+    except (ValueError, RecursionError):
+        raise UpstreamBroke() from None
+    if not isinstance(native, dict):
+        raise UpstreamBroke()
+    return native
+
+
+def _string(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _calls(value: Any) -> list[dict[str, Any]]:
+    return [call for call in value if isinstance(call, dict)] if isinstance(value, list) else []
+
+
+# --- Answers ---------------------------------------------------------------------------------
+
+
+class OllamaRenderer:
+    """Passes native objects on, with the client's own spelling of the model and the usage."""
+
+    content_type = "application/x-ndjson"
+
+    def __init__(self, prompt: Prompt, request_id: str) -> None:
+        self.prompt = prompt
+        self.request_id = request_id
+
+    def chunk(self, chunk: Chunk) -> bytes:
+        return json_line(self._public(chunk))
+
+    def last(self, chunk: Chunk, receipt: Receipt | None) -> bytes:
+        return json_line(self._public(chunk) | usage_object(receipt))
+
+    def failure(self, error: GatewayError) -> bytes:
+        return json_line(error_object(error, self.request_id))
+
+    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+        answer = self._public(chunks[-1])
+        if self.prompt.operation is not Operation.EMBED:
+            answer |= joined(self.prompt.operation, chunks)
+        return json_line(answer | usage_object(receipt))
+
+    def _public(self, chunk: Chunk) -> dict[str, Any]:
+        hidden = (*PRIVATE, "model")
+        shown = {name: value for name, value in chunk.fields.items() if name not in hidden}
+        return {"model": self.prompt.model, **shown}
+
+
+def joined(operation: Operation, chunks: Sequence[Chunk]) -> dict[str, Any]:
+    """Return what the pieces of an answer say together, as a native object has it."""
+    said: dict[str, Any] = {"thinking": "".join(chunk.thinking for chunk in chunks)}
+    said["tool_calls"] = [call for chunk in chunks for call in chunk.tool_calls]
+    said = {name: value for name, value in said.items() if value}
+    text = "".join(chunk.text for chunk in chunks)
+    probabilities = [entry for chunk in chunks for entry in chunk.fields.get("logprobs") or []]
+    extra = {"logprobs": probabilities} if probabilities else {}
+    if operation is Operation.GENERATE:
+        return {"response": text, **said, **extra}
+    return {"message": {"role": "assistant", "content": text, **said}, **extra}
+
+
+def usage_object(receipt: Receipt | None) -> dict[str, Any]:
+    """Return the `usage` of an answer: token counts, and the exact cost as a decimal string."""
+    if receipt is None:
+        return {}
+    usage = receipt.usage
+    return {
+        "usage": {
+            "prompt_tokens": usage.prompt_tokens,
+            "completion_tokens": usage.completion_tokens,
+            "total_tokens": usage.total_tokens,
+            "cost": f"{receipt.cost:f}",
+            "currency": receipt.currency,
+        }
+    }
+
+
+def error_object(error: GatewayError, request_id: str) -> dict[str, Any]:
+    """Return an error as Ollama's clients read it: `error` is a string, the rest is extra."""
+    return {"error": error.message, "code": error.code, "request_id": request_id}
+
+
+def json_line(value: dict[str, Any]) -> bytes:
+    """Return one object as a line. All but ASCII is escaped: clients that split lines the way
+    Python's splitlines does break at a bare U+0085."""
+    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+# --- The older embeddings route -----------------------------------------------------------------
+
+
+class LegacyEmbeddingsDialect(OllamaDialect):
+    """`/api/embeddings`: one `prompt`, one vector. Ollama's own gives no counts, so it is served
+    by `/api/embed` upstream."""
+
+    def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
+        prompt = body.get("prompt")
+        if not isinstance(prompt, str | None):
+            raise BadRequest("'prompt' must be a string.")
+        return super().parse(operation, {**body, "input": prompt, "stream": False})
+
+    def renderer(self, prompt: Prompt, request_id: str) -> "OllamaRenderer":
+        return LegacyEmbeddingsRenderer(prompt, request_id)
+
+
+class LegacyEmbeddingsRenderer(OllamaRenderer):
+    """Writes the one vector under the older name."""
+
+    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+        vectors = chunks[-1].fields["embeddings"]
+        return json_line({"embedding": vectors[0] if vectors else []} | usage_object(receipt))
+
+
+# --- Pulling a model ------------------------------------------------------------------------------
+
+
+def read_progress(model: str, line: bytes) -> Chunk:
+    """Read one line of a pull; raise ModelNotFound or UpstreamError for an error line."""
+    native = _native(line)
+    if native.get("error"):
+        raise refusal(502, str(native["error"]), model)
+    return Chunk(done=native.get("status") == "success", fields=native)
+
+
+class ProgressRenderer(OllamaRenderer):
+    """Passes the progress of a pull on; it has no model to echo and costs nothing."""
+
+    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+        return self.last(chunks[-1], receipt)
+
+    def _public(self, chunk: Chunk) -> dict[str, Any]:
+        return {name: value for name, value in chunk.fields.items() if name not in PRIVATE}
+
+
+# --- Refusals -------------------------------------------------------------------------------------
+
+_LACKS = re.compile(r"does not support ([a-z ]{1,20})")
+_MISSING = ("file does not exist", "not found", "pull model manifest")
+
+
+def refusal(status: int, text: str, model: str = "") -> GatewayError:
+    """Turn the model server's refusal into an error of ours.
+
+    Its own text may hold paths, internal names and the operator's registry; so what a client can
+    act on is said in our words, and the rest is not told.
+    """
+    if status == 404 or (status >= 500 and any(words in text for words in _MISSING)):
+        return ModelNotFound(model)
+    if found := _LACKS.search(text):
+        return BadRequest(f"model '{model}' does not support {found[1].strip()}")
+    if "context length" in text:
+        return BadRequest("The prompt is longer than the model's context.")
+    if "invalid format" in text or "grammar" in text:
+        return BadRequest("'format' is not a JSON schema the model server can follow.")
+    if status == 503:
+        return UpstreamBusy()
+    if status == 400:
+        return BadRequest("The model server refused this request as invalid.")
+    return UpstreamError()

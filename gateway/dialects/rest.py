@@ -1,0 +1,83 @@
+"""The gateway's own REST family: one JSON answer unless asked to stream, text in `response`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from gateway.chunk import Chunk
+from gateway.dialects.ollama import (
+    error_object,
+    joined,
+    json_line,
+    model_of,
+    usage_object,
+    wants_stream,
+)
+from gateway.errors import BadRequest, GatewayError
+from gateway.metering import Receipt
+from gateway.policy import refuse_lookalikes
+from gateway.prompt import Operation, Prompt
+
+
+class RestDialect:
+    """Requests and answers of `/generate`, `/chat` and `/embedding`."""
+
+    def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
+        refuse_lookalikes(body)
+        asked = {Operation.GENERATE: "prompt", Operation.CHAT: "messages", Operation.EMBED: "input"}
+        fields = dict(body)
+        if operation is Operation.EMBED:
+            fields["input"] = body.get("input", body.get("prompt"))
+        if not fields.get(asked[operation]):
+            raise BadRequest(f"'{asked[operation]}' is required.")
+        stream = wants_stream(body, default=False)
+        if stream and operation is Operation.EMBED:
+            raise BadRequest("An embedding cannot be streamed.")
+        return Prompt(operation, model_of(body), stream, fields)
+
+    def renderer(self, prompt: Prompt, request_id: str) -> "RestRenderer":
+        return RestRenderer(prompt, request_id)
+
+    def error(self, error: GatewayError, request_id: str) -> bytes:
+        return json_line(error_object(error, request_id))
+
+
+class RestRenderer:
+    """Writes the same few fields for every operation: model, what was said, done, usage."""
+
+    content_type = "application/x-ndjson"
+
+    def __init__(self, prompt: Prompt, request_id: str) -> None:
+        self.prompt = prompt
+        self.request_id = request_id
+
+    def chunk(self, chunk: Chunk) -> bytes:
+        return json_line(self._said([chunk]) | {"done": False})
+
+    def last(self, chunk: Chunk, receipt: Receipt | None) -> bytes:
+        return json_line(self._ended([chunk], receipt))
+
+    def failure(self, error: GatewayError) -> bytes:
+        return json_line(error_object(error, self.request_id))
+
+    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+        if self.prompt.operation is Operation.EMBED:
+            vectors = chunks[-1].fields["embeddings"]
+            return json_line(self._vectors(vectors) | usage_object(receipt))
+        return json_line(self._ended(chunks, receipt))
+
+    def _ended(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> dict[str, Any]:
+        reason = chunks[-1].fields.get("done_reason", "stop")
+        ending = {"done": True, "done_reason": reason}
+        return self._said(chunks) | ending | usage_object(receipt)
+
+    def _said(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
+        said = joined(self.prompt.operation, chunks)
+        if self.prompt.operation is Operation.CHAT:
+            said = {"response": said["message"]["content"], **said}
+        return {"model": self.prompt.model, **said}
+
+    def _vectors(self, vectors: list[Any]) -> dict[str, Any]:
+        """Return `embedding` for one string, `embeddings` for a list of them."""
+        if isinstance(self.prompt.fields["input"], str):
+            return {"model": self.prompt.model, "embedding": vectors[0] if vectors else []}
+        return {"model": self.prompt.model, "embeddings": vectors}

@@ -1,0 +1,138 @@
+"""Notice that a client has left, and break off the work done for it.
+
+A synchronous server learns that its client is gone only when it writes, and while a model loads
+or thinks nobody writes. So one thread per process keeps the client's socket of every request in
+flight in an epoll set, and when one hangs up it shuts the upstream connection down: the blocked
+read in the request's own thread returns at once, and the model server stops. The same thread
+keeps the deadlines, since a read time-out bounds silence only, never the whole.
+
+Invariants: an upstream socket is shut down only while its Watch holds it (`_lock`), and a Watch
+holds it from before the answer's first byte until `end`. `end` never waits for the thread.
+"""
+
+import contextlib
+import select
+import socket
+import threading
+import time
+
+# How late a passed deadline may be noticed, in seconds. Hang-ups are noticed at once.
+TICK = 0.25
+
+
+class Watch:
+    """One request in flight: is its client still there, is it still in time."""
+
+    def __init__(self, client: socket.socket | None) -> None:
+        self.client_fd = -1 if client is None else client.fileno()
+        self.client_left = False
+        self.overdue = False
+        self.deadline = float("inf")
+        self._upstream: socket.socket | None = None
+        self._lock = threading.Lock()
+
+    def limit(self, seconds: float) -> None:
+        """Set the time, from now, after which the upstream connection is broken off."""
+        self.deadline = time.monotonic() + seconds
+
+    def attach(self, upstream: socket.socket) -> None:
+        """Hold the upstream connection, and break it off at once if it is too late already."""
+        with self._lock:
+            self._upstream = upstream
+        if self.client_left or self.overdue:
+            self._break_off()
+
+    def silence(self, seconds: float) -> None:
+        """Bound how long the upstream connection may be silent between two reads."""
+        with self._lock, contextlib.suppress(OSError):
+            if self._upstream is not None:
+                self._upstream.settimeout(seconds)
+
+    def leave(self) -> None:
+        """The client hung up."""
+        self.client_left = True
+        self._break_off()
+
+    def expire(self) -> None:
+        """The deadline passed."""
+        self.overdue = True
+        self._break_off()
+
+    def end(self) -> None:
+        """Let go of both connections. Call before the server closes the client's."""
+        watcher.remove(self)
+        with self._lock:
+            self._upstream = None
+
+    def _break_off(self) -> None:
+        with self._lock, contextlib.suppress(OSError):
+            if self._upstream is not None:
+                # Not SSLSocket.shutdown, which takes the TLS state away from under the reader.
+                socket.socket.shutdown(self._upstream, socket.SHUT_RDWR)
+
+
+class Watcher:
+    """The thread that looks after every Watch of this process. Without epoll (outside Linux)
+    it keeps deadlines only, and a leaving client is noticed at the next write."""
+
+    def __init__(self) -> None:
+        self._watches: dict[int, Watch] = {}
+        self._by_fd: dict[int, Watch] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._epoll = select.epoll() if hasattr(select, "epoll") else None
+
+    def add(self, watch: Watch) -> None:
+        with self._lock:
+            self._watches[id(watch)] = watch
+            if watch.client_fd >= 0 and self._epoll is not None:
+                self._by_fd[watch.client_fd] = watch
+                self._epoll.register(watch.client_fd, select.EPOLLRDHUP)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hangup", daemon=True)
+                self._thread.start()
+
+    def remove(self, watch: Watch) -> None:
+        with self._lock:
+            if self._watches.pop(id(watch), None) is not None:
+                self._forget(watch.client_fd)
+
+    def _forget(self, fd: int) -> None:
+        if self._by_fd.pop(fd, None) is not None and self._epoll is not None:
+            with contextlib.suppress(OSError):
+                self._epoll.unregister(fd)
+
+    def _run(self) -> None:
+        while True:
+            for watch in self._hung_up():
+                watch.leave()
+            now = time.monotonic()
+            for watch in self._all():
+                if now > watch.deadline and not watch.overdue:
+                    watch.expire()
+
+    def _hung_up(self) -> list[Watch]:
+        if self._epoll is None:
+            time.sleep(TICK)
+            return []
+        events = self._epoll.poll(TICK)
+        with self._lock:
+            gone = [self._by_fd[fd] for fd, _event in events if fd in self._by_fd]
+            for fd, _event in events:
+                # A hang-up is reported for ever; once is enough.
+                self._forget(fd)
+        return gone
+
+    def _all(self) -> list[Watch]:
+        with self._lock:
+            return list(self._watches.values())
+
+
+watcher = Watcher()
+
+
+def watch(client: socket.socket | None) -> Watch:
+    """Return a Watch over a request's client socket, or over its deadlines alone without one."""
+    found = Watch(client)
+    watcher.add(found)
+    return found

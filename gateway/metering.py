@@ -1,0 +1,136 @@
+"""The port between the gateway and whoever counts: the words, and the meter.
+
+The gateway opens a meter before it asks the model server and closes it once when the answer has
+ended, however it ended. It knows nothing else of billing. This file imports no other app.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import Protocol
+
+from gateway.errors import GatewayError
+
+
+class Outcome(StrEnum):
+    """How an answer ended."""
+
+    COMPLETE = "complete"
+    CLIENT_LEFT = "client_left"
+    UPSTREAM_REFUSED = "upstream_refused"
+    UPSTREAM_BROKE = "upstream_broke"
+    UPSTREAM_STALLED = "upstream_stalled"
+    GATEWAY_FAILED = "gateway_failed"
+    EXPIRED = "expired"
+
+
+class CountSource(StrEnum):
+    """Who counted the tokens: the model server, we while relaying, or a formula."""
+
+    UPSTREAM = "upstream"
+    COUNTED = "counted"
+    ESTIMATED = "estimated"
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What is asked, before it is answered.
+
+    `prompt_bound` and `completion_bound` are the most tokens the answer can read and write;
+    `prompt_estimate` is what a prompt of this length usually costs, for when nobody counted.
+    """
+
+    account_id: int
+    key_id: int
+    operation: str
+    model: str
+    prompt_bound: int
+    prompt_estimate: int
+    completion_bound: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was counted, in tokens. `started`: the model server had begun to answer."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    source: CountSource = CountSource.COUNTED
+    started: bool = False
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What an answer cost, exactly, in the currency's major unit."""
+
+    usage: Usage
+    cost: Decimal
+    currency: str
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A model's price in force, per 1,000 tokens."""
+
+    prompt: Decimal
+    completion: Decimal
+    currency: str
+
+
+class Refused(GatewayError):
+    """The meter does not admit the demand."""
+
+
+class NoCredit(Refused):
+    """The account's credit does not cover the most the answer can cost."""
+
+    status, code = 402, "insufficient_credit"
+
+
+class CapReached(Refused):
+    """A monthly cap does not cover the most the answer can take."""
+
+    status, code = 429, "cap_reached"
+
+
+class NotPriced(Refused):
+    """The model has no price in force, so it is not for sale."""
+
+    status, code = 404, "model_not_priced"
+
+
+class Meter(Protocol):
+    """Counts one request. Opened at most once, closed exactly once if it was opened."""
+
+    def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
+        """Return the price in force of each model that has one, by canonical name."""
+
+    def open(self, demand: Demand) -> None:
+        """Admit the demand and set its most aside; raise Refused."""
+
+    def progress(self, completion_tokens: int) -> None:
+        """Note what was produced so far, for whoever must settle after a crash."""
+
+    def close(self, usage: Usage, outcome: Outcome) -> Receipt | None:
+        """Settle once, never raise; return None if the bill could not be written now."""
+
+
+class NullMeter:
+    """Counts nothing: for what costs nothing."""
+
+    def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
+        return {}
+
+    def open(self, demand: Demand) -> None:
+        pass
+
+    def progress(self, completion_tokens: int) -> None:
+        pass
+
+    def close(self, usage: Usage, outcome: Outcome) -> Receipt | None:
+        return None

@@ -1,0 +1,134 @@
+"""List, show, pull and delete models."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpResponse, HttpResponseBase, JsonResponse
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from accounts.models import Scope
+from gateway import catalogue, names, upstream
+from gateway.bodies import read_object
+from gateway.dialects import ollama
+from gateway.errors import BadRequest, Forbidden, ModelNotFound
+from gateway.metering import NullMeter, Offer
+from gateway.prompt import Operation, Prompt
+from gateway.stream import MeteredStream
+from gateway.usage import Tally
+from gateway.views import meter_of, request_id, respond, shelf_of, watch_of
+
+
+class ListingView(APIView):
+    """The models on disk (`tags`) or in memory (`ps`), as far as the key may see them."""
+
+    route = "tags"
+    required_scope = Scope.INFER
+
+    def get(self, request: Request) -> HttpResponse:
+        listing = upstream.fetch(self.route)
+        offers = meter_of(request).offers(catalogue.names_of(listing))
+        entries = catalogue.visible(listing, shelf_of(request), offers)
+        return JsonResponse({"models": self.present(entries, offers)})
+
+    def present(
+        self, entries: list[dict[str, Any]], offers: Mapping[str, Offer]
+    ) -> list[dict[str, Any]]:
+        return entries
+
+
+class PricedListingView(ListingView):
+    """`/models`: the same models with their prices."""
+
+    def present(
+        self, entries: list[dict[str, Any]], offers: Mapping[str, Offer]
+    ) -> list[dict[str, Any]]:
+        return [catalogue.priced(entry, offers) for entry in entries]
+
+
+class ShowView(APIView):
+    """`/api/show`: a model's facts, without what is the operator's own."""
+
+    required_scope = Scope.INFER
+
+    def post(self, request: Request) -> HttpResponse:
+        spelled = ollama.model_of(read_object(request._request))
+        model = catalogue.canonical_name(spelled)
+        shelf = shelf_of(request)
+        shelf.check(model)
+        if not shelf.sees_all and model not in meter_of(request).offers([model]):
+            raise ModelNotFound(spelled)
+        return JsonResponse(catalogue.shown(upstream.fetch("show", {"model": model}), shelf))
+
+
+class VersionView(APIView):
+    """`/api/version`: the model server's version, which clients adapt to."""
+
+    required_scope = Scope.INFER
+
+    def get(self, request: Request) -> HttpResponse:
+        return JsonResponse({"version": str(upstream.fetch("version").get("version", ""))})
+
+
+# --- Operators ------------------------------------------------------------------------------------
+
+
+class PullView(APIView):
+    """Download a model: progress line by line, or one answer at the end."""
+
+    streams_by_default = True
+    required_scope = Scope.MODELS
+
+    def post(self, request: Request) -> HttpResponseBase:
+        body = read_object(request._request)
+        model = pullable_name(ollama.model_of(body))
+        stream_wanted = ollama.wants_stream(body, default=self.streams_by_default)
+        prompt = Prompt(Operation.GENERATE, model, stream_wanted)
+        renderer = ollama.ProgressRenderer(prompt, request_id(request))
+        stream = MeteredStream(
+            meter=NullMeter(), tally=Tally(0, 0), renderer=renderer, watch=watch_of(request)
+        )
+        stream.begin(
+            partial(upstream.send, "pull", {"model": model, "stream": True}),
+            partial(ollama.read_progress, model),
+        )
+        return respond(stream, prompt, renderer)
+
+
+class DeleteView(APIView):
+    """Delete a model, named in the address or in the body."""
+
+    required_scope = Scope.MODELS
+
+    def delete(self, request: Request, model: str = "") -> HttpResponse:
+        spelled = model or ollama.model_of(read_object(request._request))
+        upstream.fetch("delete", {"model": catalogue.canonical_name(spelled)})
+        return self.deleted(spelled)
+
+    def deleted(self, spelled: str) -> HttpResponse:
+        """Return an empty answer, as Ollama does."""
+        return HttpResponse(status=200)
+
+
+class RestDeleteView(DeleteView):
+    """`DELETE /models/{model}`: says what was deleted."""
+
+    def deleted(self, spelled: str) -> HttpResponse:
+        return JsonResponse({"status": "deleted", "model": spelled})
+
+
+def pullable_name(spelled: str) -> str:
+    """Return the canonical name of a model to pull; raise BadRequest or Forbidden.
+
+    A name with a host makes the model server ask that host, so hosts are on a list.
+    """
+    try:
+        name = names.parse(spelled)
+    except names.InvalidName as error:
+        raise BadRequest(str(error)) from None
+    if name.host not in settings.PULL_REGISTRIES:
+        allowed = ", ".join(settings.PULL_REGISTRIES)
+        raise Forbidden(f"Models are pulled from {allowed} only, not from '{name.host}'.")
+    return str(name)

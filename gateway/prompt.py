@@ -1,0 +1,27 @@
+"""What a client asks for, the same for every client family."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Operation(StrEnum):
+    """What the model server is asked to do. Also the key of its address in `upstream.ROUTES`."""
+
+    GENERATE = "generate"
+    CHAT = "chat"
+    EMBED = "embed"
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One request, parsed from its family's shape; its fields still have to pass the policy.
+
+    `model` is the name as the client spelled it, which answers echo. `fields` are Ollama's native
+    request fields, without model and stream.
+    """
+
+    operation: Operation
+    model: str
+    stream: bool
+    fields: dict[str, Any] = field(default_factory=dict)

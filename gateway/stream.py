@@ -1,0 +1,134 @@
+"""Relay one answer from the model server to the client, and close its meter exactly once.
+
+The promises kept here:
+- The first chunk is there before the response starts, so what fails early fails with a status.
+- The bill is settled before the last chunk is handed on: a client that saw the end has been
+  billed, durably.
+- However the answer ends, `_settle` runs once: at the last chunk, at a fault, or in `close`, which
+  the server calls when it can no longer write. A generator's `finally` would not do: it never
+  runs for a generator that was never started.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+
+from django.conf import settings
+
+from gateway.chunk import Chunk
+from gateway.dialects.base import Renderer
+from gateway.dialects.ollama import cut_short
+from gateway.errors import ClientLeft, GatewayError, UpstreamBroke, UpstreamStalled
+from gateway.hangup import Watch
+from gateway.metering import Meter, Outcome, Receipt
+from gateway.upstream import Answer
+from gateway.usage import Tally
+
+logger = logging.getLogger(__name__)
+
+OUTCOMES: dict[type[GatewayError], Outcome] = {
+    ClientLeft: Outcome.CLIENT_LEFT,
+    UpstreamBroke: Outcome.UPSTREAM_BROKE,
+    UpstreamStalled: Outcome.UPSTREAM_STALLED,
+}
+
+
+class MeteredStream:
+    """One answer on its way. Iterate it for a stream, or call `whole` for one JSON answer."""
+
+    def __init__(self, *, meter: Meter, tally: Tally, renderer: Renderer, watch: Watch) -> None:
+        self._meter = meter
+        self._tally = tally
+        self._renderer = renderer
+        self._watch = watch
+        self._answer: Answer | None = None
+        self._chunks: Iterator[Chunk] = iter(())
+        self._settled = False
+
+    def begin(self, send: Callable[[Watch], Answer], read: Callable[[bytes], Chunk]) -> None:
+        """Ask the model server and wait for its first chunk; raise GatewayError."""
+        try:
+            self._answer = send(self._watch)
+            self._chunks = map(read, self._answer.lines())
+            first = self._next_chunk()
+        except Exception as error:
+            self._fail(error)
+            raise
+        self._chunks = _chain(first, self._chunks)
+        self._watch.silence(settings.UPSTREAM_SILENCE_SECONDS)
+        self._watch.limit(settings.UPSTREAM_TOTAL_SECONDS)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        if self._settled:
+            raise StopIteration
+        try:
+            chunk = self._next_chunk()
+            if not chunk.done:
+                return self._renderer.chunk(chunk)
+            return self._renderer.last(chunk, self._finish(chunk))
+        except Exception as error:
+            return self._renderer.failure(self._fail(error))
+
+    def whole(self) -> bytes:
+        """Return the answer as one JSON body; raise GatewayError if it does not end well."""
+        chunks: list[Chunk] = []
+        try:
+            while not chunks or not chunks[-1].done:
+                chunks.append(self._next_chunk())
+            return self._renderer.whole(chunks, self._finish(chunks[-1]))
+        except Exception as error:
+            self._fail(error)
+            raise
+
+    def close(self) -> None:
+        """Let go of both connections; whatever was not settled ended because the client left."""
+        self._settle(Outcome.CLIENT_LEFT)
+
+    def _next_chunk(self) -> Chunk:
+        """Return the next chunk, counted; raise UpstreamBroke where the lines end without one."""
+        chunk = next(self._chunks, None)
+        if chunk is None:
+            raise UpstreamBroke()
+        if self._tally.is_full and chunk.carries_output and not chunk.done:
+            # The model server ignores the limit it was given; the hold covers no more.
+            return cut_short(chunk)
+        self._tally.add(chunk)
+        self._meter.progress(self._tally.produced)
+        return chunk
+
+    def _finish(self, last: Chunk) -> Receipt | None:
+        self._settled = True
+        receipt = self._meter.close(self._tally.final(last), Outcome.COMPLETE)
+        self._let_go()
+        return receipt
+
+    def _fail(self, error: Exception) -> GatewayError:
+        """Settle an answer that broke, and return what the client is told."""
+        if not isinstance(error, GatewayError):
+            logger.error("The relay failed", exc_info=error)
+            self._settle(Outcome.GATEWAY_FAILED)
+            return GatewayError()
+        early = not self._tally.started
+        otherwise = Outcome.UPSTREAM_REFUSED if early else Outcome.UPSTREAM_BROKE
+        self._settle(OUTCOMES.get(type(error), otherwise))
+        return error
+
+    def _settle(self, outcome: Outcome) -> None:
+        if self._settled:
+            return
+        self._settled = True
+        self._let_go()
+        self._meter.close(self._tally.partial(), outcome)
+
+    def _let_go(self) -> None:
+        # The watch first: it must not break off a connection that is being closed in good order.
+        self._watch.end()
+        if self._answer is not None:
+            self._answer.close()
+
+
+def _chain(first: Chunk, rest: Iterator[Chunk]) -> Iterator[Chunk]:
+    yield first
+    yield from rest

@@ -1,0 +1,250 @@
+"""Talk to the model server: the only file that calls `requests` or catches its errors.
+
+Addresses come from a fixed map, headers are a fixed set, redirects and proxies are off. Every
+answer has a connection of its own: that costs a round trip on the same network, and in return no
+request ever meets a connection that the other side closed while it lay in a pool, and breaking
+one off can never hit another.
+"""
+
+import json
+import logging
+import threading
+from collections.abc import Iterator
+from http.client import HTTPException
+from http.cookiejar import DefaultCookiePolicy
+from typing import Any
+
+import requests
+from django.conf import settings
+from requests.adapters import HTTPAdapter
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
+
+from gateway.dialects.ollama import refusal
+from gateway.errors import (
+    ClientLeft,
+    GatewayError,
+    UpstreamBroke,
+    UpstreamDown,
+    UpstreamError,
+    UpstreamStalled,
+)
+from gateway.hangup import Watch
+
+logger = logging.getLogger(__name__)
+
+ROUTES = {
+    "generate": ("POST", "/api/generate"),
+    "chat": ("POST", "/api/chat"),
+    "embed": ("POST", "/api/embed"),
+    "tags": ("GET", "/api/tags"),
+    "show": ("POST", "/api/show"),
+    "ps": ("GET", "/api/ps"),
+    "version": ("GET", "/api/version"),
+    "pull": ("POST", "/api/pull"),
+    "delete": ("DELETE", "/api/delete"),
+}
+
+HEADERS = {
+    "Accept": "application/json",
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+    "User-Agent": "ollama-gateway",
+}
+
+READ_BYTES = 64 * 1024
+# Lines of a stream are small; an embedding of many texts is one line of many megabytes.
+MAX_LINE_BYTES = 64 * 1024 * 1024
+MAX_ERROR_BYTES = 16 * 1024
+
+# Faults of a connection while an answer is read. ValueError: a socket closed under the reader.
+BREAKS = (requests.RequestException, HTTPError, HTTPException, OSError, ValueError)
+
+
+# --- Sockets that can be found ----------------------------------------------------------------
+
+_current = threading.local()
+
+
+def _attach(connection: HTTPConnection) -> None:
+    """Hand the connection's socket to the request's Watch before the answer is awaited."""
+    watch: Watch | None = getattr(_current, "watch", None)
+    if watch is not None and connection.sock is not None:
+        watch.attach(connection.sock)
+
+
+class _Connection(HTTPConnection):
+    def getresponse(self) -> Any:
+        _attach(self)
+        return super().getresponse()
+
+
+class _TLSConnection(HTTPSConnection):
+    def getresponse(self) -> Any:
+        _attach(self)
+        return super().getresponse()
+
+
+class _Pool(HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _TLSPool(HTTPSConnectionPool):
+    ConnectionCls = _TLSConnection
+
+
+class _Adapter(HTTPAdapter):
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
+
+
+def _new_session() -> requests.Session:
+    session = requests.Session()
+    # A .netrc entry would overwrite our headers, and HTTP_PROXY would send prompts elsewhere.
+    session.trust_env = False
+    session.headers = HEADERS  # type: ignore[assignment]
+    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, _Adapter(max_retries=0, pool_block=False))
+    return session
+
+
+_session = _new_session()
+
+
+# --- Answers ------------------------------------------------------------------------------------
+
+
+class Answer:
+    """An answer being read. `lines` ends where the answer ends; `close` breaks it off."""
+
+    def __init__(self, response: requests.Response, watch: Watch) -> None:
+        self._response = response
+        self._watch = watch
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the answer's lines, cut at the byte `\\n` only; the last may lack its newline.
+
+        Raises UpstreamBroke, UpstreamStalled or ClientLeft.
+        """
+        buffer = bytearray()
+        while piece := self._read():
+            start = len(buffer)
+            buffer += piece
+            while (end := buffer.find(b"\n", start)) >= 0:
+                yield bytes(buffer[:end])
+                del buffer[: end + 1]
+                start = 0
+            if len(buffer) > MAX_LINE_BYTES:
+                raise UpstreamBroke()
+        if buffer.strip():
+            yield bytes(buffer)
+
+    def _read(self) -> bytes:
+        try:
+            return bytes(self._response.raw.read1(READ_BYTES, decode_content=False))
+        except BREAKS as error:
+            raise _as_gateway_error(error, self._watch) from error
+
+    def close(self) -> None:
+        self._response.close()
+
+
+def send(
+    route: str, body: dict[str, Any] | None, watch: Watch, patience: float | None = None
+) -> Answer:
+    """Ask the model server and return its answer once its status line is there.
+
+    `patience`: seconds to wait for that, instead of the setting. Raises ClientLeft before anything
+    is sent if the client is gone, UpstreamDown if nobody listens, UpstreamStalled, UpstreamBroke,
+    or what its refusal means.
+    """
+    if watch.client_left:
+        raise ClientLeft()
+    patience = patience or settings.UPSTREAM_FIRST_LINE_SECONDS
+    watch.limit(patience)
+    response = _request(route, body, watch, patience)
+    if response.status_code == 200:
+        return Answer(response, watch)
+    try:
+        raise _refused(response, (body or {}).get("model", ""))
+    finally:
+        response.close()
+
+
+def _request(
+    route: str, body: dict[str, Any] | None, watch: Watch, patience: float
+) -> requests.Response:
+    method, path = ROUTES[route]
+    _current.watch = watch
+    try:
+        return _session.request(
+            method,
+            settings.OLLAMA_BASE + path,
+            json=body,
+            timeout=(settings.UPSTREAM_CONNECT_SECONDS, patience),
+            allow_redirects=False,
+            stream=True,
+        )
+    except BREAKS as error:
+        raise _as_gateway_error(error, watch) from error
+    finally:
+        _current.watch = None
+
+
+def _refused(response: requests.Response, model: str) -> GatewayError:
+    try:
+        text = response.raw.read(MAX_ERROR_BYTES, decode_content=False).decode("utf-8", "replace")
+    except BREAKS:
+        text = ""
+    if not 400 <= response.status_code < 600 or response.status_code in (401, 403):
+        # A redirect, or a refusal of our Host or Origin: the operator's to mend, not the client's.
+        logger.error("The model server answered %s; check OLLAMA_BASE.", response.status_code)
+        return UpstreamError()
+    return refusal(response.status_code, text, model)
+
+
+def _as_gateway_error(error: Exception, watch: Watch) -> GatewayError:
+    """Translate a fault of the connection to the most specific error of ours."""
+    if watch.client_left:
+        return ClientLeft()
+    if watch.overdue or isinstance(error, (requests.ReadTimeout, ReadTimeoutError, TimeoutError)):
+        return UpstreamStalled()
+    if isinstance(error, (requests.ConnectTimeout, NewConnectionError)) or _never_connected(error):
+        return UpstreamDown()
+    return UpstreamBroke()
+
+
+def _never_connected(error: Exception) -> bool:
+    """Tell whether `requests` wraps a connection that could not be made."""
+    cause = error.args[0] if error.args else None
+    return isinstance(getattr(cause, "reason", None), NewConnectionError)
+
+
+# --- Short calls --------------------------------------------------------------------------------
+
+
+def fetch(route: str, body: dict[str, Any] | None = None, seconds: float = 30.0) -> dict[str, Any]:
+    """Return the JSON object of a call that does not stream; empty for an empty body.
+
+    Raises what `send` raises.
+    """
+    answer = send(route, body, Watch(None), patience=seconds)
+    try:
+        return _json_object(b"".join(answer.lines()))
+    finally:
+        answer.close()
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    if not body:
+        return {}
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        raise UpstreamBroke() from None
+    if not isinstance(value, dict):
+        raise UpstreamBroke()
+    return value

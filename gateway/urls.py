@@ -1,0 +1,50 @@
+"""The addresses of the gateway, by client family."""
+
+from django.urls import path
+
+from gateway import health
+from gateway.dialects import OLLAMA, REST
+from gateway.dialects.ollama import LegacyEmbeddingsDialect
+from gateway.model_views import (
+    DeleteView,
+    ListingView,
+    PricedListingView,
+    PullView,
+    RestDeleteView,
+    ShowView,
+    VersionView,
+)
+from gateway.prompt import Operation
+from gateway.views import AnswerView
+
+rest = [
+    path("generate", AnswerView.as_view(dialect=REST, operation=Operation.GENERATE)),
+    path("chat", AnswerView.as_view(dialect=REST, operation=Operation.CHAT)),
+    path("embedding", AnswerView.as_view(dialect=REST, operation=Operation.EMBED)),
+    path("models", PricedListingView.as_view()),
+    path("models/pull", PullView.as_view(streams_by_default=False)),
+    path("models/<path:model>", RestDeleteView.as_view()),
+]
+
+legacy = LegacyEmbeddingsDialect()
+
+ollama = [
+    path("api/generate", AnswerView.as_view(dialect=OLLAMA, operation=Operation.GENERATE)),
+    path("api/chat", AnswerView.as_view(dialect=OLLAMA, operation=Operation.CHAT)),
+    path("api/embed", AnswerView.as_view(dialect=OLLAMA, operation=Operation.EMBED)),
+    path("api/embeddings", AnswerView.as_view(dialect=legacy, operation=Operation.EMBED)),
+    path("api/tags", ListingView.as_view(route="tags")),
+    path("api/ps", ListingView.as_view(route="ps")),
+    path("api/show", ShowView.as_view()),
+    path("api/version", VersionView.as_view()),
+    path("api/pull", PullView.as_view()),
+    path("api/delete", DeleteView.as_view()),
+]
+
+operations = [
+    path("", health.root),
+    path("healthz", health.healthz),
+    path("readyz", health.readyz),
+]
+
+urlpatterns = rest + ollama + operations

@@ -1,0 +1,127 @@
+"""Ask a model. Each view reads a request, asks one thing and answers."""
+
+from functools import partial
+from typing import Any
+
+from django.conf import settings
+from django.http import HttpResponse, HttpResponseBase, StreamingHttpResponse
+from django.utils import timezone
+from rest_framework.request import Request
+from rest_framework.views import APIView
+
+from accounts.models import ApiKey, Scope
+from gateway import hangup, policy, upstream
+from gateway.bodies import read_object
+from gateway.catalogue import Shelf, canonical_name, shelf
+from gateway.dialects import OLLAMA, ollama
+from gateway.dialects.base import Dialect, Renderer
+from gateway.errors import ModelNotFound
+from gateway.metering import Demand, Meter, NullMeter, Receipt, Usage
+from gateway.prompt import Operation, Prompt
+from gateway.stream import MeteredStream
+from gateway.usage import Tally
+
+
+class AnswerView(APIView):
+    """One address where a model answers: which family speaks, what is asked."""
+
+    dialect: Dialect = OLLAMA
+    operation = Operation.GENERATE
+    required_scope = Scope.INFER
+
+    def post(self, request: Request) -> HttpResponseBase:
+        prompt = self.dialect.parse(self.operation, read_object(request._request))
+        model = canonical_name(prompt.model)
+        shelf_of(request).check(model)
+        renderer = self.dialect.renderer(prompt, request_id(request))
+        if ollama.is_load_request(prompt):
+            return self.answer_load(request, model, prompt, renderer)
+        job = policy.build(prompt, model, limits())
+        meter = meter_of(request)
+        meter.open(demand(key_of(request), prompt, model, job))
+        stream = MeteredStream(
+            meter=meter,
+            tally=Tally(job.prompt_estimate, job.completion_bound),
+            renderer=renderer,
+            watch=watch_of(request),
+        )
+        stream.begin(
+            partial(upstream.send, prompt.operation, job.body),
+            partial(ollama.read_chunk, prompt.operation),
+        )
+        return respond(stream, prompt, renderer)
+
+    def answer_load(
+        self, request: Request, model: str, prompt: Prompt, renderer: Renderer
+    ) -> HttpResponse:
+        """Answer a request without a prompt, as `ollama run` sends one first: nothing is asked of
+        the model server, for loading and unloading is the operator's."""
+        offer = meter_of(request).offers([model]).get(model)
+        if offer is None:
+            raise ModelNotFound(prompt.model)
+        chunk = ollama.loaded(prompt.operation, timezone.now().isoformat())
+        receipt = Receipt(Usage(), offer.prompt * 0, offer.currency)
+        return HttpResponse(renderer.whole([chunk], receipt), content_type="application/json")
+
+
+def respond(stream: MeteredStream, prompt: Prompt, renderer: Renderer) -> HttpResponseBase:
+    """Return the answer as it comes, or whole."""
+    if not prompt.stream:
+        return HttpResponse(stream.whole(), content_type="application/json")
+    response = StreamingHttpResponse(stream, content_type=renderer.content_type)
+    # A proxy in front that gathers a stream hides both a slow reader and one that left.
+    response["X-Accel-Buffering"] = "no"
+    response["Cache-Control"] = "no-store"
+    return response
+
+
+def demand(key: ApiKey, prompt: Prompt, model: str, job: policy.Job) -> Demand:
+    return Demand(
+        account_id=key.account_id,
+        key_id=key.pk,
+        operation=prompt.operation,
+        model=model,
+        prompt_bound=job.prompt_bound,
+        prompt_estimate=job.prompt_estimate,
+        completion_bound=job.completion_bound,
+    )
+
+
+def limits() -> policy.Limits:
+    return policy.Limits(
+        max_prompt_bytes=settings.MAX_PROMPT_BYTES,
+        max_images=settings.MAX_IMAGES,
+        max_image_bytes=settings.MAX_IMAGE_BYTES,
+        max_embed_inputs=settings.MAX_EMBED_INPUTS,
+        default_completion_tokens=settings.DEFAULT_COMPLETION_TOKENS,
+        max_completion_tokens=settings.MAX_COMPLETION_TOKENS,
+    )
+
+
+# --- What a request carries ---------------------------------------------------------------------
+
+
+def meter_of(request: Request) -> Meter:
+    """Return the meter a middleware handed over; without billing nothing is counted."""
+    meter: Meter = getattr(request._request, "meter", None) or NullMeter()
+    return meter
+
+
+def key_of(request: Request) -> ApiKey:
+    """Return the key that `accounts.permissions` has let in."""
+    key: Any = request.auth
+    return key  # type: ignore[no-any-return]
+
+
+def shelf_of(request: Request) -> Shelf:
+    key = key_of(request)
+    return shelf(key.allowed_models, sees_all=key.allows(Scope.MODELS))
+
+
+def request_id(request: Request) -> str:
+    return str(getattr(request._request, "id", ""))
+
+
+def watch_of(request: Request) -> hangup.Watch:
+    """Watch the request's client; only gunicorn hands its socket over."""
+    return hangup.watch(request._request.META.get("gunicorn.socket"))
