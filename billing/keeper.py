@@ -1,0 +1,76 @@
+"""Keep the leases of the holds this process serves, and settle those that nobody serves.
+
+One thread per process. It runs wherever holds are opened, so there is no job to forget: the orphans
+of a worker that was killed are settled by whichever process looks first.
+"""
+
+import logging
+import threading
+from datetime import timedelta
+from typing import Protocol
+from uuid import UUID
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, connection
+from django.utils import timezone
+
+from billing import ledger, orphans
+
+logger = logging.getLogger(__name__)
+
+
+class Producing(Protocol):
+    """What is known of an answer on its way."""
+
+    @property
+    def produced(self) -> int: ...
+
+
+class Keeper:
+    def __init__(self) -> None:
+        self._kept: dict[UUID, Producing] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def keep(self, request_id: UUID, answer: Producing) -> None:
+        """Renew a hold's lease from now on."""
+        with self._lock:
+            self._kept[request_id] = answer
+        if settings.KEEP_LEASES:
+            self.start()
+
+    def drop(self, request_id: UUID) -> None:
+        with self._lock:
+            self._kept.pop(request_id, None)
+
+    def start(self) -> None:
+        """Start the thread unless it runs. Only in a process that will not fork any more."""
+        with self._lock:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+                self._thread.start()
+
+    def tick(self) -> None:
+        """Renew our leases, then settle orphans."""
+        now = timezone.now()
+        with self._lock:
+            produced = {request_id: answer.produced for request_id, answer in self._kept.items()}
+        ledger.renew(produced, now + timedelta(seconds=settings.HOLD_LEASE_SECONDS))
+        orphans.settle_all(now)
+
+    def _run(self) -> None:
+        pause = threading.Event()
+        while True:
+            try:
+                self.tick()
+            except (DatabaseError, InterfaceError) as error:
+                logger.warning("Leases are not renewed: %s", type(error).__name__)
+            except Exception:
+                logger.exception("The keeper failed; it goes on")
+            finally:
+                connection.close()
+            # Three chances to renew before a lease runs out.
+            pause.wait(settings.HOLD_LEASE_SECONDS / 3)
+
+
+keeper = Keeper()

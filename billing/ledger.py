@@ -1,0 +1,294 @@
+"""The only file that writes Budget, Hold, TokenUsage, UsageDaily and Entry.
+
+The invariants, each kept by the statement that could break it:
+- A budget never gives more than it has: `_reserve` is one conditional UPDATE, never a read and
+  then a write, so any number of processes may race.
+- A hold ends once: `settle` passes a gate, an UPDATE of the state that only one caller wins, and
+  all that moves money or counts tokens happens in the gate's transaction.
+- held = sum of open holds; spent = sum of billed usage; limit of a wallet = sum of entries;
+  roll-up = sum of usage rows. `reconciliation.py` proves them from the rows.
+- Locks are taken in one order everywhere: hold, budgets by id, roll-up. So nothing deadlocks.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from django.contrib.auth.models import User
+from django.db import connection, transaction
+from django.db.models import Case, F, Q, QuerySet, Sum, Value, When
+from django.db.models.expressions import Combinable
+
+from accounts.models import Account, ApiKey
+from billing import pricing
+from billing.models import Budget, Entry, Hold, ModelPrice, TokenUsage, UsageDaily
+from billing.money import MAX_PICO, from_pico, to_pico
+from gateway.metering import CapReached, Demand, NoCredit, Outcome, Refused, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """A demand with its price pinned, by whom it is served and how long that may be silent."""
+
+    request_id: UUID
+    demand: Demand
+    price: ModelPrice
+    worker: str
+    opened_at: datetime
+    lease_until: datetime
+
+    @property
+    def cost(self) -> int:
+        """Return the most the request can cost, in pico."""
+        demand = self.demand
+        return pricing.cost(self.price.rates, demand.prompt_bound, demand.completion_bound)
+
+    @property
+    def tokens(self) -> int:
+        return self.demand.prompt_bound + self.demand.completion_bound
+
+
+# --- Hold, before the model server is asked -----------------------------------------------------
+
+
+@transaction.atomic(durable=True)
+def hold(reservation: Reservation) -> Hold:
+    """Set a request's most aside in every budget that applies, or in none; raise Refused."""
+    demand = reservation.demand
+    budgets = list(_budgets_of(demand.account_id, demand.key_id))
+    for budget in budgets:
+        money = budget.unit == Budget.Unit.MONEY
+        amount = reservation.cost if money else reservation.tokens
+        if not _reserve(budget, amount, reservation.opened_at):
+            raise _refusal(budget, amount)
+    return Hold.objects.create(
+        request_id=reservation.request_id,
+        account_id=demand.account_id,
+        key_id=demand.key_id,
+        price=reservation.price,
+        model=demand.model,
+        operation=demand.operation,
+        amount=from_pico(reservation.cost),
+        tokens=reservation.tokens,
+        prompt_estimate=demand.prompt_estimate,
+        budget_ids=[budget.pk for budget in budgets],
+        worker=reservation.worker,
+        opened_at=reservation.opened_at,
+        lease_until=reservation.lease_until,
+    )
+
+
+def _budgets_of(account_id: int, key_id: int) -> QuerySet[Budget]:
+    mine = Q(account_id=account_id) & (Q(key=None) | Q(key_id=key_id))
+    return Budget.objects.filter(mine).order_by("id")
+
+
+def _reserve(budget: Budget, amount: int, now: datetime) -> bool:
+    """Take an amount from a budget if it has it. The WHERE is the limit; the row count decides."""
+    spent, period = _spent_now(budget, now)
+    room = Budget.objects.filter(pk=budget.pk, limit__gte=spent + F("held") + Value(amount))
+    return room.update(held=F("held") + Value(amount), spent=spent, period=period) == 1
+
+
+def _spent_now(budget: Budget, now: datetime) -> tuple[Combinable, str]:
+    """Return what counts as spent, and of which period: a month that is over counts no more."""
+    if budget.window == Budget.Window.TOTAL:
+        return F("spent"), ""
+    period = period_of(now)
+    return Case(When(period=period, then=F("spent")), default=Value(0)), period
+
+
+def period_of(now: datetime) -> str:
+    return f"{now:%Y-%m}"
+
+
+def _refusal(budget: Budget, amount: int) -> Refused:
+    needed = budget.amount(amount)
+    if budget.is_wallet:
+        left = budget.amount(max(budget.left, 0))
+        return NoCredit(
+            f"This request may cost up to {needed:f}, and the account has {left:f} left. "
+            "Ask for fewer tokens, or top the account up."
+        )
+    unit = "money" if budget.unit == Budget.Unit.MONEY else "tokens"
+    return CapReached(f"This request may take up to {needed} ({unit}), more than its cap has left.")
+
+
+# --- Settle, when the answer has ended ------------------------------------------------------------
+
+
+@transaction.atomic(durable=True)
+def settle(
+    request_id: UUID, usage: Usage, *, outcome: Outcome, billed: bool, now: datetime
+) -> TokenUsage | None:
+    """End a hold and write its usage row; return None if it had ended already."""
+    gate = Hold.objects.filter(pk=request_id, state=Hold.State.OPEN)
+    if gate.update(state=_final_state(outcome, billed), closed_at=now) != 1:
+        return None
+    hold = Hold.objects.select_related("price").get(pk=request_id)
+    row = _usage_row(hold, usage, outcome=outcome, billed=billed, now=now)
+    row.save(force_insert=True)
+    _charge(hold, row, now)
+    _roll_up(row)
+    return row
+
+
+def _final_state(outcome: Outcome, billed: bool) -> Hold.State:
+    if outcome is Outcome.EXPIRED:
+        return Hold.State.EXPIRED
+    return Hold.State.SETTLED if billed else Hold.State.RELEASED
+
+
+def _usage_row(
+    hold: Hold, usage: Usage, *, outcome: Outcome, billed: bool, now: datetime
+) -> TokenUsage:
+    rates = hold.price.rates
+    cost = pricing.cost(rates, usage.prompt_tokens, usage.completion_tokens) if billed else 0
+    return TokenUsage(
+        request_id=hold.request_id,
+        account_id=hold.account_id,
+        key_id=hold.key_id,
+        price=hold.price,
+        model=hold.model,
+        operation=hold.operation,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        prompt_price=rates.prompt,
+        completion_price=rates.completion,
+        request_price=rates.request,
+        billed=billed,
+        cost=from_pico(cost),
+        outcome=outcome,
+        count_source=usage.source,
+        started_at=hold.opened_at,
+        settled_at=now,
+        day=now.date(),
+    )
+
+
+def _charge(hold: Hold, row: TokenUsage, now: datetime) -> None:
+    """Give back what was held and take what was used, in every budget that applies now."""
+    for budget in _budgets_of(hold.account_id, hold.key_id):
+        money = budget.unit == Budget.Unit.MONEY
+        held = to_pico(hold.amount) if money else hold.tokens
+        used = (to_pico(row.cost) if money else row.total_tokens) if row.billed else 0
+        given = held if budget.pk in hold.budget_ids else 0
+        spent, period = _spent_now(budget, now)
+        Budget.objects.filter(pk=budget.pk).update(
+            held=F("held") - Value(given), spent=spent + Value(used), period=period
+        )
+
+
+# The ORM can only overwrite on conflict, not add; this statement is the same on both databases.
+_UPSERT = """
+INSERT INTO billing_usagedaily AS daily
+    (account_id, day, key_id, model, price_id,
+     requests, unbilled, prompt_tokens, completion_tokens, cost)
+VALUES (%s, %s, %s, %s, %s, 1, %s, %s, %s, %s)
+ON CONFLICT (account_id, day, key_id, model, price_id) DO UPDATE SET
+    requests = daily.requests + EXCLUDED.requests,
+    unbilled = daily.unbilled + EXCLUDED.unbilled,
+    prompt_tokens = daily.prompt_tokens + EXCLUDED.prompt_tokens,
+    completion_tokens = daily.completion_tokens + EXCLUDED.completion_tokens,
+    cost = daily.cost + EXCLUDED.cost
+"""
+
+
+def _roll_up(row: TokenUsage) -> None:
+    counted = (row.prompt_tokens, row.completion_tokens) if row.billed else (0, 0)
+    place: list[Any] = [row.account_id, row.day, row.key_id, row.model, row.price_id]
+    with connection.cursor() as cursor:
+        cursor.execute(_UPSERT, [*place, int(not row.billed), *counted, to_pico(row.cost)])
+
+
+# --- Leases -----------------------------------------------------------------------------------
+
+
+def renew(produced: Mapping[UUID, int], lease_until: datetime) -> None:
+    """Extend the leases of holds that are being served, noting the tokens produced so far."""
+    if not produced:
+        return
+    cases = [When(pk=request_id, then=Value(tokens)) for request_id, tokens in produced.items()]
+    open_holds = Hold.objects.filter(pk__in=list(produced), state=Hold.State.OPEN)
+    open_holds.update(progress=Case(*cases, default=F("progress")), lease_until=lease_until)
+
+
+# --- Money in and out, and limits -----------------------------------------------------------------
+
+
+@transaction.atomic
+def post(
+    account: Account, amount: Decimal, *, kind: Entry.Kind, reason: str, by: User | None = None
+) -> Entry:
+    """Put money into an account's wallet, or take it out; raise ValueError if that cannot be."""
+    if not reason.strip():
+        raise ValueError("An entry needs a reason.")
+    if amount == 0:
+        raise ValueError("An entry moves money; zero does not.")
+    wallet = open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
+    pico = to_pico(amount)
+    fits = Budget.objects.filter(pk=wallet.pk, limit__lte=MAX_PICO - max(pico, 0))
+    if fits.update(limit=F("limit") + Value(pico)) != 1:
+        raise ValueError("The wallet cannot hold that much.")
+    return Entry.objects.create(
+        account=account, kind=kind, amount=amount, reason=reason.strip(), created_by=by
+    )
+
+
+@transaction.atomic
+def open_budget(
+    account: Account,
+    unit: Budget.Unit,
+    window: Budget.Window,
+    *,
+    key: ApiKey | None = None,
+    now: datetime | None = None,
+) -> Budget:
+    """Return a budget, made if it is not there; a new one counts what was spent before it."""
+    same = Budget.objects.filter(account=account, key=key, unit=unit, window=window)
+    found = same.first()
+    if found is not None:
+        return found
+    _stop_settling()
+    budget = Budget(account=account, key=key, unit=unit, window=window)
+    past = UsageDaily.objects.filter(account=account, **({"key": key} if key else {}))
+    if window == Budget.Window.MONTH:
+        if now is None:
+            raise ValueError("A monthly budget begins at a time.")
+        budget.period = period_of(now)
+        past = past.filter(day__year=now.year, day__month=now.month)
+    budget.spent = _spent_in(past, unit)
+    budget.save(force_insert=True)
+    return budget
+
+
+def set_limit(budget: Budget, limit: int) -> None:
+    """Change a cap, in pico or tokens. A wallet's limit moves by entries alone."""
+    if budget.is_wallet:
+        raise ValueError("A wallet is filled by entries.")
+    Budget.objects.filter(pk=budget.pk).update(limit=limit)
+
+
+def _stop_settling() -> None:
+    """Let no settling transaction be half-way while a new budget sums up the past: it would
+    count for neither. SQLite has one writer, and that is us."""
+    if connection.vendor == "postgresql":
+        with connection.cursor() as cursor:
+            cursor.execute("LOCK TABLE billing_budget IN SHARE ROW EXCLUSIVE MODE")
+
+
+def _spent_in(past: QuerySet[UsageDaily], unit: Budget.Unit) -> int:
+    totals: dict[str, Any] = past.aggregate(
+        cost=Sum("cost"), prompt=Sum("prompt_tokens"), completion=Sum("completion_tokens")
+    )
+    if unit == Budget.Unit.MONEY:
+        return to_pico(totals["cost"] or 0)
+    return int((totals["prompt"] or 0) + (totals["completion"] or 0))
+
+
+def open_holds() -> QuerySet[Hold]:
+    """Return the holds that have not ended, oldest first."""
+    return Hold.objects.filter(state=Hold.State.OPEN).order_by("request_id")

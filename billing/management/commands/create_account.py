@@ -1,0 +1,71 @@
+"""Create a customer: an account, its owner and a prepaid wallet."""
+
+import re
+import secrets
+from argparse import ArgumentParser
+from decimal import Decimal
+from typing import Any
+
+from django.contrib.auth.models import User
+from django.core.management.base import BaseCommand, CommandError
+from django.db import transaction
+
+from accounts.models import Account, Membership
+from billing import ledger
+from billing.models import Budget, Entry
+from billing.money import from_pico, to_pico
+
+
+class Command(BaseCommand):
+    help = (
+        "Create an account with an owner and a prepaid wallet. Without --credit the wallet is "
+        "empty and nothing is served until `grant` fills it; --postpaid opens none."
+    )
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("name", help="the account's name, unique")
+        parser.add_argument("--email", default="", help="the owner's address")
+        parser.add_argument("--credit", default="0", help="first credit, in the currency's unit")
+        parser.add_argument(
+            "--postpaid", action="store_true", help="no wallet: spending is not limited by credit"
+        )
+
+    def handle(self, *_args: Any, **options: Any) -> None:
+        name, credit = options["name"].strip(), parse_amount(options["credit"])
+        if credit < 0:
+            raise CommandError("--credit must not be negative.")
+        if credit and options["postpaid"]:
+            raise CommandError("A postpaid account has no wallet to put credit in.")
+        if not name or len(name) > 100:
+            raise CommandError("A name has 1 to 100 characters.")
+        if Account.objects.filter(name=name).exists():
+            raise CommandError(f"There is an account '{name}' already.")
+        account = create(name, options["email"], credit, postpaid=options["postpaid"])
+        self.stdout.write(f"Account {account.pk} '{account}' is ready; credit {credit:f}.")
+        self.stdout.write(f"Next: manage.py issue_key '{account}' --name first")
+
+
+@transaction.atomic
+def create(name: str, email: str, credit: Decimal, *, postpaid: bool = False) -> Account:
+    account = Account.objects.create(name=name)
+    Membership.objects.create(account=account, user=new_owner(name, email), role="owner")
+    if not postpaid:
+        ledger.open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
+    if credit:
+        ledger.post(account, credit, kind=Entry.Kind.TOP_UP, reason="First credit")
+    return account
+
+
+def new_owner(account_name: str, email: str) -> User:
+    """Return a new user who cannot log in until an operator sets a password."""
+    stem = re.sub(r"[^a-z0-9]+", "-", account_name.lower()).strip("-")[:100] or "owner"
+    taken = User.objects.filter(username=stem).exists()
+    username = f"{stem}-{secrets.token_hex(3)}" if taken else stem
+    return User.objects.create_user(username, email=email)
+
+
+def parse_amount(text: str) -> Decimal:
+    try:
+        return from_pico(to_pico(text))
+    except ValueError as error:
+        raise CommandError(str(error)) from None

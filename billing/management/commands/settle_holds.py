@@ -1,0 +1,20 @@
+"""Settle the holds of processes that are gone."""
+
+from typing import Any
+
+from django.core.management.base import BaseCommand
+from django.utils import timezone
+
+from billing import ledger, orphans
+
+
+class Command(BaseCommand):
+    help = (
+        "Settle holds that nobody serves any more: their process is gone, or shows no life for "
+        "HOLD_LEASE_SECONDS. Running gateways do the same by themselves; twice is harmless."
+    )
+
+    def handle(self, *_args: Any, **_options: Any) -> None:
+        settled = orphans.settle_all(timezone.now())
+        left = ledger.open_holds().count()
+        self.stdout.write(f"{settled} orphaned holds settled; {left} are open and being served.")

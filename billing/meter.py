@@ -1,0 +1,102 @@
+"""The meter that bills: hold before, settle after, through the ledger."""
+
+import logging
+from collections.abc import Collection, Mapping
+from datetime import timedelta
+from uuid import UUID
+
+from django.conf import settings
+from django.db import DatabaseError, InterfaceError, connection
+from django.utils import timezone
+
+from billing import ledger, prices, pricing, workers
+from billing.keeper import keeper
+from billing.models import TokenUsage
+from gateway.metering import Demand, NotPriced, Offer, Outcome, Receipt, Usage
+
+logger = logging.getLogger(__name__)
+
+# A connection that the database dropped while the answer streamed fails once; a fresh one works.
+TRIES = 3
+
+
+class LedgerMeter:
+    """Counts one request in the ledger. Made by the middleware for each request."""
+
+    def __init__(self, request_id: UUID) -> None:
+        self.request_id = request_id
+        self.produced = 0
+        self._is_open = False
+
+    def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
+        found = prices.all_in_force(timezone.now(), models)
+        return {
+            name: Offer(price.prompt_per_1k, price.completion_per_1k, settings.CURRENCY)
+            for name, price in found.items()
+        }
+
+    def open(self, demand: Demand) -> None:
+        """Pin the price, hold the most it can come to; raise Refused."""
+        now = timezone.now()
+        price = prices.in_force(demand.model, now)
+        if price is None:
+            raise NotPriced(
+                f"model '{demand.model}' is not for sale: it has no price. "
+                "GET /models lists what is."
+            )
+        ledger.hold(
+            ledger.Reservation(
+                request_id=self.request_id,
+                demand=demand,
+                price=price,
+                worker=workers.identity(),
+                opened_at=now,
+                lease_until=now + timedelta(seconds=settings.HOLD_LEASE_SECONDS),
+            )
+        )
+        self._is_open = True
+        keeper.keep(self.request_id, self)
+        release_connection()
+
+    def progress(self, completion_tokens: int) -> None:
+        self.produced = completion_tokens
+
+    def close(self, usage: Usage, outcome: Outcome) -> Receipt | None:
+        """Settle; never raise. What could not be written now is left to `settle_holds`."""
+        if not self._is_open:
+            return None
+        self._is_open = False
+        keeper.drop(self.request_id)
+        billed = pricing.is_billed(outcome, usage, bill_broken=settings.BILL_BROKEN_ANSWERS)
+        try:
+            row = self._settle(usage, outcome, billed)
+        except Exception:
+            logger.exception(
+                "Hold %s is not settled: %s, %s", self.request_id, outcome.value, usage
+            )
+            return None
+        finally:
+            release_connection()
+        return None if row is None else Receipt(usage, row.cost, settings.CURRENCY)
+
+    def abandon(self) -> None:
+        """Give back a hold that no answer used."""
+        self.close(Usage(), Outcome.GATEWAY_FAILED)
+
+    def _settle(self, usage: Usage, outcome: Outcome, billed: bool) -> TokenUsage | None:
+        for attempt in range(1, TRIES + 1):
+            try:
+                return ledger.settle(
+                    self.request_id, usage, outcome=outcome, billed=billed, now=timezone.now()
+                )
+            except (DatabaseError, InterfaceError):
+                if attempt == TRIES:
+                    raise
+                release_connection()
+        raise AssertionError("unreachable")
+
+
+def release_connection() -> None:
+    """Give the database connection back, so that none is held while an answer streams."""
+    if not connection.in_atomic_block:
+        connection.close()

@@ -1,0 +1,87 @@
+"""The price book: the only writer of ModelPrice, and the look-up of the price in force."""
+
+import csv
+import io
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+from django.contrib.auth.models import User
+from django.db.models import OuterRef, Subquery
+
+from billing.models import ModelPrice
+from billing.pricing import InvalidPrice, Rates, per_token
+from gateway.names import InvalidName, canonical
+
+COLUMNS = ["model", "input_per_1k", "output_per_1k"]
+
+
+@dataclass(frozen=True, slots=True)
+class PriceLine:
+    """One line of a price list: a canonical model name and pico per token."""
+
+    model: str
+    rates: Rates
+
+
+def in_force(model: str, now: datetime) -> ModelPrice | None:
+    """Return the newest version that has begun; None if the model was never priced."""
+    begun = ModelPrice.objects.filter(model=model, effective_from__lte=now)
+    return begun.order_by("-effective_from").first()
+
+
+def all_in_force(now: datetime, models: Collection[str] | None = None) -> dict[str, ModelPrice]:
+    """Return the version in force of every priced model, or of those given, by name."""
+    begun = ModelPrice.objects.filter(effective_from__lte=now)
+    newest = begun.filter(model=OuterRef("model")).order_by("-effective_from").values("pk")[:1]
+    found = begun.filter(pk=Subquery(newest))
+    if models is not None:
+        found = found.filter(model__in=models)
+    return {price.model: price for price in found}
+
+
+def schedule(
+    line: PriceLine, *, effective_from: datetime, now: datetime, by: User | None = None
+) -> ModelPrice:
+    """Add a price version; raise InvalidPrice if it would begin in the past or twice at once."""
+    if effective_from < now:
+        raise InvalidPrice("A price cannot begin in the past: what was used is billed already.")
+    twice = ModelPrice.objects.filter(model=line.model, effective_from=effective_from)
+    if twice.exists():
+        raise InvalidPrice(f"{line.model} has a price from that very moment already.")
+    return ModelPrice.objects.create(
+        model=line.model,
+        effective_from=effective_from,
+        prompt_price=line.rates.prompt,
+        completion_price=line.rates.completion,
+        request_price=line.rates.request,
+        created_by=by,
+    )
+
+
+def read_line(model: str, prompt: str, completion: str | None = None) -> PriceLine:
+    """Read a name and prices per 1,000 tokens; completions cost as prompts unless said.
+
+    Raises InvalidPrice, also for a bad name.
+    """
+    try:
+        name = canonical(model)
+    except InvalidName as error:
+        raise InvalidPrice(f"'{model}': {error}") from None
+    return PriceLine(name, Rates(per_token(prompt), per_token(completion or prompt)))
+
+
+def read_list(text: str) -> list[PriceLine]:
+    """Read a price list in CSV with the columns of `COLUMNS`; raise InvalidPrice with its line."""
+    rows = csv.DictReader(io.StringIO(text))
+    if rows.fieldnames is None or rows.fieldnames[:2] != COLUMNS[:2]:
+        raise InvalidPrice(f"The first line must name the columns: {','.join(COLUMNS)}")
+    return list(_lines(rows))
+
+
+def _lines(rows: "csv.DictReader[str]") -> Iterator[PriceLine]:
+    for row in rows:
+        try:
+            yield read_line(row["model"], row["input_per_1k"] or "", row.get("output_per_1k"))
+        except InvalidPrice as error:
+            raise InvalidPrice(f"Line {rows.line_num}: {error}") from None

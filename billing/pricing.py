@@ -1,0 +1,74 @@
+"""Multiply tokens and money. Pure, whole numbers only: pico-units and tokens."""
+
+from dataclasses import dataclass
+from decimal import Decimal
+
+from billing.money import MAX_PICO, from_pico, to_pico
+from gateway.metering import Outcome, Usage
+
+# One unit of the currency per token: far above any price, and low enough that no request's cost
+# leaves 64 bits.
+MAX_PRICE = 10**12
+
+
+class InvalidPrice(ValueError):
+    """Not a price; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Prices in pico: per prompt token, per completion token, per request."""
+
+    prompt: int
+    completion: int
+    request: int = 0
+
+
+def cost(rates: Rates, prompt_tokens: int, completion_tokens: int) -> int:
+    """Return what this many tokens cost, in pico, exactly; raise OverflowError past 64 bits."""
+    total = rates.prompt * prompt_tokens + rates.completion * completion_tokens + rates.request
+    if total > MAX_PICO:
+        raise OverflowError("the cost leaves 64 bits")
+    return total
+
+
+def is_billed(outcome: Outcome, usage: Usage, *, bill_broken: bool) -> bool:
+    """Tell whether an answer that ended like this is charged.
+
+    Whole: yes. Left, or cut by a crash of ours: what was produced, if anything had begun.
+    Broken by the model server: only if the operator bills that, and something had begun.
+    Never: what the model server or the gateway failed to begin.
+    """
+    if outcome is Outcome.COMPLETE:
+        return True
+    if outcome in (Outcome.CLIENT_LEFT, Outcome.EXPIRED):
+        return usage.started
+    if outcome in (Outcome.UPSTREAM_BROKE, Outcome.UPSTREAM_STALLED):
+        return usage.started and usage.completion_tokens > 0 and bill_broken
+    return False
+
+
+def per_token(price_per_1k: str | Decimal) -> int:
+    """Turn a price per 1,000 tokens into pico per token; raise InvalidPrice.
+
+    At most nine decimals, so that the price of one token is a whole number of pico.
+    """
+    try:
+        pico = to_pico(price_per_1k)
+    except ValueError:
+        raise InvalidPrice(f"'{price_per_1k}' is not a price such as 0.002.") from None
+    if pico < 0 or pico // 1000 > MAX_PRICE:
+        raise InvalidPrice(f"'{price_per_1k}' is out of range; prices go from 0 to 1000.")
+    if pico % 1000:
+        raise InvalidPrice(f"'{price_per_1k}' has more than 9 decimals.")
+    return pico // 1000
+
+
+def per_1k(pico_per_token: int) -> Decimal:
+    """Turn pico per token into a price per 1,000 tokens."""
+    return from_pico(pico_per_token * 1000)
+
+
+def per_1m(pico_per_token: int) -> Decimal:
+    """Turn pico per token into a price per 1,000,000 tokens."""
+    return from_pico(pico_per_token * 1_000_000)

@@ -1,0 +1,177 @@
+"""Prove the books from their rows: every equality that must hold, and which row breaks it.
+
+All reads happen in one snapshot of the database; so it may run while the gateway serves.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from django.db import connection, transaction
+from django.db.models import Case, Count, F, Q, Sum, Value, When
+from django.db.models.functions import Coalesce
+
+from billing.models import Budget, Entry, Hold, TokenUsage, UsageDaily
+from billing.money import from_pico, to_pico
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One equality, and how to find what breaks it."""
+
+    name: str
+    find: Callable[[], Iterator[str]]
+
+
+@contextlib.contextmanager
+def snapshot() -> Iterator[None]:
+    """Let all reads inside see one moment, without keeping writers waiting."""
+    if connection.vendor == "postgresql":
+        with transaction.atomic(), connection.cursor() as cursor:
+            cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            yield
+        return
+    with connection.cursor() as cursor:
+        # Not atomic(): that takes SQLite's write lock at its start.
+        cursor.execute("BEGIN DEFERRED")
+        try:
+            yield
+        finally:
+            cursor.execute("ROLLBACK")
+
+
+def differences() -> list[tuple[Check, list[str]]]:
+    """Return every check with what breaks it."""
+    with snapshot():
+        return [(check, list(check.find())) for check in CHECKS]
+
+
+def held_is_open_holds() -> Iterator[str]:
+    """A budget's held amount is the sum of the open holds it gave to."""
+    held: dict[int, int] = {}
+    units = dict(Budget.objects.values_list("pk", "unit"))
+    for hold in Hold.objects.filter(state=Hold.State.OPEN).iterator():
+        for budget_id in hold.budget_ids:
+            money = units[budget_id] == Budget.Unit.MONEY
+            held[budget_id] = held.get(budget_id, 0) + (
+                to_pico(hold.amount) if money else hold.tokens
+            )
+    for budget in Budget.objects.all():
+        expected = held.get(budget.pk, 0)
+        if budget.held != expected:
+            yield f"budget {budget.pk} ({budget}): held {budget.held}, open holds {expected}"
+
+
+def spent_is_usage() -> Iterator[str]:
+    """What a budget counts as spent is the sum of the billed usage rows of its window."""
+    for budget in Budget.objects.all():
+        rows = TokenUsage.objects.filter(account=budget.account_id, billed=True)
+        if budget.key_id:
+            rows = rows.filter(key=budget.key_id)
+        if budget.window == Budget.Window.MONTH:
+            year, month = budget.period.split("-")
+            rows = rows.filter(day__year=year, day__month=month)
+        expected = _sum_in(rows, budget.unit)
+        if budget.spent != expected:
+            yield f"budget {budget.pk} ({budget}): spent {budget.spent}, usage {expected}"
+
+
+def _sum_in(rows: Any, unit: str) -> int:
+    sums = rows.aggregate(
+        cost=Sum("cost"), prompt=Sum("prompt_tokens"), completion=Sum("completion_tokens")
+    )
+    if unit == Budget.Unit.MONEY:
+        return to_pico(sums["cost"] or 0)
+    return int((sums["prompt"] or 0) + (sums["completion"] or 0))
+
+
+def wallet_is_entries() -> Iterator[str]:
+    """A wallet's limit is the sum of its entries."""
+    wallets = Budget.objects.filter(
+        key=None, unit=Budget.Unit.MONEY, window=Budget.Window.TOTAL
+    ).select_related("account")
+    for wallet in wallets:
+        total = Entry.objects.filter(account=wallet.account).aggregate(sum=Sum("amount"))["sum"]
+        if wallet.limit != to_pico(total or 0):
+            yield f"wallet of {wallet.account}: limit {from_pico(wallet.limit)}, entries {total}"
+
+
+ROLLED = ("requests", "unbilled", "prompt_tokens", "completion_tokens", "cost")
+PLACE = ("account_id", "day", "key_id", "model", "price_id")
+
+
+def rollup_is_usage() -> Iterator[str]:
+    """The roll-up is the usage rows grouped, in every column, in both directions."""
+    billed = Q(billed=True)
+    grouped = (
+        TokenUsage.objects.order_by()
+        .values(*PLACE)
+        .annotate(
+            requests=Count("pk"),
+            unbilled=Sum(Case(When(billed=False, then=Value(1)), default=Value(0))),
+            sum_prompt=Coalesce(Sum("prompt_tokens", filter=billed), Value(0)),
+            sum_completion=Coalesce(Sum("completion_tokens", filter=billed), Value(0)),
+            sum_cost=Sum("cost"),
+        )
+    )
+    expected = {_place(row): _sums(row) for row in grouped.iterator()}
+    rolled = UsageDaily.objects.order_by().values(*PLACE, *ROLLED)
+    found = {_place(row): tuple(row[name] for name in ROLLED) for row in rolled.iterator()}
+    for place in expected.keys() | found.keys():
+        if expected.get(place) != found.get(place):
+            yield f"roll-up {place}: has {found.get(place)}, usage rows say {expected.get(place)}"
+
+
+def _place(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row[name] for name in PLACE)
+
+
+def _sums(row: dict[str, Any]) -> tuple[Any, ...]:
+    sums = (row["sum_prompt"], row["sum_completion"], row["sum_cost"])
+    return (row["requests"], row["unbilled"], *sums)
+
+
+def cost_follows_from_row() -> Iterator[str]:
+    """A usage row's cost is its tokens times its prices, or nothing if it is not billed."""
+    formula = (
+        F("prompt_tokens") * F("prompt_price")
+        + F("completion_tokens") * F("completion_price")
+        + F("request_price")
+    )
+    wrong = Q(billed=False) & ~Q(cost=0) | Q(billed=True) & ~Q(cost=formula)
+    for row in TokenUsage.objects.filter(wrong).iterator():
+        yield f"usage row {row.request_id}: cost {row.cost} is not tokens times prices"
+
+
+def row_has_its_versions_prices() -> Iterator[str]:
+    """A usage row's prices are those of the price version it names."""
+    same = Q(
+        prompt_price=F("price__prompt_price"),
+        completion_price=F("price__completion_price"),
+        request_price=F("price__request_price"),
+        model=F("price__model"),
+    )
+    for row in TokenUsage.objects.exclude(same).iterator():
+        yield f"usage row {row.request_id}: prices differ from price version {row.price_id}"
+
+
+def ended_holds_have_rows() -> Iterator[str]:
+    """Every hold that has ended has one usage row, and every usage row such a hold."""
+    ended = Hold.objects.exclude(state=Hold.State.OPEN)
+    rows = TokenUsage.objects.order_by().values("request_id")
+    for hold in ended.exclude(request_id__in=rows).iterator():
+        yield f"hold {hold.request_id}: {hold.state}, but without a usage row"
+    for row in TokenUsage.objects.exclude(request_id__in=ended.values("request_id")).iterator():
+        yield f"usage row {row.request_id}: without a hold that has ended"
+
+
+CHECKS = [
+    Check("held amounts are the sums of open holds", held_is_open_holds),
+    Check("spent amounts are the sums of billed usage", spent_is_usage),
+    Check("wallets are the sums of their entries", wallet_is_entries),
+    Check("the roll-up is the sum of the usage rows", rollup_is_usage),
+    Check("every cost is tokens times prices", cost_follows_from_row),
+    Check("every row has its price version's prices", row_has_its_versions_prices),
+    Check("every ended hold has one usage row", ended_holds_have_rows),
+]

@@ -1,0 +1,115 @@
+"""Sum past usage, for customers and operators. Reads the roll-up alone, never the usage rows."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from decimal import Decimal
+
+from django.db.models import QuerySet, Sum
+
+from accounts.models import Account, ApiKey
+from billing.models import Budget, UsageDaily
+from billing.money import from_pico
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Sums over some days. Tokens are of billed answers, requests of all."""
+
+    requests: int = 0
+    unbilled: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost: Decimal = Decimal(0)
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a statement: what it is about (a day, a model, a key), and its sums."""
+
+    label: date | str | int
+    totals: Totals = field(default_factory=Totals)
+
+
+SUMS = {
+    name: Sum(name)
+    for name in ("requests", "unbilled", "prompt_tokens", "completion_tokens", "cost")
+}
+
+
+def days_of(account: Account, first: date, last: date) -> QuerySet[UsageDaily]:
+    """Return an account's roll-up rows from one day to another, both included."""
+    return UsageDaily.objects.filter(account=account, day__gte=first, day__lte=last).order_by()
+
+
+def total(rows: QuerySet[UsageDaily]) -> Totals:
+    sums = rows.aggregate(**SUMS)
+    return Totals(**{name: value for name, value in sums.items() if value is not None})
+
+
+def by(rows: QuerySet[UsageDaily], column: str) -> list[Line]:
+    """Return one line for each value of a column (`model`, `key_id`, `day`), the dearest first."""
+    grouped = rows.values(column).annotate(**SUMS)
+    lines = [Line(row.pop(column), Totals(**row)) for row in grouped]
+    return sorted(lines, key=lambda line: (-line.totals.cost, str(line.label)))
+
+
+def by_day(rows: QuerySet[UsageDaily], first: date, last: date) -> list[Line]:
+    """Return one line for each day of a span, also for those without usage; the newest first."""
+    found = {line.label: line for line in by(rows, "day")}
+    return [found.get(day, Line(day)) for day in _days_back(last, first)]
+
+
+def _days_back(last: date, first: date) -> Iterator[date]:
+    for back in range((last - first).days + 1):
+        yield last - timedelta(days=back)
+
+
+def key_names(account: Account, key_ids: list[int]) -> dict[int, str]:
+    keys = ApiKey.objects.filter(account=account, pk__in=key_ids)
+    return dict(keys.values_list("pk", "name"))
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetState:
+    """A budget as people read it: amounts in the currency's major unit, or tokens."""
+
+    kind: str
+    unit: str
+    limit: Decimal | int
+    spent: Decimal | int
+    held: Decimal | int
+    left: Decimal | int
+
+
+def budgets(account: Account, key: ApiKey, period: str) -> list[BudgetState]:
+    """Return the state of every budget that binds a key."""
+    mine = Budget.objects.filter(account=account, key=None) | Budget.objects.filter(key=key)
+    return [budget_state(budget, period) for budget in mine.order_by("id")]
+
+
+def budget_state(budget: Budget, period: str) -> BudgetState:
+    """Return a budget's state in a month; what was spent in a month that is over counts no more."""
+    over = budget.window == Budget.Window.MONTH and budget.period != period
+    spent = 0 if over else budget.spent
+    return BudgetState(
+        kind=budget.kind,
+        unit=budget.unit,
+        limit=budget.amount(budget.limit),
+        spent=budget.amount(spent),
+        held=budget.amount(budget.held),
+        left=budget.amount(budget.limit - spent - budget.held),
+    )
+
+
+def balance(account: Account) -> Decimal | None:
+    """Return what an account's wallet has left, held money still in it; None without one."""
+    wallets = Budget.objects.filter(
+        account=account, key=None, unit=Budget.Unit.MONEY, window=Budget.Window.TOTAL
+    )
+    wallet = wallets.first()
+    return None if wallet is None else from_pico(wallet.limit - wallet.spent)
