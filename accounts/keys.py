@@ -1,6 +1,7 @@
 """Issue and revoke keys: the only writer of ApiKey."""
 
 from datetime import datetime, timedelta
+from uuid import UUID
 
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -18,8 +19,13 @@ def issue(
     allowed_models: list[str] | None = None,
     expires_in: timedelta | None = None,
     user: User | None = None,
+    form_nonce: UUID | None = None,
 ) -> tuple[ApiKey, str]:
-    """Return a new key and its secret, which exists nowhere else from now on."""
+    """Return a new key and its secret, which exists nowhere else from now on.
+
+    Raises Membership.DoesNotExist if nobody owns the account, IntegrityError if the form was sent
+    before.
+    """
     key, secret = ApiKey.objects.create(
         user=user or owner_of(account),
         expiry=expires_in,
@@ -27,6 +33,7 @@ def issue(
         name=name,
         scopes=CUSTOMER_SCOPES if scopes is None else scopes,
         allowed_models=allowed_models or [],
+        form_nonce=form_nonce,
     )
     key.last_four = secret[-4:]
     key.save(update_fields=["last_four"])

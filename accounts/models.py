@@ -89,6 +89,8 @@ class ApiKey(AbstractAuthToken):
     allowed_models = models.JSONField(
         default=list, blank=True, help_text="Names of models; empty means every model."
     )
+    # Of the form that issued the key: sent twice, it must not issue two.
+    form_nonce = models.UUIDField(null=True, unique=True, editable=False)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
 
