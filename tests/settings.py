@@ -1,0 +1,20 @@
+"""Settings of the tests: the real ones, with a secret of their own and no `.env`."""
+
+import os
+import tempfile
+
+os.environ.setdefault("SECRET_KEY", "a-secret-for-tests-that-is-long-enough-to-pass-its-own-check")
+os.environ["OLLAMA_BASE"] = "http://127.0.0.1:9"  # Nobody listens there; a test brings its own.
+os.environ["DATABASE_POOL_SIZE"] = "0"
+os.environ.setdefault("DATABASE_URL", f"sqlite:///{tempfile.gettempdir()}/gateway-tests.sqlite3")
+
+from config.settings import *  # noqa: E402, F403
+from config.settings import DATABASES  # noqa: E402
+
+KEEP_LEASES = False
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
+if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    # A file, not memory: threads of a test must meet in the same database, as in production.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    name = f"{tempfile.gettempdir()}/gateway-tests-{os.getpid()}{worker}.sqlite3"
+    DATABASES["default"]["TEST"] = {"NAME": name}
