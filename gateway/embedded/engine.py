@@ -1,0 +1,291 @@
+"""Run the model on llama.cpp. The only file that imports it, and only when an engine starts."""
+
+import re
+import secrets
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from tempfile import TemporaryDirectory
+from threading import Event, Lock
+from time import monotonic, sleep
+from typing import Any
+
+from gateway.embedded.model import EngineMissing, Model
+from gateway.embedded.queueing import ClientLeft, Places
+
+# Tokens one request may hold, prompt and answer together. The model was trained on 8192; every
+# token costs 23 KB of memory in every slot.
+CONTEXT = 2048
+
+# A text to embed must fit one batch of llama.cpp, and a batch of 2048 would take 600 MB and five
+# seconds in which nothing can be cancelled.
+EMBED_CONTEXT = 512
+
+# Prompt tokens read between two looks at the client: an eighth of a second on two cores.
+BATCH = 64
+
+ERRORS_ONLY = -1
+TOO_LONG = "the input length exceeds the context length"
+
+Wanted = Callable[[], bool]
+
+
+class EngineError(Exception):
+    """The engine cannot answer this call; `status` is the HTTP status that says so."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What to generate: a chat, or a raw prompt. `sampling` uses llama.cpp's own names."""
+
+    messages: list[dict[str, str]] | None = None
+    prompt: str = ""
+    sampling: dict[str, Any] = field(default_factory=dict)
+    schema: dict[str, Any] | None = None
+    top_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Text of about one token, with the odds of each token where they were asked for."""
+
+    text: str
+    logprobs: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an answer ended, with llama.cpp's own counts: tokens and milliseconds."""
+
+    reason: str
+    prompt_tokens: int
+    answer_tokens: int
+    prompt_ms: float
+    answer_ms: float
+
+
+class Engine:
+    """The loaded model. Safe to call from many threads; up to `parallel` answers at a time."""
+
+    def __init__(self, model: Model, parallel: int = 4) -> None:
+        self.model = model
+        self.places = Places(parallel)
+        self._server = _load(model, parallel)
+        self._embed_places = Places(1)
+        self._embed_server: Any = None
+        self._embed_lock = Lock()
+        self._closing = Event()
+
+    @property
+    def busy(self) -> int:
+        """Return how many calls are being worked on now."""
+        return self.places.taken + self._embed_places.taken
+
+    def answer(self, call: Call, each: Callable[[Piece], None], wanted: Wanted) -> Ending:
+        """Generate, handing every piece to `each` as it comes.
+
+        `wanted` is asked between any two tokens; when it says no the work stops for real and
+        ClientLeft is raised. What `each` raises stops it too and is raised again here.
+        """
+        run = _Run(each, self._while_open(wanted))
+        with self.places.one(run.wanted):
+            if call.messages is not None:
+                run.carry_out(self._server.handle_chat_completions, _chat_request(call))
+            else:
+                run.carry_out(self._server.handle_completions, _raw_request(call))
+        return run.ending()
+
+    def embed(self, text: str, truncate: bool, wanted: Wanted) -> tuple[list[float], int]:
+        """Return the normalised vector of one text and its number of tokens."""
+        with self._embed_places.one(self._while_open(wanted)):
+            server = self._embedder()
+            while True:
+                reply = server.handle_embeddings({"input": [text]})
+                if "error" not in reply:
+                    return reply["data"][0]["embedding"], reply["usage"]["prompt_tokens"]
+                text = _shortened(text, reply["error"], truncate)
+
+    def close(self, patience: float = 2.0) -> bool:
+        """Stop all answers and let go of the model; say whether everything stopped in time."""
+        self._closing.set()
+        until = monotonic() + patience
+        while self.busy and monotonic() < until:
+            sleep(0.01)
+        if idle := not self.busy:
+            self._server = self._embed_server = None
+        return idle
+
+    def _while_open(self, wanted: Wanted) -> Wanted:
+        return lambda: not self._closing.is_set() and wanted()
+
+    def _embedder(self) -> Any:
+        # A second context, loaded when first needed: the small batches that let an answer be
+        # cancelled while its prompt is read are too small to embed with.
+        with self._embed_lock:
+            if self._embed_server is None:
+                self._embed_server = _load_embedder(self.model)
+            return self._embed_server
+
+
+class _Run:
+    """One call on its way: what llama.cpp tells, and the decision to go on or not."""
+
+    def __init__(self, each: Callable[[Piece], None], wanted: Wanted) -> None:
+        self.wanted = wanted
+        self._each = each
+        self._last: dict[str, Any] | None = None
+        self._failure: Exception | None = None
+
+    def carry_out(self, handle: Callable[..., None], request: dict[str, Any]) -> None:
+        try:
+            handle(request, self._heard)
+        except (ValueError, RuntimeError) as error:
+            # llama.cpp's own exceptions: it would not take the request.
+            raise EngineError(400, _reason(str(error))) from error
+        if self._failure:
+            raise self._failure
+
+    def ending(self) -> Ending:
+        if self._last is None:
+            raise EngineError(500, "the engine stopped without an ending")
+        timings = self._last["timings"]
+        return Ending(
+            reason=self._last["choices"][0]["finish_reason"],
+            prompt_tokens=timings["cache_n"] + timings["prompt_n"],
+            answer_tokens=timings["predicted_n"],
+            prompt_ms=timings["prompt_ms"],
+            answer_ms=timings["predicted_ms"],
+        )
+
+    def _heard(self, event: dict[str, Any]) -> bool:
+        """Take one event; return True to have llama.cpp drop the call and free its slot."""
+        try:
+            self._take(event)
+        except Exception as error:
+            # Kept, because it must not unwind through C++; `carry_out` raises it again.
+            self._failure = error
+        return self._failure is not None
+
+    def _take(self, event: dict[str, Any]) -> None:
+        if "error" in event:
+            raise _engine_error(event["error"])
+        if not self.wanted():
+            raise ClientLeft
+        if not event.get("choices"):
+            return
+        choice = event["choices"][0]
+        text = choice.get("text") or choice.get("delta", {}).get("content") or ""
+        logprobs = (choice.get("logprobs") or {}).get("content") or []
+        if text or logprobs:
+            self._each(Piece(text, logprobs))
+        if choice["finish_reason"]:
+            self._last = event
+
+
+# Requests, as llama.cpp wants them
+
+
+def _chat_request(call: Call) -> dict[str, Any]:
+    request = _common(call) | {"messages": call.messages}
+    if call.schema is not None:
+        schema = {"schema": call.schema}
+        request["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if call.top_logprobs is not None:
+        request |= {"logprobs": True, "top_logprobs": max(1, call.top_logprobs)}
+    return request
+
+
+def _raw_request(call: Call) -> dict[str, Any]:
+    request = _common(call) | {"prompt": call.prompt}
+    if call.schema is not None:
+        request["json_schema"] = call.schema
+    if call.top_logprobs is not None:
+        request["logprobs"] = max(1, call.top_logprobs)
+    return request
+
+
+def _common(call: Call) -> dict[str, Any]:
+    sampling = call.sampling
+    # A prompt read anew and one found in the cache differ in the last bits, enough to turn a
+    # token: who asks for a repeatable answer gets no cache.
+    repeatable = "seed" in sampling or sampling.get("temperature") == 0
+    # Progress events are the moments at which a call can be dropped while its prompt is read.
+    steady = {"stream": True, "return_progress": True, "cache_prompt": not repeatable}
+    return sampling | steady
+
+
+# Errors
+
+
+def _engine_error(error: dict[str, Any]) -> EngineError:
+    if error.get("type") == "exceed_context_size_error":
+        return EngineError(400, TOO_LONG)
+    status = error.get("code", 500)
+    return EngineError(status if 400 <= status < 500 else 500, _reason(error["message"]))
+
+
+def _reason(message: str) -> str:
+    return message.rpartition("generation failed: ")[2]
+
+
+def _shortened(text: str, error: dict[str, Any], truncate: bool) -> str:
+    """Return about as much of the text as fits; raise EngineError if that is not the trouble."""
+    tokens = re.search(r"\((\d+) tokens\)", error["message"])
+    if not tokens:
+        raise _engine_error(error)
+    if not truncate:
+        raise EngineError(400, TOO_LONG)
+    # There is no tokenizer to ask, so cut in proportion, a little more, and try again.
+    return text[: int(len(text) * EMBED_CONTEXT / int(tokens[1]) * 0.98)]
+
+
+# Loading
+
+
+def _load(model: Model, parallel: int) -> Any:
+    return _serve(model, n_ctx=CONTEXT * parallel, n_parallel=parallel, n_batch=BATCH)
+
+
+def _load_embedder(model: Model) -> Any:
+    mean = _library().llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+    size = EMBED_CONTEXT
+    return _serve(model, n_ctx=size, n_parallel=1, n_batch=size, embedding=True, pooling_type=mean)
+
+
+def _library() -> Any:
+    try:
+        return import_module("xllamacpp")
+    except ImportError as error:
+        raise EngineMissing("xllamacpp") from error
+
+
+def _serve(model: Model, n_batch: int, **settings: Any) -> Any:
+    library = _library()
+    params = library.CommonParams()
+    params.model.path = str(model.path)
+    plain = library.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
+    quiet = {"verbosity": ERRORS_ONLY, "ui": False, "endpoint_slots": False, "fit_params": False}
+    # The cache of old prompts would grow to 8 GB.
+    frugal = {"cache_ram_mib": 0, "cache_idle_slots": False, "warmup": False, "n_threads_http": 1}
+    settings |= (
+        quiet | frugal | {"n_ubatch": n_batch, "n_batch": n_batch, "reasoning_format": plain}
+    )
+    for name, value in settings.items():
+        setattr(params, name, value)
+    return _unreachable(library, params)
+
+
+def _unreachable(library: Any, params: Any) -> Any:
+    """Start llama.cpp with its own HTTP listener, which cannot be turned off, out of reach."""
+    params.api_keys = [secrets.token_hex(32)]
+    if not hasattr(socket, "AF_UNIX"):
+        return library.Server(params)
+    with TemporaryDirectory(prefix="engine-") as folder:
+        params.hostnames = [f"{folder}/llama.sock"]
+        return library.Server(params)
