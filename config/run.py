@@ -1,0 +1,233 @@
+"""`make run`: from nothing to a gateway that answers, in one command.
+
+Every step is what an operator would type; a step that was done already is skipped, so a second run
+is fast and keeps everything. What this starts it also stops.
+"""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from urllib.parse import urlsplit
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+ENV_FILE = BASE_DIR / ".env"
+DEMO_KEY_FILE = BASE_DIR / ".demo-key"
+DEMO_ACCOUNT, DEMO_CREDIT = "Demo", "25"
+EMBEDDED_MODEL = "smollm2:135m"
+START_SECONDS = 60
+
+
+def main() -> None:
+    write_env()
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+    address = os.environ.get("HOST", "127.0.0.1"), int(os.environ.get("PORT", "8000"))
+    refuse_taken_port(*address)
+    prepare_database()
+    password = create_operator()
+    key = demo_key()
+    with contextlib.ExitStack() as started:
+        started.enter_context(stopped_by_signals())
+        model = started.enter_context(model_server())
+        gateway = started.enter_context(serve(*address))
+        show(address, password, key, model)
+        gateway.wait()
+
+
+# --- Steps, each skipped when it is done ---------------------------------------------------------
+
+
+def write_env() -> None:
+    """Write `.env` with a secret made on the spot, unless it is there."""
+    if ENV_FILE.exists():
+        return
+    lines = [
+        "# Settings of this gateway. Every one is explained in docs/settings.md.",
+        f"SECRET_KEY={secrets.token_urlsafe(50)}",
+        "# OLLAMA_BASE=http://127.0.0.1:11434",
+        "# DATABASE_URL=postgres://user:password@host:5432/gateway",
+    ]
+    ENV_FILE.touch(mode=0o600)
+    ENV_FILE.write_text("\n".join(lines) + "\n")
+
+
+def refuse_taken_port(host: str, port: int) -> None:
+    """Stop with one clear line if something listens there already."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            sys.exit(f"Cannot listen on {host}:{port}: {error.strerror}. Try: make run PORT=8001")
+
+
+def prepare_database() -> None:
+    import django
+    from django.core.management import call_command
+
+    django.setup()
+    say("Preparing the database …")
+    call_command("migrate", verbosity=0)
+    call_command("seed_prices", verbosity=0, stdout=open(os.devnull, "w"))  # noqa: SIM115
+
+
+def create_operator() -> str | None:
+    """Create the admin login and return its password; None if there is one already."""
+    from django.contrib.auth.models import User
+
+    if User.objects.filter(is_superuser=True).exists():
+        return None
+    password = secrets.token_urlsafe(12)
+    User.objects.create_superuser("admin", password=password)
+    return password
+
+
+def demo_key() -> str:
+    """Return the demo account's key, issuing one with some credit the first time."""
+    from accounts import keys
+    from accounts.models import Account
+
+    account = Account.objects.filter(name=DEMO_ACCOUNT).first()
+    if account is not None and DEMO_KEY_FILE.exists():
+        return DEMO_KEY_FILE.read_text().strip()
+    if account is None:
+        from django.core.management import call_command
+
+        out = open(os.devnull, "w")  # noqa: SIM115
+        call_command("create_account", DEMO_ACCOUNT, credit=DEMO_CREDIT, stdout=out)
+        account = Account.objects.get(name=DEMO_ACCOUNT)
+    _key, secret = keys.issue(account, name="make run", scopes=["infer", "usage", "models"])
+    DEMO_KEY_FILE.touch(mode=0o600)
+    DEMO_KEY_FILE.write_text(secret + "\n")
+    return secret
+
+
+# --- Processes -----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Let SIGTERM and a hang-up end this program as Ctrl-C does, so that all it started ends."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
+    with contextlib.suppress(KeyboardInterrupt):
+        yield
+
+
+@contextlib.contextmanager
+def model_server() -> Iterator[str]:
+    """Find the Ollama at OLLAMA_BASE, or start the embedded engine there. Yields a model's name."""
+    from django.conf import settings
+
+    base = settings.OLLAMA_BASE
+    if answers(f"{base}/api/version"):
+        say(f"Using the Ollama at {base}.")
+        yield installed_model()
+        return
+    host, port = urlsplit(base).hostname or "", urlsplit(base).port or 11434
+    if host not in ("127.0.0.1", "localhost"):
+        sys.exit(f"No Ollama answers at OLLAMA_BASE={base}, and the embedded engine is local only.")
+    say(f"No Ollama answers at {base}: starting the embedded engine …")
+    command = ["embedded_ollama", "--host", "127.0.0.1", "--port", str(port)]
+    with process([sys.executable, "manage.py", *command]) as engine:
+        wait_for(f"{base}/api/version", engine)
+        yield EMBEDDED_MODEL
+
+
+def installed_model() -> str:
+    """Return the name of a model that is installed and priced, for the example."""
+    from django.utils import timezone
+
+    from billing import prices
+    from gateway import catalogue, upstream
+
+    names = catalogue.names_of(upstream.fetch("tags"))
+    priced = prices.all_in_force(timezone.now(), names)
+    return next((name for name in names if name in priced), "MODEL")
+
+
+@contextlib.contextmanager
+def serve(host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    os.environ.update(HOST=host, PORT=str(port), ACCESS_LOG=os.environ.get("ACCESS_LOG", "0"))
+    command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.py", "config.wsgi"]
+    with process([*command, "--log-level", "warning"]) as gateway:
+        wait_for(f"http://{host}:{port}/healthz", gateway)
+        yield gateway
+
+
+@contextlib.contextmanager
+def process(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a program, and end it with this one. It gets a group of its own, so that the terminal's
+    Ctrl-C reaches us alone and the order of stopping is ours."""
+    running = subprocess.Popen(command, cwd=BASE_DIR, start_new_session=True)
+    try:
+        yield running
+    finally:
+        running.terminate()
+        try:
+            running.wait(timeout=35)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+
+
+def wait_for(url: str, running: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not answers(url):
+        if running.poll() is not None:
+            sys.exit("It ended before it answered; the reason stands above.")
+        if time.monotonic() > deadline:
+            sys.exit(f"Nothing answers at {url} after {START_SECONDS} seconds.")
+        time.sleep(0.1)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as response:  # noqa: S310
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError, ValueError):
+        return False
+
+
+# --- What a newcomer reads -----------------------------------------------------------------------
+
+
+def say(text: str) -> None:
+    print(text, flush=True)
+
+
+def show(address: tuple[str, int], password: str | None, key: str, model: str) -> None:
+    url = f"http://{address[0]}:{address[1]}"
+    login = f"admin / {password}" if password else "admin, with the password you have"
+    say(f"""
+The gateway is ready.
+
+  Address  {url}
+  Admin    {url}/admin/   {login}
+  Key      {key}
+
+Paste this:
+
+  curl {url}/generate \\
+    -H 'Authorization: Bearer {key}' \\
+    -d '{{"model": "{model}", "prompt": "Why is the sky blue?"}}'
+
+Ctrl-C stops everything.
+""")
+
+
+if __name__ == "__main__":
+    main()
