@@ -49,7 +49,7 @@ class MeteredStream:
         try:
             self._answer = send(self._watch)
             self._chunks = map(read, self._answer.lines())
-            first = self._next_chunk()
+            first = self._read()
         except Exception as error:
             self._fail(error)
             raise
@@ -86,11 +86,16 @@ class MeteredStream:
         """Let go of both connections; whatever was not settled ended because the client left."""
         self._settle(Outcome.CLIENT_LEFT)
 
-    def _next_chunk(self) -> Chunk:
-        """Return the next chunk, counted; raise UpstreamBroke where the lines end without one."""
+    def _read(self) -> Chunk:
+        """Return the next chunk; raise UpstreamBroke where the lines end without a last one."""
         chunk = next(self._chunks, None)
         if chunk is None:
             raise UpstreamBroke()
+        return chunk
+
+    def _next_chunk(self) -> Chunk:
+        """Return the next chunk, counted."""
+        chunk = self._read()
         if self._tally.is_full and chunk.carries_output and not chunk.done:
             # The model server ignores the limit it was given; the hold covers no more.
             return cut_short(chunk)

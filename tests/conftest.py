@@ -117,7 +117,8 @@ def set_price(model: str, prompt: str, completion: str | None = None) -> ModelPr
 
 
 # --- Emptying the database between tests --------------------------------------------------------
-# Append-only tables refuse it, so the guard is lifted for just that moment. Production has no switch.
+# Append-only tables refuse it, so the guard is lifted for just that moment; production has no
+# switch for it.
 
 _empty_tables = TransactionTestCase._fixture_teardown
 

@@ -8,8 +8,8 @@ os.environ["OLLAMA_BASE"] = "http://127.0.0.1:9"  # Nobody listens there; a test
 os.environ["DATABASE_POOL_SIZE"] = "0"
 os.environ.setdefault("DATABASE_URL", f"sqlite:///{tempfile.gettempdir()}/gateway-tests.sqlite3")
 
-from config.settings import *  # noqa: E402, F403
-from config.settings import DATABASES  # noqa: E402
+from config.settings import *  # noqa: F403
+from config.settings import DATABASES
 
 KEEP_LEASES = False
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]

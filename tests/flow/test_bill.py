@@ -1,12 +1,8 @@
 """What an answer says it cost, what the books hold and what `/usage` shows are one figure."""
 
-import json
-from decimal import Decimal
-
 import pytest
 
 from billing import reconciliation
-from billing.models import Hold, TokenUsage
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 

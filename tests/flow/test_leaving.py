@@ -1,0 +1,142 @@
+"""A client that leaves stops the model server within a second, and pays for what was produced."""
+
+import json
+import time
+
+import pytest
+
+from billing import reconciliation
+from billing.models import Hold
+from tests.conftest import Caller
+from tests.fakes.ollama import Received
+from tests.fakes.script import Line, Sleep, Stall, tokens
+from tests.flow.conftest import House, the_row
+
+pytestmark = pytest.mark.usefixtures("priced")
+
+# The promise is a second; a busy machine gets a little more before the test calls it broken.
+PROMISED_SECONDS = 1.0
+
+PATHS = ["/api/generate", "/generate", "/api/chat"]
+
+
+def upstream_path(path: str) -> str:
+    return "/api/chat" if "chat" in path else "/api/generate"
+
+
+def body(path: str, *, stream: bool) -> dict[str, object]:
+    if "chat" in path:
+        asked: dict[str, object] = {"messages": [{"role": "user", "content": "hello there"}]}
+    else:
+        asked = {"prompt": "hello there"}
+    return {"model": "llama3", "stream": stream, **asked}
+
+
+def leave(house: House, alice: Caller, path: str, *, stream: bool, after: int) -> Received:
+    """Ask, read some lines, leave; return what the model server saw."""
+    with house.client() as client:
+        client.post(path, body(path, stream=stream), key=alice.secret)
+        [asked] = house.ollama.wait_for(1, upstream_path(path))
+        if after:
+            client.read_head()
+        for _ in range(after):
+            client.read_line()
+        time.sleep(0.1)
+        left_at = time.monotonic()
+    assert asked.left.wait(PROMISED_SECONDS), "the model server still works for nobody"
+    assert asked.left_at is not None and asked.left_at - left_at < PROMISED_SECONDS
+    return asked
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+@pytest.mark.parametrize("path", PATHS)
+def test_who_leaves_before_the_first_line_pays_nothing(
+    house: House, alice: Caller, path: str, stream: bool
+) -> None:
+    house.ollama.answer(upstream_path(path), Stall())
+
+    leave(house, alice, path, stream=stream, after=0)
+
+    row = the_row()
+    assert (row.outcome, row.billed, row.cost) == ("client_left", False, 0)
+    assert Hold.objects.get().state == "released"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_who_leaves_in_mid_stream_pays_for_what_was_produced(
+    house: House, alice: Caller, path: str
+) -> None:
+    upstream = upstream_path(path)
+    house.ollama.answer(upstream, tokens("abc", path=upstream, done=False), Stall())
+
+    leave(house, alice, path, stream=True, after=3)
+
+    row = the_row()
+    assert (row.outcome, row.billed, row.count_source) == ("client_left", True, "counted")
+    assert (row.completion_tokens, row.prompt_tokens) == (3, 7 if "chat" in path else 3)
+    assert Hold.objects.get().state == "settled"
+
+
+def test_who_leaves_while_lines_still_come_stops_them(house: House, alice: Caller) -> None:
+    pieces = ["word "] * 200
+    house.ollama.answer("/api/generate", tokens(pieces, pause=0.02))
+
+    asked = leave(house, alice, "/api/generate", stream=True, after=5)
+
+    row = the_row()
+    assert 5 <= row.completion_tokens <= asked.lines_sent < 100
+
+
+def test_who_leaves_a_whole_answer_half_written_pays_for_that_half(
+    house: House, alice: Caller
+) -> None:
+    house.ollama.answer("/api/generate", tokens("ab", done=False), Stall())
+
+    leave(house, alice, "/generate", stream=False, after=0)
+
+    row = the_row()
+    assert (row.outcome, row.billed, row.completion_tokens) == ("client_left", True, 2)
+
+
+def test_a_connection_reset_counts_as_leaving(house: House, alice: Caller) -> None:
+    house.ollama.answer("/api/generate", Line({"response": "a", "done": False}), Stall())
+    client = house.client()
+    client.post("/api/generate", body("/api/generate", stream=True), key=alice.secret)
+    [asked] = house.ollama.wait_for(1)
+    client.read_head()
+
+    client.reset()
+
+    assert asked.left.wait(PROMISED_SECONDS)
+    assert the_row().outcome == "client_left"
+
+
+def test_a_client_that_stays_through_silence_gets_all_of_it(house: House, alice: Caller) -> None:
+    house.ollama.answer("/api/generate", Sleep(1.2), tokens("ab"))
+
+    with house.client() as client:
+        client.post("/api/generate", body("/api/generate", stream=True), key=alice.secret)
+        lines = client.read_all().splitlines()
+
+    assert json.loads(lines[-1])["done"] is True
+    assert the_row().outcome == "complete"
+
+
+def test_the_books_balance_when_everybody_has_left(house: House, alice: Caller) -> None:
+    for after in (0, 1, 2):
+        house.ollama.answer("/api/generate", tokens("abc", done=False), Stall())
+        leave_one(house, alice, after)
+
+    assert not any(found for _check, found in reconciliation.differences())
+    assert alice.wallet.held == 0
+
+
+def leave_one(house: House, alice: Caller, after: int) -> None:
+    before = len(house.ollama.requests)
+    with house.client() as client:
+        client.post("/api/generate", body("/api/generate", stream=True), key=alice.secret)
+        asked = house.ollama.wait_for(before + 1)[-1]
+        client.read_head()
+        for _ in range(after):
+            client.read_line()
+    assert asked.left.wait(PROMISED_SECONDS)
