@@ -132,6 +132,8 @@ LOGGING = {
 # --- Keys (knox) ----------------------------------------------------------------------------
 
 KNOX_TOKEN_MODEL = "accounts.ApiKey"
+# Our keys replace knox's own table, and its migrations would make it all the same.
+MIGRATION_MODULES = {"knox": None}
 REST_KNOX = {
     "TOKEN_TTL": None,
     "TOKEN_PREFIX": "olg_",

@@ -140,7 +140,7 @@ def test_who_writes_beyond_the_limit_is_cut_short(
     assert lines[-1]["usage"]["completion_tokens"] == 10
 
 
-# --- Bad endings -----------------------------------------------------------------------------------
+# --- Bad endings ---------------------------------------------------------------------------------
 
 BROKEN = {
     "reset": [Reset()],
@@ -208,7 +208,7 @@ def test_a_dribble_that_never_ends_is_cut_at_the_total_deadline(
     assert lines[-1]["code"] == "upstream_stalled" and row().outcome == "upstream_stalled"
 
 
-# --- Refusals ----------------------------------------------------------------------------------------
+# --- Refusals ------------------------------------------------------------------------------------
 
 
 def test_a_dead_model_server_is_a_503_that_says_when_to_come_back(
