@@ -19,7 +19,7 @@ from uuid import UUID
 
 from django.contrib.auth.models import User
 from django.db import connection, transaction
-from django.db.models import Case, F, Q, QuerySet, Sum, Value, When
+from django.db.models import BigIntegerField, Case, F, Q, QuerySet, Sum, Value, When
 from django.db.models.expressions import Combinable
 
 from accounts.models import Account, ApiKey
@@ -98,7 +98,8 @@ def _spent_now(budget: Budget, now: datetime) -> tuple[Combinable, str]:
     if budget.window == Budget.Window.TOTAL:
         return F("spent"), ""
     period = period_of(now)
-    return Case(When(period=period, then=F("spent")), default=Value(0)), period
+    same_period = When(period=period, then=F("spent"))
+    return Case(same_period, default=Value(0), output_field=BigIntegerField()), period
 
 
 def period_of(now: datetime) -> str:
@@ -213,7 +214,8 @@ def renew(produced: Mapping[UUID, int], lease_until: datetime) -> None:
         return
     cases = [When(pk=request_id, then=Value(tokens)) for request_id, tokens in produced.items()]
     open_holds = Hold.objects.filter(pk__in=list(produced), state=Hold.State.OPEN)
-    open_holds.update(progress=Case(*cases, default=F("progress")), lease_until=lease_until)
+    progress = Case(*cases, default=F("progress"), output_field=BigIntegerField())
+    open_holds.update(progress=progress, lease_until=lease_until)
 
 
 # --- Money in and out, and limits -----------------------------------------------------------------

@@ -1,0 +1,105 @@
+"""Caps hold, with any number of processes and threads racing for the last of the credit."""
+
+import threading
+from collections import Counter
+from decimal import Decimal
+
+import requests
+
+from billing import reconciliation
+from billing.models import Hold, TokenUsage
+from billing.money import from_pico
+from billing.pricing import cost
+from gateway import policy
+from tests.conftest import Caller, new_caller, set_price
+from tests.fakes.ollama import FakeOllama
+from tests.fakes.script import Wait, tokens
+from tests.flow.conftest import House
+
+CALLERS, PAID_FOR, WRITES = 50, 10, 16
+
+
+def most_one_costs() -> Decimal:
+    """Return what one of these requests may cost at most, which is what is held for it."""
+    price = set_price("llama3", "0.002", "0.004")
+    prompt_bound = len("hi") + policy.MESSAGE_TOKENS + policy.TEMPLATE_TOKENS
+    return from_pico(cost(price.rates, prompt_bound, WRITES))
+
+
+def ask_at_once(house: House, caller: Caller, times: int) -> Counter[int]:
+    """Ask from many threads at the same moment; return how often each status came."""
+    start = threading.Barrier(times)
+    statuses: list[int] = []
+    body = {"model": "llama3", "prompt": "hi", "options": {"num_predict": WRITES}}
+
+    def ask() -> None:
+        start.wait(10)
+        url = f"{house.server.url}/generate"
+        answer = requests.post(url, json=body, headers=caller.headers, timeout=20)
+        statuses.append(answer.status_code)
+
+    threads = [threading.Thread(target=ask) for _ in range(times)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return Counter(statuses)
+
+
+def test_fifty_at_once_against_credit_for_ten_serves_exactly_ten(house: House) -> None:
+    alice = new_caller("Alice", credit=str(most_one_costs() * PAID_FOR))
+    # Nobody is answered before everybody has asked, so no settled answer makes room.
+    all_asked = threading.Event()
+    house.ollama.answer("/api/generate", Wait(all_asked), tokens("ab"))
+    opener = threading.Thread(target=lambda: release_when_all_asked(house, all_asked))
+    opener.start()
+
+    statuses = ask_at_once(house, alice, CALLERS)
+
+    opener.join()
+    assert statuses == {200: PAID_FOR, 402: CALLERS - PAID_FOR}
+    assert len(house.ollama.requests) == PAID_FOR
+    assert TokenUsage.objects.filter(billed=True).count() == PAID_FOR
+    assert not any(found for _check, found in reconciliation.differences())
+
+
+def release_when_all_asked(house: House, all_asked: threading.Event) -> None:
+    try:
+        house.ollama.wait_for(PAID_FOR, timeout=10)
+        threading.Event().wait(1.0)  # The forty others are refused meanwhile.
+    finally:
+        all_asked.set()
+
+
+def test_credit_that_a_cheaper_answer_left_over_is_there_for_the_next(
+    alice: Caller, ollama: FakeOllama
+) -> None:
+    most_one_costs()
+
+    answer = alice.post("/generate", model="llama3", prompt="hi").json()
+
+    wallet = alice.wallet
+    assert from_pico(wallet.spent) == Decimal(answer["usage"]["cost"])
+    assert (wallet.held, Hold.objects.get().state) == (0, "settled")
+
+
+def test_who_has_no_credit_is_told_what_is_missing(ollama: FakeOllama, db: None) -> None:
+    most_one_costs()
+    poor = new_caller("Poor", credit="0")
+
+    response = poor.post("/generate", model="llama3", prompt="hi")
+
+    assert response.status_code == 402 and response.json()["code"] == "insufficient_credit"
+    assert "top the account up" in response.json()["error"] and not ollama.requests
+
+
+def test_an_answer_longer_than_its_hold_is_billed_as_it_was(ollama: FakeOllama, db: None) -> None:
+    """A model's own system prompt may be longer than foreseen; the work is done all the same."""
+    alice = new_caller("Alice", credit=str(most_one_costs()))
+    ollama.answer("/api/generate", tokens("ab", prompt=5000))
+    body = {"model": "llama3", "prompt": "hi", "options": {"num_predict": WRITES}}
+
+    assert alice.post("/generate", body).status_code == 200
+
+    assert alice.wallet.spent > alice.wallet.limit
+    assert alice.post("/generate", body).status_code == 402
