@@ -1,0 +1,109 @@
+"""The whole product, nothing pretended: gunicorn, the ledger and a real language model."""
+
+import json
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import ollama as official
+import pytest
+import requests
+
+from billing import reconciliation
+from billing.models import TokenUsage
+from tests.conftest import Caller, set_price
+from tests.flow.conftest import database_url, eventually
+from tests.servers.gunicorn import Gunicorn
+
+pytest.importorskip("xllamacpp", reason="the embedded engine's wheels are not installed")
+
+MODEL = "smollm2:135m"
+QUESTION = {"model": MODEL, "prompt": "Why is the sky blue?", "options": {"num_predict": 24}}
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Any]:
+    from gateway.embedded.server import EmbeddedServer
+
+    with EmbeddedServer(port=0, parallel=2) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def gateway(django_db_setup: None, engine: Any) -> Iterator[Gunicorn]:
+    from django.conf import settings
+
+    env = {
+        "DJANGO_SETTINGS_MODULE": "config.settings",
+        "SECRET_KEY": settings.SECRET_KEY,
+        "DATABASE_URL": database_url(),
+        "OLLAMA_BASE": engine.url,
+    }
+    with Gunicorn(env) as server:
+        yield server
+
+
+@pytest.fixture
+def alice_with_a_price(transactional_db: None, alice: Caller) -> Caller:
+    set_price(MODEL, "0.0001", "0.0002")
+    return alice
+
+
+def post(gateway: Gunicorn, caller: Caller, path: str, body: dict[str, Any]) -> Any:
+    url = f"{gateway.url}{path}"
+    return requests.post(url, json=body, headers=caller.headers, timeout=60)
+
+
+def test_a_real_model_answers_and_is_billed_to_the_last_digit(
+    gateway: Gunicorn, alice_with_a_price: Caller
+) -> None:
+    alice = alice_with_a_price
+    whole = post(gateway, alice, "/generate", QUESTION).json()
+    streamed = post(gateway, alice, "/generate", {**QUESTION, "stream": True}).text.splitlines()
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": "Say hello."}]}
+    chatted = post(gateway, alice, "/chat", {**chat, "options": {"num_predict": 12}}).json()
+    embedded = post(gateway, alice, "/embedding", {"model": MODEL, "input": "hello"}).json()
+
+    said = [whole["usage"], json.loads(streamed[-1])["usage"], chatted["usage"], embedded["usage"]]
+    assert whole["response"].strip() and chatted["message"]["content"].strip()
+    assert 0 < whole["usage"]["completion_tokens"] <= 24 and len(embedded["embedding"]) > 100
+    usage = requests.get(f"{gateway.url}/usage", headers=alice.headers, timeout=10).json()
+    assert Decimal(usage["cost"]) == sum(Decimal(one["cost"]) for one in said) > 0
+    assert usage["total_tokens"] == sum(one["total_tokens"] for one in said)
+    assert not any(found for _check, found in reconciliation.differences())
+
+
+def test_the_official_client_talks_to_a_real_model(
+    gateway: Gunicorn, alice_with_a_price: Caller, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OLLAMA_API_KEY", alice_with_a_price.secret)
+    client = official.Client(host=gateway.url)
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
+
+    answer = client.chat(
+        model=MODEL,
+        messages=[{"role": "user", "content": "A number, as JSON."}],
+        format=schema,
+        options={"num_predict": 40, "temperature": 0},
+    )
+
+    assert isinstance(json.loads(answer.message.content or "")["n"], int)
+    assert [model.model for model in client.list().models] == [MODEL]
+
+
+def test_a_client_that_leaves_stops_a_real_model(
+    gateway: Gunicorn, engine: Any, alice_with_a_price: Caller
+) -> None:
+    body = {"model": MODEL, "prompt": "Tell me a long story.", "options": {"num_predict": 2000}}
+    with requests.post(
+        f"{gateway.url}/api/generate",
+        json=body,
+        headers=alice_with_a_price.headers,
+        stream=True,
+        timeout=30,
+    ) as answer:
+        next(answer.iter_lines())
+
+    eventually(lambda: engine.engine.busy == 0, seconds=2)
+    row = eventually(lambda: TokenUsage.objects.first())
+    assert row.outcome == "client_left" and row.billed and 0 < row.completion_tokens < 2000
