@@ -3,6 +3,8 @@
 import os
 import socket
 import struct
+import subprocess
+import sys
 from typing import Any
 
 bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
@@ -36,6 +38,16 @@ access_log_format = '%(t)s "%(m)s %(U)s" %(s)s %(B)s %(L)ss %({x-request-id}o)s'
 # Seconds that a client may take to send the next byte of its request or to take the next of its
 # answer. Accepted connections inherit it from the listening socket.
 CLIENT_SECONDS = 30
+
+
+def on_starting(server: Any) -> None:
+    """Refuse to start with settings that cannot work, with one clear line for each.
+
+    In a process of its own: what the master imports, its workers would inherit for ever, and a
+    reload would not bring new code.
+    """
+    if subprocess.run([sys.executable, "manage.py", "check"], stdout=subprocess.DEVNULL).returncode:
+        sys.exit(3)
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -12,7 +12,8 @@ env.read_env(BASE_DIR / ".env")
 
 # --- Who may talk to us ---------------------------------------------------------------------
 
-SECRET_KEY: str = env.str("SECRET_KEY", default="")
+# Not empty, so that our own check can say what to do instead of a traceback.
+SECRET_KEY: str = env.str("SECRET_KEY", default="") or "missing"
 DEBUG: bool = env.bool("DEBUG", default=False)
 ALLOWED_HOSTS: list[str] = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS: list[str] = env.list("CSRF_TRUSTED_ORIGINS", default=[])

@@ -1,0 +1,140 @@
+"""Authentication, `/usage` and the hold cost the same with ten keys and rows as with thousands."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test.utils import CaptureQueriesContext
+from django.utils import timezone
+
+from accounts.models import Account, ApiKey
+from billing.models import Budget, Hold, ModelPrice, TokenUsage, UsageDaily
+from gateway.request_ids import new_request_id
+from tests.conftest import Caller
+from tests.fakes.ollama import FakeOllama
+
+CROWD = 5_000
+BIG_TABLES = (
+    "accounts_apikey",
+    "accounts_account",
+    "token_usages",
+    "billing_usagedaily",
+    "billing_hold",
+    "billing_budget",
+)
+
+
+def crowd(price: ModelPrice, user: User) -> None:
+    """Add thousands of other accounts, keys, holds, usage rows and days."""
+    now = timezone.now()
+    accounts = Account.objects.bulk_create(Account(name=f"Crowd {n}") for n in range(CROWD))
+    keys = ApiKey.objects.bulk_create(
+        ApiKey(digest=f"{n:0128d}", token_key=str(n), user=user, account=account, name="crowd")
+        for n, account in enumerate(accounts)
+    )
+    same = {"price": price, "model": price.model}
+    Budget.objects.bulk_create(Budget(account=account) for account in accounts)
+    pairs = list(zip(accounts, keys, [new_request_id() for _ in keys], strict=True))
+    Hold.objects.bulk_create(
+        held(account, key, request, now, same) for account, key, request in pairs
+    )
+    TokenUsage.objects.bulk_create(
+        used(account, key, request, now, same) for account, key, request in pairs
+    )
+    UsageDaily.objects.bulk_create(
+        UsageDaily(account=account, key=key, day=now.date(), requests=1, **same)
+        for account, key, _request in pairs
+    )
+
+
+def held(account: Account, key: ApiKey, request: Any, now: Any, same: dict[str, Any]) -> Hold:
+    return Hold(
+        request_id=request,
+        account=account,
+        key=key,
+        operation="chat",
+        amount=Decimal(0),
+        tokens=0,
+        prompt_estimate=0,
+        state="settled",
+        worker="w",
+        opened_at=now,
+        lease_until=now + timedelta(seconds=30),
+        **same,
+    )
+
+
+def used(account: Account, key: ApiKey, request: Any, now: Any, same: dict[str, Any]) -> TokenUsage:
+    return TokenUsage(
+        request_id=request,
+        account=account,
+        key=key,
+        operation="chat",
+        prompt_tokens=0,
+        completion_tokens=0,
+        prompt_price=0,
+        completion_price=0,
+        request_price=0,
+        billed=False,
+        cost=Decimal(0),
+        outcome="complete",
+        count_source="upstream",
+        started_at=now,
+        settled_at=now,
+        day=now.date(),
+        **same,
+    )
+
+
+def queries_of(ask: Any) -> list[str]:
+    """Return the statements that a request runs, besides those that only frame a transaction."""
+    with CaptureQueriesContext(connection) as captured:
+        assert ask().status_code == 200
+    framing = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")
+    return [query["sql"] for query in captured if not query["sql"].startswith(framing)]
+
+
+def scans(statements: list[str]) -> Iterator[str]:
+    """Yield where a plan reads a big table from end to end."""
+    explain, word = "EXPLAIN QUERY PLAN", "SCAN"
+    if connection.vendor == "postgresql":
+        explain, word = "EXPLAIN", "Seq Scan on"
+    with connection.cursor() as cursor:
+        for statement in statements:
+            cursor.execute(f"{explain} {statement}")
+            plan = "\n".join(str(row) for row in cursor.fetchall())
+            yield from (
+                f"{table}: {statement}\n{plan}" for table in BIG_TABLES if f"{word} {table}" in plan
+            )
+
+
+@pytest.mark.parametrize("path", ["/usage", "/usage/history", "/generate"])
+def test_a_request_costs_the_same_in_a_crowd(
+    alice: Caller, ollama: FakeOllama, priced: ModelPrice, path: str
+) -> None:
+    def ask() -> Any:
+        if path == "/generate":
+            return alice.post(path, model="llama3", prompt="hi")
+        return alice.get(path)
+
+    ask()  # The first use of a key is noted; the next within a minute are not.
+    alone = queries_of(ask)
+    crowd(priced, alice.key.user)
+    with connection.cursor() as cursor:
+        cursor.execute("ANALYZE")
+
+    crowded = queries_of(ask)
+
+    assert len(crowded) == len(alone) <= 16
+    assert not list(scans(crowded))
+
+
+def test_authentication_is_one_query(alice: Caller) -> None:
+    statements = queries_of(lambda: alice.get("/usage"))
+
+    assert len([s for s in statements if "accounts_apikey" in s and "digest" in s]) == 1
+    assert "digest" in statements[0]
