@@ -46,7 +46,7 @@ lint: $(VENV)/dev  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy .
-	SECRET_KEY=$${SECRET_KEY:-$$(printf 'x%.0s' {1..60})} $(BIN)/python manage.py makemigrations --check --dry-run
+	$(BIN)/python manage.py makemigrations --check --dry-run --skip-checks
 
 format: $(VENV)/dev  ## Format the code
 	$(BIN)/ruff check --fix .
