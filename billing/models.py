@@ -28,7 +28,7 @@ SOURCES = [(source.value, source.value) for source in CountSource]
 class ModelPrice(models.Model):
     """One version of a model's price, in force from a moment until the next version's."""
 
-    model = models.CharField(max_length=512, help_text="Canonical name, such as llama3:latest.")
+    model = models.CharField(max_length=600, help_text="Canonical name, such as llama3:latest.")
     effective_from = models.DateTimeField()
     prompt_price = models.BigIntegerField(help_text="Pico-units per prompt token.")
     completion_price = models.BigIntegerField(help_text="Pico-units per completion token.")
@@ -149,7 +149,7 @@ class Hold(models.Model):
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
     key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+")
     price = models.ForeignKey(ModelPrice, on_delete=models.PROTECT, related_name="+")
-    model = models.CharField(max_length=512)
+    model = models.CharField(max_length=600)
     operation = models.CharField(max_length=20)
     amount = MoneyField()
     tokens = models.BigIntegerField(help_text="The most tokens the request may take.")
@@ -184,7 +184,7 @@ class TokenUsage(models.Model):
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
     key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+")
     price = models.ForeignKey(ModelPrice, on_delete=models.PROTECT, related_name="+")
-    model = models.CharField(max_length=512)
+    model = models.CharField(max_length=600)
     operation = models.CharField(max_length=20)
     prompt_tokens = models.BigIntegerField()
     completion_tokens = models.BigIntegerField()
@@ -239,7 +239,7 @@ class UsageDaily(models.Model):
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
     day = models.DateField()
     key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+")
-    model = models.CharField(max_length=512)
+    model = models.CharField(max_length=600)
     price = models.ForeignKey(ModelPrice, on_delete=models.PROTECT, related_name="+")
     requests = models.BigIntegerField(default=0)
     unbilled = models.BigIntegerField(default=0)

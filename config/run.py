@@ -20,11 +20,13 @@ from types import FrameType
 from urllib.parse import urlsplit
 
 BASE_DIR = Path(__file__).resolve().parent.parent
-ENV_FILE = BASE_DIR / ".env"
-DEMO_KEY_FILE = BASE_DIR / ".demo-key"
+ENV_FILE = Path(os.environ.get("ENV_FILE", BASE_DIR / ".env"))
+DEMO_KEY_FILE = ENV_FILE.with_name(".demo-key")
 DEMO_ACCOUNT, DEMO_CREDIT = "Demo", "25"
 EMBEDDED_MODEL = "smollm2:135m"
 START_SECONDS = 60
+# How long running answers may go on after Ctrl-C, and how long stopping may take in all.
+GRACE_SECONDS, STOP_SECONDS = 3, 10
 
 
 def main() -> None:
@@ -97,8 +99,8 @@ def demo_key() -> str:
     from accounts.models import Account
 
     account = Account.objects.filter(name=DEMO_ACCOUNT).first()
-    if account is not None and DEMO_KEY_FILE.exists():
-        return DEMO_KEY_FILE.read_text().strip()
+    if DEMO_KEY_FILE.exists() and opens_the_door(kept := DEMO_KEY_FILE.read_text().strip()):
+        return kept
     if account is None:
         from django.core.management import call_command
 
@@ -109,6 +111,17 @@ def demo_key() -> str:
     DEMO_KEY_FILE.touch(mode=0o600)
     DEMO_KEY_FILE.write_text(secret + "\n")
     return secret
+
+
+def opens_the_door(secret: str) -> bool:
+    """Tell whether a key is known to this database and neither revoked nor expired."""
+    from django.utils import timezone
+    from knox.crypto import hash_token
+
+    from accounts.models import ApiKey
+
+    key = ApiKey.objects.filter(digest=hash_token(secret)).first()
+    return key is not None and key.is_valid_at(timezone.now())
 
 
 # --- Processes -----------------------------------------------------------------------------------
@@ -163,7 +176,8 @@ def installed_model() -> str:
 def serve(host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
     os.environ.update(HOST=host, PORT=str(port), ACCESS_LOG=os.environ.get("ACCESS_LOG", "0"))
     command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.py", "config.wsgi"]
-    with process([*command, "--log-level", "warning"]) as gateway:
+    options = ["--log-level", "warning", "--graceful-timeout", str(GRACE_SECONDS)]
+    with process([*command, *options]) as gateway:
         wait_for(f"http://{host}:{port}/healthz", gateway)
         yield gateway
 
@@ -178,9 +192,9 @@ def process(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         running.terminate()
         try:
-            running.wait(timeout=35)
-        except subprocess.TimeoutExpired:
-            running.kill()
+            running.wait(timeout=STOP_SECONDS)
+        except (subprocess.TimeoutExpired, KeyboardInterrupt):
+            running.kill()  # It does not end, or somebody presses Ctrl-C again.
             running.wait()
 
 

@@ -8,7 +8,7 @@ import environ
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 env = environ.Env()
-env.read_env(BASE_DIR / ".env")
+env.read_env(env.str("ENV_FILE", default=str(BASE_DIR / ".env")))
 
 # --- Who may talk to us ---------------------------------------------------------------------
 
@@ -160,6 +160,7 @@ REST_FRAMEWORK = {
     # Bodies are read by gateway/bodies.py, which refuses what this parser would let pass.
     "DEFAULT_PARSER_CLASSES": [],
     "DEFAULT_THROTTLE_CLASSES": [],
+    "DEFAULT_METADATA_CLASS": None,  # OPTIONS would describe our code.
     "DEFAULT_CONTENT_NEGOTIATION_CLASS": "gateway.negotiation.OneFormat",
     "UNAUTHENTICATED_USER": None,
     "EXCEPTION_HANDLER": "gateway.handlers.handle",

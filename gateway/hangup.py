@@ -11,10 +11,13 @@ holds it from before the answer's first byte until `end`. `end` never waits for 
 """
 
 import contextlib
+import logging
 import select
 import socket
 import threading
 import time
+
+logger = logging.getLogger(__name__)
 
 # How late a passed deadline may be noticed, in seconds. Hang-ups are noticed at once.
 TICK = 0.25
@@ -104,12 +107,19 @@ class Watcher:
 
     def _run(self) -> None:
         while True:
-            for watch in self._hung_up():
-                watch.leave()
-            now = time.monotonic()
-            for watch in self._all():
-                if now > watch.deadline and not watch.overdue:
-                    watch.expire()
+            try:
+                self._look()
+            except Exception:
+                # Without this thread nobody would be noticed any more; so it outlives every fault.
+                logger.exception("The watcher failed; it goes on")
+
+    def _look(self) -> None:
+        for watch in self._hung_up():
+            watch.leave()
+        now = time.monotonic()
+        for watch in self._all():
+            if now > watch.deadline and not watch.overdue:
+                watch.expire()
 
     def _hung_up(self) -> list[Watch]:
         if self._epoll is None:

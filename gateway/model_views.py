@@ -16,9 +16,12 @@ from gateway.dialects import ollama
 from gateway.errors import BadRequest, Forbidden, ModelNotFound
 from gateway.metering import NullMeter, Offer
 from gateway.prompt import Operation, Prompt
-from gateway.stream import MeteredStream
+from gateway.stream import MeteredStream, Patience
 from gateway.usage import Tally
 from gateway.views import meter_of, request_id, respond, shelf_of, watch_of
+
+# A large model takes hours over a thin line, and minutes of silence to be verified.
+PULL_PATIENCE = Patience(silence=1800.0, total=float("inf"))
 
 
 class ListingView(APIView):
@@ -88,7 +91,11 @@ class PullView(APIView):
         prompt = Prompt(Operation.GENERATE, model, stream_wanted)
         renderer = ollama.ProgressRenderer(prompt, request_id(request))
         stream = MeteredStream(
-            meter=NullMeter(), tally=Tally(0, 0), renderer=renderer, watch=watch_of(request)
+            meter=NullMeter(),
+            tally=Tally(0, 0),
+            renderer=renderer,
+            watch=watch_of(request),
+            patience=PULL_PATIENCE,
         )
         stream.begin(
             partial(upstream.send, "pull", {"model": model, "stream": True}),

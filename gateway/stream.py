@@ -11,6 +11,7 @@ The promises kept here:
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from django.conf import settings
 
@@ -32,14 +33,33 @@ OUTCOMES: dict[type[GatewayError], Outcome] = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long an answer may be silent, and how long it may take in all, in seconds."""
+
+    silence: float
+    total: float
+
+
 class MeteredStream:
     """One answer on its way. Iterate it for a stream, or call `whole` for one JSON answer."""
 
-    def __init__(self, *, meter: Meter, tally: Tally, renderer: Renderer, watch: Watch) -> None:
+    def __init__(
+        self,
+        *,
+        meter: Meter,
+        tally: Tally,
+        renderer: Renderer,
+        watch: Watch,
+        patience: Patience | None = None,
+    ) -> None:
         self._meter = meter
         self._tally = tally
         self._renderer = renderer
         self._watch = watch
+        self._patience = patience or Patience(
+            settings.UPSTREAM_SILENCE_SECONDS, settings.UPSTREAM_TOTAL_SECONDS
+        )
         self._answer: Answer | None = None
         self._chunks: Iterator[Chunk] = iter(())
         self._settled = False
@@ -54,8 +74,8 @@ class MeteredStream:
             self._fail(error)
             raise
         self._chunks = _chain(first, self._chunks)
-        self._watch.silence(settings.UPSTREAM_SILENCE_SECONDS)
-        self._watch.limit(settings.UPSTREAM_TOTAL_SECONDS)
+        self._watch.silence(self._patience.silence)
+        self._watch.limit(self._patience.total)
 
     def __iter__(self) -> Iterator[bytes]:
         return self

@@ -23,7 +23,7 @@ class Migration(migrations.Migration):
             name='ModelPrice',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('model', models.CharField(help_text='Canonical name, such as llama3:latest.', max_length=512)),
+                ('model', models.CharField(help_text='Canonical name, such as llama3:latest.', max_length=600)),
                 ('effective_from', models.DateTimeField()),
                 ('prompt_price', models.BigIntegerField(help_text='Pico-units per prompt token.')),
                 ('completion_price', models.BigIntegerField(help_text='Pico-units per completion token.')),
@@ -41,7 +41,7 @@ class Migration(migrations.Migration):
             name='Hold',
             fields=[
                 ('request_id', models.UUIDField(primary_key=True, serialize=False)),
-                ('model', models.CharField(max_length=512)),
+                ('model', models.CharField(max_length=600)),
                 ('operation', models.CharField(max_length=20)),
                 ('amount', billing.money.MoneyField()),
                 ('tokens', models.BigIntegerField(help_text='The most tokens the request may take.')),
@@ -66,7 +66,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('request_id', models.UUIDField(unique=True)),
-                ('model', models.CharField(max_length=512)),
+                ('model', models.CharField(max_length=600)),
                 ('operation', models.CharField(max_length=20)),
                 ('prompt_tokens', models.BigIntegerField()),
                 ('completion_tokens', models.BigIntegerField()),
@@ -95,7 +95,7 @@ class Migration(migrations.Migration):
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
                 ('day', models.DateField()),
-                ('model', models.CharField(max_length=512)),
+                ('model', models.CharField(max_length=600)),
                 ('requests', models.BigIntegerField(default=0)),
                 ('unbilled', models.BigIntegerField(default=0)),
                 ('prompt_tokens', models.BigIntegerField(default=0)),

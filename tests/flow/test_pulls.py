@@ -1,0 +1,19 @@
+"""A pull may take hours and fall silent while it verifies; the clocks of answers are not for it."""
+
+from typing import Any
+
+from tests.conftest import Caller
+from tests.fakes.ollama import FakeOllama
+from tests.fakes.script import Line, Sleep
+
+
+def test_a_pull_outlasts_the_deadlines_of_answers(
+    olga: Caller, ollama: FakeOllama, settings: Any
+) -> None:
+    settings.UPSTREAM_SILENCE_SECONDS = settings.UPSTREAM_TOTAL_SECONDS = 0.2
+    steps = [Line({"status": "verifying sha256 digest"}), Sleep(0.7), Line({"status": "success"})]
+    ollama.answer("/api/pull", steps)
+
+    answer = olga.post("/models/pull", model="llama3")
+
+    assert (answer.status_code, answer.json()) == (200, {"status": "success"})
