@@ -51,3 +51,8 @@ def revoke(key_id: int, *, now: datetime | None = None) -> bool:
     in_force = ApiKey.objects.filter(pk=key_id, revoked_at=None)
     revoked: int = in_force.update(revoked_at=now or timezone.now())
     return revoked == 1
+
+
+def rename(key_id: int, name: str) -> None:
+    """Change a key's name, and nothing that another writer may have changed meanwhile."""
+    ApiKey.objects.filter(pk=key_id).update(name=name)

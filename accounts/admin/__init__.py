@@ -1,0 +1,14 @@
+"""The back-office's pages for customers. `billing.admin` adds money to the page of an account."""
+
+from django.contrib import admin
+
+from accounts.admin.accounts import AccountAdmin
+from accounts.admin.keys import ApiKeyAdmin
+
+__all__ = ["AccountAdmin", "ApiKeyAdmin"]
+
+admin.site.site_header = "Ollama Gateway"
+admin.site.site_title = "Ollama Gateway"
+admin.site.index_title = "Back office"
+# The gateway's own root speaks to programs; there is no site to view.
+admin.site.site_url = None

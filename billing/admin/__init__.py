@@ -1,0 +1,16 @@
+"""The back-office's pages for prices, money and usage."""
+
+from billing.admin.accounts import AccountAdmin
+from billing.admin.budgets import BudgetAdmin, EntryAdmin
+from billing.admin.prices import ModelPriceAdmin
+from billing.admin.usage import HoldAdmin, TokenUsageAdmin, UsageDailyAdmin
+
+__all__ = [
+    "AccountAdmin",
+    "BudgetAdmin",
+    "EntryAdmin",
+    "HoldAdmin",
+    "ModelPriceAdmin",
+    "TokenUsageAdmin",
+    "UsageDailyAdmin",
+]

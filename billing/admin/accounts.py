@@ -1,0 +1,138 @@
+"""The page of an account with its money: balance, budgets, entries, and adding credit."""
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib import admin, messages
+from django.contrib.auth.models import User
+from django.db import transaction
+from django.db.models import F, OuterRef, QuerySet, Subquery
+from django.http import HttpRequest, HttpResponse
+from django.urls import URLPattern, path
+from django.utils import timezone
+
+from accounts.admin import AccountAdmin as PlainAccountAdmin
+from accounts.admin.base import figure
+from accounts.forms import AccountForm
+from accounts.models import Account
+from billing import ledger, statements
+from billing.admin.figures import in_unit, money
+from billing.admin.forms import CreditForm, IssueCheckedKeyForm, PaidAccountForm
+from billing.models import Budget, Entry
+from billing.money import from_pico
+
+ENTRIES_ON_PAGE = 10
+
+
+def balance(account: Any) -> str:
+    """Return what the wallet has left, from the list's annotation."""
+    return "postpaid" if account.credit is None else money(from_pico(account.credit))
+
+
+class AccountAdmin(PlainAccountAdmin):
+    list_display = [
+        *PlainAccountAdmin.list_display[:3],
+        figure("balance", f"balance, {settings.CURRENCY}", balance, "credit"),
+        *PlainAccountAdmin.list_display[3:],
+    ]
+    fields = [*PlainAccountAdmin.fields, "balance"]
+    readonly_fields = ["balance"]
+    add_form = PaidAccountForm
+    issue_form = IssueCheckedKeyForm
+
+    def get_urls(self) -> list[URLPattern]:
+        credit = self.admin_site.admin_view(self.add_credit_view)
+        own = path("<path:object_id>/add-credit/", credit, name="accounts_account_add_credit")
+        return [own, *super().get_urls()]
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        wallets = Budget.objects.filter(
+            account=OuterRef("pk"), key=None, unit=Budget.Unit.MONEY, window=Budget.Window.TOTAL
+        )
+        left = wallets.values(left_over=F("limit") - F("spent"))
+        rows: QuerySet[Any] = super().get_queryset(request).annotate(credit=Subquery(left))
+        return rows
+
+    @admin.display(description="balance")
+    def balance(self, account: Account) -> str:
+        left = statements.balance(account)
+        if left is None:
+            return "Postpaid: no wallet"
+        return f"{money(left)} {settings.CURRENCY}, what is held for open requests included"
+
+    def create(self, form: AccountForm) -> Account:
+        account = super().create(form)
+        if not form.cleaned_data["postpaid"]:
+            ledger.open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
+        return account
+
+    def facts(self, account: Account) -> dict[str, Any]:
+        entries = account.entries.select_related("created_by")[: ENTRIES_ON_PAGE + 1]
+        return {
+            **super().facts(account),
+            "budgets": budgets_of(account),
+            "entries": [(entry, money(entry.amount)) for entry in entries[:ENTRIES_ON_PAGE]],
+            "more_entries": len(entries) > ENTRIES_ON_PAGE,
+            "currency": settings.CURRENCY,
+        }
+
+    # --- Add credit -------------------------------------------------------------------------
+
+    def add_credit_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
+        self.require(request, "billing.add_entry")
+        account = self.find(request, object_id)
+        form = CreditForm(
+            request.POST or None,
+            has_wallet=statements.balance(account) is not None,
+            initial={"after": newest_entry(account)},
+        )
+        if form.is_valid() and (entry := self._post(request, account, form)):
+            text = f"{entry} is posted to {account}."
+            self.message_user(request, text, messages.SUCCESS)
+            return self.to_page(account)
+        title = f"Add credit to {account}"
+        return self.form_page(request, form, title=title, submit="Post", original=account)
+
+    @transaction.atomic
+    def _post(self, request: HttpRequest, account: Account, form: CreditForm) -> Entry | None:
+        """Post the entry unless the form is refused: by the ledger, or as one sent twice."""
+        # Whoever sends the form a second time waits here, and then finds an entry newer than it.
+        Account.objects.select_for_update(no_key=True).get(pk=account.pk)
+        said = form.cleaned_data
+        if newest_entry(account) != said["after"]:
+            form.add_error(None, "Another entry came first. See whether it was yours.")
+            return None
+        kind, by = Entry.Kind(said["kind"]), operator(request)
+        try:
+            entry = ledger.post(account, said["amount"], kind=kind, reason=said["reason"], by=by)
+        except ValueError as error:
+            form.add_error(None, str(error))
+            return None
+        self.log_change(request, account, f"{entry}: {entry.reason}")
+        return entry
+
+
+def newest_entry(account: Account) -> int:
+    return account.entries.order_by("-pk").values_list("pk", flat=True).first() or 0
+
+
+def operator(request: HttpRequest) -> User:
+    assert isinstance(request.user, User)  # The admin lets nobody else in.
+    return request.user
+
+
+def budgets_of(account: Account) -> list[dict[str, Any]]:
+    """Return an account's budgets and those of its keys, as people read them."""
+    budgets = account.budgets.select_related("key").order_by("pk")
+    return [{"budget": budget, **amounts_of(budget)} for budget in budgets]
+
+
+def amounts_of(budget: Budget) -> dict[str, str]:
+    """Return a budget's limit, spent, held and left, with their unit."""
+    state = statements.budget_state(budget, ledger.period_of(timezone.now()))
+    names = ("limit", "spent", "held", "left")
+    return {name: in_unit(getattr(state, name), state.unit) for name in names}
+
+
+admin.site.unregister(Account)
+admin.site.register(Account, AccountAdmin)

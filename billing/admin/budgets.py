@@ -1,0 +1,106 @@
+"""Wallets and caps, and the entries that fill wallets."""
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib import admin, messages
+from django.db import transaction
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils import timezone
+
+from accounts.admin.base import Column, OfficeAdmin, ReadOnlyAdmin, column, figure, moment
+from billing import ledger
+from billing.admin.accounts import amounts_of
+from billing.admin.figures import money
+from billing.admin.forms import CapForm, LimitForm
+from billing.models import Budget, Entry
+
+
+def amount(name: str) -> Column:
+    return figure(name, name, lambda budget: amounts_of(budget)[name])
+
+
+@admin.register(Budget)
+class BudgetAdmin(OfficeAdmin):
+    list_display = [
+        column("kind", "kind", lambda budget: budget.kind),
+        "account",
+        "key",
+        amount("limit"),
+        amount("spent"),
+        amount("held"),
+        amount("left"),
+    ]
+    list_filter = ["window", "unit"]
+    list_select_related = ["account", "key"]
+    ordering = ["-pk"]
+    search_fields = ["account__name", "key__name"]
+    search_help_text = "By name of the account or the key."
+    fields = list_display
+    readonly_fields = list_display
+    form = LimitForm
+    when_empty = "An account that is not postpaid opens its wallet; a cap is added here."
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Refuse wallets: what is in one moves by entries alone."""
+        is_wallet = obj is not None and obj.is_wallet
+        return not is_wallet and super().has_change_permission(request, obj)
+
+    def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
+        editable = self.has_change_permission(request, obj)
+        return [*self.fields, "new_limit"] if editable else self.fields
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        self.require(request, "billing.add_budget")
+        form = CapForm(request.POST or None, initial=request.GET.dict())
+        if not form.is_valid():
+            note = "A wallet opens with its account. A cap limits one month (UTC) at a time."
+            return self.form_page(request, form, title="Add a cap", submit="Add cap", note=note)
+        budget = self._open(request, form)
+        self.message_user(request, f"The {budget} is in force.", messages.SUCCESS)
+        return HttpResponseRedirect(reverse("admin:billing_budget_changelist"))
+
+    @transaction.atomic
+    def _open(self, request: HttpRequest, form: CapForm) -> Budget:
+        said = form.cleaned_data
+        unit, window = Budget.Unit(said["unit"]), Budget.Window.MONTH
+        now = timezone.now()
+        budget = ledger.open_budget(said["account"], unit, window, key=said["key"], now=now)
+        ledger.set_limit(budget, said["limit"])
+        budget.limit = said["limit"]
+        self.log_addition(request, budget, f"Limit: {amounts_of(budget)['limit']}.")
+        return budget
+
+    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
+        """Write the limit alone: requests move the other numbers at this very moment."""
+        obj.limit = form.cleaned_data["new_limit"]
+        ledger.set_limit(obj, obj.limit)
+
+    def construct_change_message(
+        self, request: HttpRequest, form: Any, formsets: Any, add: bool = False
+    ) -> Any:
+        return f"Limit: {amounts_of(form.instance)['limit']}."
+
+
+@admin.register(Entry)
+class EntryAdmin(ReadOnlyAdmin):
+    list_display = [
+        moment("created_at", "posted"),
+        "account",
+        "kind",
+        figure("amount", f"amount, {settings.CURRENCY}", lambda entry: money(entry.amount)),
+        "reason",
+        column("by", "by", lambda entry: str(entry.created_by or "the system")),
+    ]
+    list_display_links = None
+    list_filter = ["kind"]
+    list_select_related = ["account", "created_by"]
+    sortable_by = ()
+    search_fields = ["account__name", "reason"]
+    search_help_text = "By name of the account, or words of the reason."
+    fields = list_display
+    readonly_fields = list_display
+    when_empty = "Money is put in on the page of an account, or by manage.py grant."

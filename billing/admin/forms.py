@@ -1,0 +1,187 @@
+"""What an operator fills in to post money, to price a model or to set a cap."""
+
+import re
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from django import forms
+from django.conf import settings
+from django.contrib import admin
+from django.contrib.admin.widgets import (
+    AdminSplitDateTime,
+    AdminTextInputWidget,
+    AutocompleteSelect,
+)
+
+from accounts.forms import AccountForm, IssueKeyForm
+from accounts.models import Account, ApiKey
+from billing import prices, pricing
+from billing.models import Budget, Entry
+from billing.money import from_pico, to_pico
+from gateway.names import InvalidName, canonical
+
+if TYPE_CHECKING:
+    _ModelForm = forms.ModelForm[Budget]
+else:
+    _ModelForm = forms.ModelForm
+
+SHORT = {"size": 20, "autocomplete": "off"}
+
+
+def amount_field(**options: Any) -> forms.CharField:
+    return forms.CharField(max_length=30, widget=forms.TextInput(SHORT), **options)
+
+
+class PaidAccountForm(AccountForm):
+    postpaid = forms.BooleanField(
+        required=False, help_text="No wallet: spending is not limited by credit."
+    )
+
+
+class IssueCheckedKeyForm(IssueKeyForm):
+    def clean_allowed_models(self) -> list[str]:
+        """Return canonical names: one that names no model would allow nothing, or everything."""
+        try:
+            return [canonical(name) for name in super().clean_allowed_models()]
+        except InvalidName as error:
+            raise forms.ValidationError(f"One of these: {error}.") from None
+
+
+class CreditForm(forms.Form):
+    """Money into an account's wallet, or out of it."""
+
+    amount = amount_field(help_text="Negative takes money out.")
+    kind = forms.ChoiceField(choices=Entry.Kind.choices)
+    reason = forms.CharField(
+        max_length=200,
+        widget=AdminTextInputWidget,
+        help_text="Stays in the books for ever, such as 'Invoice 2026-017'.",
+    )
+    # The newest entry when the form was shown: sent twice, it must not pay twice.
+    after = forms.IntegerField(widget=forms.HiddenInput)
+    open_wallet = forms.BooleanField(
+        label="Make this account prepaid",
+        help_text="It is postpaid: it has no wallet. Credit opens one, and then limits spending.",
+    )
+
+    def __init__(self, *args: Any, has_wallet: bool, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["amount"].label = f"Amount in {settings.CURRENCY}"
+        if has_wallet:
+            del self.fields["open_wallet"]
+
+    def clean_amount(self) -> Decimal:
+        try:
+            amount = from_pico(to_pico(self.cleaned_data["amount"]))
+        except ValueError as error:
+            raise forms.ValidationError(str(error)) from None
+        if not amount:
+            raise forms.ValidationError("Zero moves no money.")
+        return amount
+
+
+class PriceForm(forms.Form):
+    """A version of a model's price, from now or from a moment to come."""
+
+    model = forms.CharField(
+        max_length=512,
+        widget=AdminTextInputWidget,
+        help_text="In any spelling: llama3, LLAMA3:latest, hf.co/user/repo:q4_0.",
+    )
+    input_per_1k = amount_field(
+        label="Input, per 1K tokens", help_text="Tokens read. At most nine decimals."
+    )
+    output_per_1k = amount_field(
+        label="Output, per 1K tokens", required=False, help_text="Tokens written. Empty: as input."
+    )
+    effective_from = forms.SplitDateTimeField(
+        required=False,
+        widget=AdminSplitDateTime,
+        help_text="In UTC. Empty: now. What was used before keeps the price it had.",
+    )
+
+    def clean_model(self) -> str:
+        return self._read(self.cleaned_data["model"], "0").model
+
+    def clean_input_per_1k(self) -> str:
+        return self._price("input_per_1k")
+
+    def clean_output_per_1k(self) -> str:
+        return self._price("output_per_1k") if self.cleaned_data["output_per_1k"] else ""
+
+    def line(self) -> prices.PriceLine:
+        said = self.cleaned_data
+        return prices.read_line(said["model"], said["input_per_1k"], said["output_per_1k"])
+
+    def _price(self, name: str) -> str:
+        text: str = self.cleaned_data[name]
+        self._read("llama3", text)
+        return text
+
+    def _read(self, model: str, price: str) -> prices.PriceLine:
+        try:
+            return prices.read_line(model, price)
+        except pricing.InvalidPrice as error:
+            raise forms.ValidationError(str(error)) from None
+
+
+# --- Caps ---------------------------------------------------------------------------------------
+
+
+def read_limit(text: str, unit: str) -> int:
+    """Return a limit in pico or tokens; raise ValidationError."""
+    if unit == Budget.Unit.TOKENS:
+        if not re.fullmatch(r"[0-9]{1,18}", text):
+            raise forms.ValidationError("Tokens are counted in whole numbers, such as 100000.")
+        return int(text)
+    try:
+        pico = to_pico(text)
+    except ValueError as error:
+        raise forms.ValidationError(str(error)) from None
+    if pico < 0:
+        raise forms.ValidationError("A limit is not negative.")
+    return pico
+
+
+class CapForm(forms.Form):
+    """A monthly limit for an account, or for one of its keys."""
+
+    account = forms.ModelChoiceField(
+        Account.objects.all(),
+        widget=AutocompleteSelect(Budget._meta.get_field("account"), admin.site),
+    )
+    key = forms.ModelChoiceField(
+        ApiKey.objects.all(),
+        required=False,
+        widget=AutocompleteSelect(Budget._meta.get_field("key"), admin.site),
+        help_text="Empty: the cap is for all keys of the account together.",
+    )
+    unit = forms.ChoiceField(
+        choices=[("money", f"Money ({settings.CURRENCY}) a month"), ("tokens", "Tokens a month")]
+    )
+    limit = amount_field()
+
+    def clean(self) -> None:
+        said = self.cleaned_data
+        if self.errors:
+            return
+        key: ApiKey | None = said["key"]
+        if key is not None and key.account_id != said["account"].pk:
+            raise forms.ValidationError("This key belongs to another account.")
+        same = Budget.objects.filter(account=said["account"], key=key, unit=said["unit"])
+        if same.filter(window=Budget.Window.MONTH).exists():
+            raise forms.ValidationError("There is such a cap already; change that one.")
+        said["limit"] = read_limit(said["limit"], said["unit"])
+
+
+class LimitForm(_ModelForm):
+    """A new limit for a cap that is there."""
+
+    new_limit = amount_field()
+
+    class Meta:
+        model = Budget
+        fields: list[str] = []
+
+    def clean_new_limit(self) -> int:
+        return read_limit(self.cleaned_data["new_limit"], self.instance.unit)

@@ -1,0 +1,104 @@
+"""The price book: every version of every price, and scheduling a new one."""
+
+from datetime import datetime
+from typing import Any
+
+from django.contrib import admin, messages
+from django.db.models import Case, CharField, Exists, OuterRef, QuerySet, Value, When
+from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
+from django.urls import reverse
+from django.utils import timezone
+
+from accounts.admin.base import Column, OfficeAdmin, StateFilter, column, figure, moment
+from billing import prices, pricing
+from billing.admin.accounts import operator
+from billing.admin.figures import money
+from billing.admin.forms import PriceForm
+from billing.models import ModelPrice
+
+IN_FORCE, SCHEDULED, PAST = "in force", "scheduled", "past"
+
+
+def with_state(rows: QuerySet[Any], now: datetime) -> QuerySet[Any]:
+    """Annotate price versions with `state`, as `prices.in_force` sees it."""
+    newer = ModelPrice.objects.filter(
+        model=OuterRef("model"), effective_from__gt=OuterRef("effective_from")
+    )
+    state = Case(
+        When(effective_from__gt=now, then=Value(SCHEDULED)),
+        When(Exists(newer.filter(effective_from__lte=now)), then=Value(PAST)),
+        default=Value(IN_FORCE),
+        output_field=CharField(),
+    )
+    stated: QuerySet[Any] = rows.annotate(state=state)
+    return stated
+
+
+class PriceStateFilter(StateFilter):
+    states = (IN_FORCE, SCHEDULED, PAST)
+
+
+def price(field: str, label: str) -> tuple[Column, Column]:
+    """Return the columns of a price: per 1K tokens, and per 1M."""
+    return (
+        figure(f"{field}_1k", f"{label} / 1K", lambda row: money(pricing.per_1k(_of(row, field)))),
+        figure(f"{field}_1m", f"{label} / 1M", lambda row: money(pricing.per_1m(_of(row, field)))),
+    )
+
+
+def _of(row: ModelPrice, field: str) -> int:
+    pico: int = getattr(row, field)
+    return pico
+
+
+@admin.register(ModelPrice)
+class ModelPriceAdmin(OfficeAdmin):
+    list_display = [
+        "model",
+        column("state", "state", lambda row: row.state),
+        *price("prompt_price", "in"),
+        *price("completion_price", "out"),
+        moment("effective_from", "from (UTC)"),
+        column("by", "by", lambda row: str(row.created_by or "the system")),
+    ]
+    list_filter = [PriceStateFilter]
+    list_select_related = ["created_by"]
+    search_fields = ["model"]
+    fields = [*list_display, moment("created_at", "written")]
+    readonly_fields = fields
+    when_empty = "Run manage.py seed_prices, or schedule a price."
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return with_state(super().get_queryset(request), timezone.now())
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        return False
+
+    def render_change_form(
+        self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> HttpResponse:
+        if row := kwargs.get("obj"):
+            context["input_per_1k"] = f"{row.prompt_per_1k:f}"
+            context["output_per_1k"] = f"{row.completion_per_1k:f}"
+        return super().render_change_form(request, context, *args, **kwargs)
+
+    def add_view(
+        self, request: HttpRequest, form_url: str = "", extra_context: Any = None
+    ) -> HttpResponse:
+        self.require(request, "billing.add_modelprice")
+        form = PriceForm(request.POST or None, initial=request.GET.dict())
+        if form.is_valid() and (scheduled := self._schedule(request, form)):
+            self.message_user(request, f"{scheduled} UTC is scheduled.", messages.SUCCESS)
+            return HttpResponseRedirect(reverse("admin:billing_modelprice_changelist"))
+        return self.form_page(request, form, title="Schedule a price", submit="Schedule")
+
+    def _schedule(self, request: HttpRequest, form: PriceForm) -> ModelPrice | None:
+        now = timezone.now()
+        begins, by = form.cleaned_data["effective_from"] or now, operator(request)
+        try:
+            row = prices.schedule(form.line(), effective_from=begins, now=now, by=by)
+        except pricing.InvalidPrice as error:
+            form.add_error(None, str(error))
+            return None
+        self.log_addition(request, row, "Scheduled.")
+        return row

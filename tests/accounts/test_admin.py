@@ -1,0 +1,375 @@
+"""The back-office's pages for accounts and keys, and who may see them."""
+
+import re
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from django.contrib import admin
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import Permission, User
+from django.contrib.sessions.models import Session
+from django.test import Client
+from django.utils import timezone
+from pytest_django import DjangoAssertNumQueries
+
+from accounts import keys
+from accounts.models import Account, ApiKey
+from tests.conftest import Caller, new_caller
+
+ACCOUNTS, KEYS = "/admin/accounts/account/", "/admin/accounts/apikey/"
+SECRET = re.compile(r"olg_[0-9a-f]{64}")
+
+
+@pytest.fixture
+def office(db: None) -> Client:
+    """Olga's browser, logged in."""
+    client = Client()
+    client.force_login(User.objects.create_superuser("olga-the-operator"))
+    return client
+
+
+def clerk(*permissions: str) -> Client:
+    """A member of staff with these rights alone."""
+    user = User.objects.create_user("clerk", is_staff=True)
+    user.user_permissions.set(Permission.objects.filter(codename__in=permissions))
+    client = Client()
+    client.force_login(user)
+    return client
+
+
+def form(**fields: Any) -> dict[str, Any]:
+    return {
+        "name": "laptop",
+        "scopes": ["infer", "usage"],
+        "allowed_models": "",
+        "expires": "90",
+        "form_nonce": str(uuid4()),
+        **fields,
+    }
+
+
+def issue(client: Client, account: Account, **fields: Any) -> Any:
+    return client.post(f"{ACCOUNTS}{account.pk}/issue-key/", form(**fields))
+
+
+# --- Who may come in ----------------------------------------------------------------------------
+
+
+def test_a_key_opens_no_page_of_the_back_office(alice: Caller) -> None:
+    answer = alice.get("/admin/")
+
+    assert answer.status_code == 302
+    assert answer["Location"].startswith("/admin/login/")
+
+
+def test_a_session_of_the_back_office_opens_no_api(office: Client) -> None:
+    assert office.get("/admin/").status_code == 200
+    assert office.get("/usage").status_code == 401
+
+
+def test_staff_without_rights_are_refused(alice: Caller) -> None:
+    client = clerk()
+
+    assert client.get(ACCOUNTS).status_code == 403
+    assert client.get(KEYS).status_code == 403
+    assert issue(client, alice.account).status_code == 403
+    assert client.post(f"{ACCOUNTS}add/", {"name": "New", "username": "new"}).status_code == 403
+
+
+def test_who_may_change_accounts_may_not_issue_keys_by_that(alice: Caller) -> None:
+    client = clerk("view_account", "change_account")
+
+    page = client.get(f"{ACCOUNTS}{alice.account.pk}/change/")
+
+    assert page.status_code == 200
+    assert b"issue-key" not in page.content
+    assert issue(client, alice.account).status_code == 403
+    assert ApiKey.objects.count() == 1
+
+
+def test_the_menu_is_sorted_by_purpose_and_knows_nothing_of_knox(office: Client) -> None:
+    page = office.get("/admin/").content.decode()
+
+    captions = re.findall(r'<span class="section">(\w+)</span>', page)
+    assert captions == ["Customers", "Money", "Usage", "Operators"]
+    assert not [model for model in admin.site._registry if model._meta.app_label == "knox"]
+
+
+# --- Accounts -----------------------------------------------------------------------------------
+
+
+def test_the_list_takes_the_same_number_of_queries_however_long_it_is(
+    office: Client, alice: Caller, django_assert_max_num_queries: DjangoAssertNumQueries
+) -> None:
+    for number in range(20):
+        new_caller(f"Customer{number}")
+
+    with django_assert_max_num_queries(6):
+        page = office.get(ACCOUNTS)
+
+    assert b"Customer19 Ltd" in page.content
+    assert b"25.00" in page.content
+
+
+def test_the_list_counts_keys_in_force_only(office: Client, alice: Caller, bob: Caller) -> None:
+    keys.revoke(bob.key.pk)
+
+    assert b'field-figure_keys">1<' in office.get(ACCOUNTS).content
+
+
+def test_an_account_is_added_with_a_new_owner(office: Client) -> None:
+    office.post(f"{ACCOUNTS}add/", {"name": "Dora Ltd", "username": "dora", "email": "d@x.org"})
+
+    account = Account.objects.get(name="Dora Ltd")
+    owner = keys.owner_of(account)
+    assert (owner.username, owner.email) == ("dora", "d@x.org")
+    assert not owner.has_usable_password()
+
+
+def test_an_account_is_added_with_somebody_who_is_here(office: Client, alice: Caller) -> None:
+    office.post(f"{ACCOUNTS}add/", {"name": "Second Ltd", "user": alice.key.user.pk})
+
+    assert keys.owner_of(Account.objects.get(name="Second Ltd")) == alice.key.user
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": "Nobody Ltd"},
+        {"name": "Alice Ltd", "username": "x"},
+        {"name": "Twice Ltd", "username": "alice"},
+        {"name": "Odd Ltd", "username": "no spaces please"},
+    ],
+)
+def test_an_account_needs_a_name_of_its_own_and_one_owner(
+    office: Client, alice: Caller, fields: dict[str, str]
+) -> None:
+    page = office.post(f"{ACCOUNTS}add/", fields)
+
+    assert page.status_code == 200
+    assert b"errornote" in page.content
+    assert Account.objects.count() == 1
+
+
+def test_nobody_can_delete_an_account_or_a_key(office: Client, alice: Caller) -> None:
+    assert office.post(f"{ACCOUNTS}{alice.account.pk}/delete/", {"post": "yes"}).status_code == 403
+    assert office.post(f"{KEYS}{alice.key.pk}/delete/", {"post": "yes"}).status_code == 403
+    for page in (ACCOUNTS, KEYS):
+        assert b"delete_selected" not in office.get(page).content
+
+
+def test_suspending_an_account_shuts_its_keys_out(office: Client, alice: Caller) -> None:
+    chosen = {"action": "suspend", "_selected_action": [alice.account.pk], "index": "0"}
+    office.post(ACCOUNTS, chosen)
+    assert alice.get("/usage").status_code == 401
+
+    office.post(ACCOUNTS, {**chosen, "action": "activate"})
+    assert alice.get("/usage").status_code == 200
+    assert LogEntry.objects.filter(object_repr="Alice Ltd").count() == 2
+
+
+def members(caller: Caller, **fields: str) -> dict[str, Any]:
+    membership = caller.account.memberships.get()
+    prefix = "memberships-"
+    return {
+        "name": caller.account.name,
+        "status": "active",
+        f"{prefix}TOTAL_FORMS": "1",
+        f"{prefix}INITIAL_FORMS": "1",
+        f"{prefix}0-id": membership.pk,
+        f"{prefix}0-account": caller.account.pk,
+        f"{prefix}0-user": membership.user_id,
+        f"{prefix}0-role": "owner",
+        **{f"{prefix}0-{name}": value for name, value in fields.items()},
+    }
+
+
+@pytest.mark.parametrize("change", [{"DELETE": "on"}, {"role": "member"}])
+def test_an_account_keeps_an_owner(office: Client, alice: Caller, change: dict[str, str]) -> None:
+    page = office.post(f"{ACCOUNTS}{alice.account.pk}/change/", members(alice, **change))
+
+    assert b"An account needs an owner." in page.content
+    assert keys.owner_of(alice.account)
+
+
+# --- Issuing a key ------------------------------------------------------------------------------
+
+
+def test_a_key_is_shown_in_the_answer_that_issues_it_and_works(
+    office: Client, alice: Caller
+) -> None:
+    page = issue(office, alice.account)
+
+    secret = SECRET.findall(page.content.decode())[0]
+    assert page.status_code == 200
+    assert "no-store" in page["Cache-Control"]
+    assert page["Referrer-Policy"] == "no-referrer"
+    assert b"curl http://testserver/chat" in page.content
+    assert Client().get("/usage", headers={"x-api-key": secret}).status_code == 200
+
+
+def test_the_secret_is_kept_nowhere(
+    office: Client, alice: Caller, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = issue(office, alice.account)
+
+    secret = SECRET.findall(page.content.decode())[0]
+    key = ApiKey.objects.latest("pk")
+    entry = LogEntry.objects.get()
+    assert entry.change_message == f"Issued key {key.pk} (…{secret[-4:]})."
+    kept = [caplog.text, str(page.cookies), str(office.cookies), str(list(page.headers.items()))]
+    kept += [str(session.get_decoded()) for session in Session.objects.all()]
+    kept += [str(vars(entry)), str(vars(key)), office.get("/admin/").content.decode()]
+    assert not [text for text in kept if secret in text]
+
+
+def test_a_form_sent_twice_issues_one_key_and_shows_no_secret(
+    office: Client, alice: Caller
+) -> None:
+    nonce = str(uuid4())
+    issue(office, alice.account, form_nonce=nonce)
+
+    again = issue(office, alice.account, form_nonce=nonce)
+
+    assert b"already issued" in again.content
+    assert not SECRET.search(again.content.decode())
+    assert ApiKey.objects.filter(name="laptop").count() == 1
+
+
+def test_every_form_has_a_nonce_of_its_own(office: Client, alice: Caller) -> None:
+    address = f"{ACCOUNTS}{alice.account.pk}/issue-key/"
+    pages = [office.get(address).content.decode() for _ in range(2)]
+
+    nonces = {re.findall(r'name="form_nonce" value="([^"]+)"', page)[0] for page in pages}
+    assert len(nonces) == 2
+    assert ApiKey.objects.count() == 1
+
+
+def test_a_key_expires_in_90_days_unless_said(office: Client, alice: Caller) -> None:
+    page = office.get(f"{ACCOUNTS}{alice.account.pk}/issue-key/")
+    assert b'<option value="90" selected>' in page.content
+
+    issue(office, alice.account)
+    issue(office, alice.account, expires="never")
+
+    first, second = ApiKey.objects.filter(name="laptop").order_by("pk")
+    assert (first.expiry - timezone.now()).days in (89, 90)
+    assert second.expiry is None
+
+
+def test_an_operator_may_give_every_scope_and_limit_the_models(
+    office: Client, alice: Caller
+) -> None:
+    issue(office, alice.account, scopes=["models"], allowed_models="LLAMA3, mistral\nacme/m:7b")
+
+    key = ApiKey.objects.latest("pk")
+    assert key.scopes == ["models"]
+    assert key.allowed_models == ["llama3:latest", "mistral:latest", "acme/m:7b"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": ""},
+        {"scopes": []},
+        {"scopes": ["root"]},
+        {"expires": ""},
+        {"allowed_models": "no!model"},
+        {"form_nonce": "x"},
+    ],
+)
+def test_a_form_with_a_mistake_issues_nothing(
+    office: Client, alice: Caller, fields: dict[str, Any]
+) -> None:
+    page = issue(office, alice.account, **fields)
+
+    assert b"errornote" in page.content
+    assert ApiKey.objects.count() == 1
+
+
+def test_an_account_without_an_owner_gets_no_key(office: Client, alice: Caller) -> None:
+    alice.account.memberships.all().delete()
+
+    assert b"has no owner" in issue(office, alice.account).content
+
+
+def test_there_is_no_key_for_an_account_that_is_not_there(office: Client, alice: Caller) -> None:
+    assert office.get(f"{ACCOUNTS}999/issue-key/").status_code == 404
+    assert office.post(f"{ACCOUNTS}x/issue-key/", form()).status_code == 404
+
+
+# --- Keys ---------------------------------------------------------------------------------------
+
+
+def test_neither_list_nor_page_of_keys_shows_what_authenticates(
+    office: Client, alice: Caller
+) -> None:
+    for address in (KEYS, f"{KEYS}{alice.key.pk}/change/", f"{ACCOUNTS}{alice.account.pk}/change/"):
+        page = office.get(address).content.decode()
+        assert f"…{alice.key.last_four}" in page
+        assert alice.key.digest not in page
+        assert alice.key.token_key not in page
+
+
+def test_only_the_name_of_a_key_can_be_changed(office: Client, alice: Caller) -> None:
+    keys.revoke(alice.key.pk)
+
+    fields = {"name": "desktop", "scopes": '["models"]', "expiry": "", "revoked_at": ""}
+    office.post(f"{KEYS}{alice.key.pk}/change/", fields)
+
+    key = ApiKey.objects.get()
+    assert (key.name, key.scopes) == ("desktop", ["infer", "usage"])
+    assert key.revoked_at is not None
+    assert office.get(f"{KEYS}add/").status_code == 403
+
+
+def test_renaming_a_key_cannot_undo_a_revocation(alice: Caller) -> None:
+    keys.revoke(alice.key.pk)
+    keys.rename(alice.key.pk, "desktop")
+
+    assert ApiKey.objects.get().revoked_at is not None
+
+
+def test_a_key_is_revoked_after_a_second_look(office: Client, alice: Caller) -> None:
+    chosen = {"action": "revoke_selected", "_selected_action": [alice.key.pk]}
+
+    question = office.post(KEYS, chosen)
+    assert b"Revoke 1 key" in question.content
+    assert alice.get("/usage").status_code == 200
+
+    office.post(KEYS, {**chosen, "confirmed": "yes"})
+    assert alice.get("/usage").status_code == 401
+
+
+def test_who_may_only_look_cannot_revoke(alice: Caller) -> None:
+    chosen = {"action": "revoke_selected", "_selected_action": [alice.key.pk], "confirmed": "yes"}
+
+    clerk("view_apikey").post(KEYS, chosen)
+
+    assert ApiKey.objects.get().revoked_at is None
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("state=in+force", True),
+        ("state=revoked", False),
+        ("state=expired", False),
+        ("scope=infer", True),
+        ("scope=models", False),
+        ("q=Alice", True),
+        ("q=Charlie", False),
+        ("account__exact={account}", True),
+        ("q={last_four}", True),
+    ],
+)
+def test_keys_are_found_by_state_scope_and_name(
+    office: Client, alice: Caller, query: str, found: bool
+) -> None:
+    said = query.format(account=alice.account.pk, last_four=alice.key.last_four)
+
+    page = office.get(f"{KEYS}?{said}")
+
+    assert page.status_code == 200
+    assert (f"{KEYS}{alice.key.pk}/change/" in page.content.decode()) == found

@@ -1,0 +1,297 @@
+"""The back-office's pages for prices, money and usage."""
+
+import re
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.contrib.admin.models import LogEntry
+from django.contrib.auth.models import User
+from django.test import Client
+from django.utils import timezone
+
+from accounts.models import Account
+from billing import ledger, prices, statements
+from billing.models import Budget, Entry, ModelPrice
+from tests.conftest import Caller, set_price
+from tests.fakes.ollama import FakeOllama
+
+OFFICE = "/admin/billing/"
+PRICES, BUDGETS, ENTRIES = f"{OFFICE}modelprice/", f"{OFFICE}budget/", f"{OFFICE}entry/"
+USAGE, HOLDS, DAYS = f"{OFFICE}tokenusage/", f"{OFFICE}hold/", f"{OFFICE}usagedaily/"
+MONTHLY = {"unit": Budget.Unit.TOKENS, "window": Budget.Window.MONTH}
+
+
+@pytest.fixture
+def office(db: None) -> Client:
+    """Olga's browser, logged in."""
+    client = Client()
+    client.force_login(User.objects.create_superuser("olga-the-operator"))
+    return client
+
+
+def text_of(page: Any) -> str:
+    assert page.status_code == 200
+    text: str = page.content.decode()
+    return text
+
+
+# --- Prices -------------------------------------------------------------------------------------
+
+
+def schedule(client: Client, **fields: str) -> Any:
+    given = {"model": "LLAMA3", "input_per_1k": "0.002", "output_per_1k": "", **fields}
+    return client.post(f"{PRICES}add/", given)
+
+
+def test_a_price_is_scheduled_under_its_canonical_name_and_by_whom(office: Client) -> None:
+    answer = schedule(office, output_per_1k="0.004")
+
+    price = ModelPrice.objects.get()
+    assert answer.status_code == 302
+    assert price.model == "llama3:latest"
+    assert (price.prompt_price, price.completion_price) == (2_000_000, 4_000_000)
+    assert str(price.created_by) == "olga-the-operator"
+    assert prices.in_force("llama3:latest", timezone.now()) == price
+
+
+def test_output_costs_as_input_unless_said(office: Client) -> None:
+    schedule(office)
+
+    assert ModelPrice.objects.get().completion_price == 2_000_000
+
+
+def test_a_price_may_begin_later(office: Client) -> None:
+    schedule(office, effective_from_0="2190-01-31", effective_from_1="08:00:00")
+
+    assert ModelPrice.objects.get().effective_from == datetime(2190, 1, 31, 8, tzinfo=UTC)
+    assert "scheduled" in text_of(office.get(f"{PRICES}?state=scheduled&q=llama3"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"model": "no!model"}, "invalid model name"),
+        ({"input_per_1k": "0,002"}, "is not a price"),
+        ({"input_per_1k": "0.0000000001"}, "more than 9 decimals"),
+        ({"output_per_1k": "-1"}, "out of range"),
+        ({"effective_from_0": "2001-01-01", "effective_from_1": "00:00"}, "begin in the past"),
+    ],
+)
+def test_what_the_price_book_refuses_is_said_on_the_form(
+    office: Client, fields: dict[str, str], message: str
+) -> None:
+    assert message in text_of(schedule(office, **fields))
+    assert not ModelPrice.objects.exists()
+
+
+def test_the_list_tells_past_prices_from_those_in_force(office: Client) -> None:
+    set_price("llama3", "0.002")
+    set_price("llama3", "0.003")
+
+    past = text_of(office.get(f"{PRICES}?state=past"))
+    in_force = text_of(office.get(f"{PRICES}?state=in+force"))
+
+    assert ">0.002<" in past and ">0.003<" not in past
+    assert ">0.003<" in in_force and ">3.00<" in in_force and ">0.002<" not in in_force
+
+
+def test_a_price_can_only_be_read_and_begins_the_form_of_its_next_version(
+    office: Client, priced: ModelPrice
+) -> None:
+    page = text_of(office.get(f"{PRICES}{priced.pk}/change/"))
+
+    assert 'name="_save"' not in page
+    link = re.findall(r'href="([^"]+/add/[^"]+)"', page)[0].replace("&amp;", "&")
+    form = text_of(office.get(link))
+    assert 'value="llama3:latest"' in form
+    assert 'value="0.002"' in form and 'value="0.004"' in form
+    assert office.post(f"{PRICES}{priced.pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+def test_installed_models_without_a_price_wait_for_one(office: Client, ollama: FakeOllama) -> None:
+    set_price("llama3", "0.002")
+
+    page = text_of(office.get(PRICES))
+
+    waiting = re.findall(r"/add/\?model=([^\"]+)", page)
+    assert waiting
+    assert "llama3%3Alatest" not in waiting
+
+
+def test_the_waiting_box_says_so_when_ollama_cannot_be_reached(office: Client) -> None:
+    assert "Ollama cannot be reached" in text_of(office.get(PRICES))
+
+
+def test_an_empty_price_book_says_how_to_fill_it(office: Client) -> None:
+    assert "manage.py seed_prices" in text_of(office.get(PRICES))
+
+
+# --- Accounts and their money -------------------------------------------------------------------
+
+
+def page_of(account: Account) -> str:
+    return f"/admin/accounts/account/{account.pk}/"
+
+
+def add_credit(client: Client, account: Account, **fields: Any) -> Any:
+    newest = Entry.objects.filter(account=account).order_by("-pk").first()
+    after = newest.pk if newest else 0
+    given = {"amount": "10.5", "kind": "top_up", "reason": "Invoice 7", "after": after, **fields}
+    return client.post(f"{page_of(account)}add-credit/", given)
+
+
+@pytest.mark.parametrize(("tick", "balance"), [({}, Decimal(0)), ({"postpaid": "on"}, None)])
+def test_an_account_opens_with_a_wallet_unless_postpaid(
+    office: Client, tick: dict[str, str], balance: Decimal | None
+) -> None:
+    fields = {"name": "Dora Ltd", "username": "dora", **tick}
+    office.post("/admin/accounts/account/add/", fields)
+
+    account = Account.objects.get(name="Dora Ltd")
+    assert statements.balance(account) == balance
+    assert "Dora Ltd" in text_of(office.get("/admin/accounts/account/"))
+
+
+def test_the_page_of_an_account_shows_budgets_and_entries(office: Client, alice: Caller) -> None:
+    now = timezone.now()
+    ledger.set_limit(ledger.open_budget(alice.account, **MONTHLY, now=now), 100_000)
+
+    page = text_of(office.get(f"{page_of(alice.account)}change/"))
+
+    assert "25.00 USD" in page
+    assert "100,000 tokens" in page
+    assert "First credit" in page
+
+
+def test_credit_is_posted_once_with_who_and_why(office: Client, alice: Caller) -> None:
+    add_credit(office, alice.account)
+
+    entry = Entry.objects.latest("pk")
+    assert (entry.amount, entry.reason) == (Decimal("10.5"), "Invoice 7")
+    assert str(entry.created_by) == "olga-the-operator"
+    assert statements.balance(alice.account) == Decimal("35.5")
+    assert "Invoice 7" in LogEntry.objects.get().change_message
+
+
+def test_a_form_sent_twice_does_not_pay_twice(office: Client, alice: Caller) -> None:
+    after = Entry.objects.latest("pk").pk
+    add_credit(office, alice.account, after=after)
+
+    again = add_credit(office, alice.account, after=after)
+
+    assert "Another entry came first" in text_of(again)
+    assert statements.balance(alice.account) == Decimal("35.5")
+
+
+@pytest.mark.parametrize(
+    "fields", [{"amount": "0"}, {"amount": "ten"}, {"amount": "1e3"}, {"reason": " "}, {"kind": ""}]
+)
+def test_credit_with_a_mistake_moves_nothing(
+    office: Client, alice: Caller, fields: dict[str, str]
+) -> None:
+    assert "errornote" in text_of(add_credit(office, alice.account, **fields))
+    assert Entry.objects.count() == 1
+
+
+def test_credit_makes_a_postpaid_account_prepaid_only_when_that_is_ticked(office: Client) -> None:
+    account = Account.objects.create(name="Postpaid Inc")
+
+    assert "It is postpaid" in text_of(add_credit(office, account))
+    assert statements.balance(account) is None
+
+    add_credit(office, account, open_wallet="on")
+    assert statements.balance(account) == Decimal("10.5")
+
+
+def test_entries_can_only_be_read(office: Client, alice: Caller) -> None:
+    entry = Entry.objects.get()
+
+    assert "First credit" in text_of(office.get(f"{ENTRIES}?account__exact={alice.account.pk}"))
+    assert office.get(f"{ENTRIES}add/").status_code == 403
+    assert office.post(f"{ENTRIES}{entry.pk}/change/", {"amount": "1"}).status_code == 403
+    assert office.post(f"{ENTRIES}{entry.pk}/delete/", {"post": "yes"}).status_code == 403
+
+
+def test_staff_without_rights_see_and_move_no_money(alice: Caller) -> None:
+    client = Client()
+    client.force_login(User.objects.create_user("clerk", is_staff=True))
+
+    for address in (
+        PRICES,
+        BUDGETS,
+        ENTRIES,
+        USAGE,
+        HOLDS,
+        DAYS,
+        f"{PRICES}add/",
+        f"{BUDGETS}add/",
+    ):
+        assert client.get(address).status_code == 403
+    assert add_credit(client, alice.account).status_code == 403
+    assert schedule(client).status_code == 403
+    assert Entry.objects.count() == 1
+
+
+# --- Caps ---------------------------------------------------------------------------------------
+
+
+def test_a_cap_is_added_for_an_account_and_for_a_key(office: Client, alice: Caller) -> None:
+    account = alice.account.pk
+    office.post(f"{BUDGETS}add/", {"account": account, "unit": "tokens", "limit": "1000"})
+    fields = {"account": account, "key": alice.key.pk, "unit": "money", "limit": "0.5"}
+    office.post(f"{BUDGETS}add/", fields)
+
+    tokens = Budget.objects.get(account=account, key=None, unit="tokens")
+    money = Budget.objects.get(key=alice.key)
+    assert (tokens.limit, tokens.window) == (1000, "month")
+    assert (money.limit, money.window) == (500_000_000_000, "month")
+    assert "0.50 USD" in text_of(office.get(BUDGETS))
+
+
+@pytest.mark.parametrize("limit", ["", "-1", "1.5", "many"])
+def test_a_cap_of_tokens_is_a_whole_number(office: Client, alice: Caller, limit: str) -> None:
+    fields = {"account": alice.account.pk, "unit": "tokens", "limit": limit}
+
+    assert "errornote" in text_of(office.post(f"{BUDGETS}add/", fields))
+    assert Budget.objects.count() == 1
+
+
+def test_a_cap_is_not_for_a_key_of_somebody_else(
+    office: Client, alice: Caller, charlie: Caller
+) -> None:
+    fields = {"account": alice.account.pk, "unit": "tokens", "limit": "1", "key": charlie.key.pk}
+
+    assert "another account" in text_of(office.post(f"{BUDGETS}add/", fields))
+
+
+def test_changing_a_limit_leaves_what_requests_move_alone(office: Client, alice: Caller) -> None:
+    cap = ledger.open_budget(alice.account, **MONTHLY, now=timezone.now())
+    Budget.objects.filter(pk=cap.pk).update(spent=30, held=12)
+
+    fields = {"new_limit": "5000", "spent": "0", "held": "0", "limit": "1"}
+    office.post(f"{BUDGETS}{cap.pk}/change/", fields)
+
+    cap.refresh_from_db()
+    assert (cap.limit, cap.spent, cap.held) == (5000, 30, 12)
+    assert LogEntry.objects.get().change_message == "Limit: 5,000 tokens."
+
+
+def test_the_limit_of_a_wallet_cannot_be_edited(office: Client, alice: Caller) -> None:
+    address = f"{BUDGETS}{alice.wallet.pk}/change/"
+
+    assert "new_limit" not in text_of(office.get(address))
+    assert office.post(address, {"new_limit": "1000000"}).status_code == 403
+    assert statements.balance(alice.account) == 25
+
+
+# --- Every list ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", [BUDGETS, ENTRIES, USAGE, HOLDS, DAYS])
+def test_every_empty_list_says_what_fills_it(office: Client, address: str) -> None:
+    page = text_of(office.get(address))
+
+    assert re.search(r'class="nothing">\s*\w+', page)
+    assert "There is nothing here yet" not in page
