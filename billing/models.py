@@ -256,6 +256,7 @@ class UsageDaily(models.Model):
                 fields=["account", "day", "key", "model", "price"], name="one_row_per_day_and_price"
             )
         ]
+        indexes = [models.Index(fields=["day"], name="days_by_day")]
 
     def __str__(self) -> str:
         return f"{self.account} {self.day} {self.model}"

@@ -4,6 +4,8 @@ import logging
 from collections.abc import Iterator
 from datetime import datetime
 
+from django.db import IntegrityError
+
 from billing import ledger, pricing, workers
 from billing.models import Hold
 from gateway.metering import CountSource, Outcome, Usage
@@ -13,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 def settle_all(now: datetime) -> int:
     """Settle every orphan; return how many. Any number of processes may do so at once."""
-    return sum(_settle(hold, now) for hold in find(now))
+    return sum(_settle_or_report(hold, now) for hold in find(now))
 
 
 def find(now: datetime) -> Iterator[Hold]:
@@ -24,6 +26,15 @@ def find(now: datetime) -> Iterator[Hold]:
             dead[hold.worker] = workers.is_known_dead(hold.worker)
         if dead[hold.worker] or hold.lease_until < now:
             yield hold
+
+
+def _settle_or_report(hold: Hold, now: datetime) -> bool:
+    """Settle an orphan; one that cannot be settled must not keep the others from it."""
+    try:
+        return _settle(hold, now)
+    except IntegrityError:
+        logger.exception("Hold %s contradicts the books; see `reconcile`.", hold.request_id)
+        return False
 
 
 def _settle(hold: Hold, now: datetime) -> bool:

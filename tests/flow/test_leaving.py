@@ -10,7 +10,7 @@ from billing.models import Hold
 from tests.conftest import Caller
 from tests.fakes.ollama import Received
 from tests.fakes.script import Line, Sleep, Stall, tokens
-from tests.flow.conftest import House, the_row
+from tests.flow.conftest import House, eventually, the_row
 
 pytestmark = pytest.mark.usefixtures("priced")
 
@@ -127,6 +127,7 @@ def test_the_books_balance_when_everybody_has_left(house: House, alice: Caller) 
         house.ollama.answer("/api/generate", tokens("abc", done=False), Stall())
         leave_one(house, alice, after)
 
+    eventually(lambda: not Hold.objects.filter(state="open").exists())
     assert not any(found for _check, found in reconciliation.differences())
     assert alice.wallet.held == 0
 
