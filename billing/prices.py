@@ -74,9 +74,12 @@ def read_line(model: str, prompt: str, completion: str | None = None) -> PriceLi
 def read_list(text: str) -> list[PriceLine]:
     """Read a price list in CSV with the columns of `COLUMNS`; raise InvalidPrice with its line."""
     rows = csv.DictReader(io.StringIO(text))
-    if rows.fieldnames is None or rows.fieldnames[:2] != COLUMNS[:2]:
-        raise InvalidPrice(f"The first line must name the columns: {','.join(COLUMNS)}")
-    return list(_lines(rows))
+    try:
+        if rows.fieldnames is None or rows.fieldnames[:2] != COLUMNS[:2]:
+            raise InvalidPrice(f"The first line must name the columns: {','.join(COLUMNS)}")
+        return list(_lines(rows))
+    except csv.Error as error:
+        raise InvalidPrice(f"Line {rows.line_num}: {error}") from None
 
 
 def _lines(rows: "csv.DictReader[str]") -> Iterator[PriceLine]:

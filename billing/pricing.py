@@ -6,9 +6,9 @@ from decimal import Decimal
 from billing.money import MAX_PICO, from_pico, to_pico
 from gateway.metering import Outcome, Usage
 
-# One unit of the currency per token: far above any price, and low enough that no request's cost
-# leaves 64 bits.
-MAX_PRICE = 10**12
+# A tenth of the currency's unit per token, 100 per 1,000: far above any price, and low enough that
+# no cost leaves 64 bits, whatever count of tokens is believed.
+MAX_PRICE = 10**11
 
 
 class InvalidPrice(ValueError):
@@ -58,7 +58,7 @@ def per_token(price_per_1k: str | Decimal) -> int:
     except ValueError:
         raise InvalidPrice(f"'{price_per_1k}' is not a price such as 0.002.") from None
     if pico < 0 or pico // 1000 > MAX_PRICE:
-        raise InvalidPrice(f"'{price_per_1k}' is out of range; prices go from 0 to 1000.")
+        raise InvalidPrice(f"'{price_per_1k}' is out of range; prices go from 0 to 100.")
     if pico % 1000:
         raise InvalidPrice(f"'{price_per_1k}' has more than 9 decimals.")
     return pico // 1000

@@ -6,14 +6,16 @@ is refused here, and `policy.py` refuses keys that only look like known ones.
 """
 
 import json
+import re
 from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest, UnreadablePostError
 
-from gateway.errors import BadRequest, BodyTimeout, LengthRequired, TooLarge
+from gateway.errors import BadRequest, BodyTimeout, GatewayError, LengthRequired, TooLarge
 
 CHUNK_BYTES = 64 * 1024
+LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 def read_object(request: HttpRequest) -> dict[str, Any]:
@@ -32,12 +34,21 @@ def read_body(request: HttpRequest, limit: int) -> bytes:
     length = request.META.get("CONTENT_LENGTH") or ""
     if not encoding and not length:
         raise LengthRequired()
-    if length.isdigit() and int(length) > limit:
+    if length and not LENGTH.fullmatch(length):
+        raise BadRequest("Content-Length is not a number of bytes.")
+    if length and int(length) > limit:
         raise _too_large(limit)
     try:
-        return _read(request.META["wsgi.input"] if encoding else request, limit)
+        body = _read(request.META["wsgi.input"] if encoding else request, limit)
+    except GatewayError:
+        raise
     except (UnreadablePostError, OSError) as error:
         raise BodyTimeout() from error
+    except Exception as error:  # Each server has its own for chunks that break the rules.
+        raise BadRequest("The body's chunks are malformed.") from error
+    if not encoding and len(body) < int(length):
+        raise BadRequest("The body is shorter than its Content-Length.")
+    return body
 
 
 def _read(source: Any, limit: int) -> bytes:

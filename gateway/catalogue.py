@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from gateway.errors import BadRequest, Forbidden
@@ -38,7 +39,8 @@ class Shelf:
 
 def shelf(allowed: Collection[str], *, sees_all: bool) -> Shelf:
     """Return the shelf of a key whose allowed models may be spelled in any way."""
-    return Shelf(frozenset(name for name in map(_canonical, allowed) if name), sees_all)
+    # A name that is none stays, as the empty name: it allows nothing, and never everything.
+    return Shelf(frozenset(map(_canonical, allowed)), sees_all)
 
 
 def canonical_name(spelled: str) -> str:
@@ -51,7 +53,7 @@ def canonical_name(spelled: str) -> str:
 
 def names_of(listing: Mapping[str, Any]) -> list[str]:
     """Return the canonical names in an answer of `/api/tags` or `/api/ps`."""
-    return [name for name in map(_name_of, _entries(listing)) if name]
+    return [name for name in map(name_of, _entries(listing)) if name]
 
 
 def visible(
@@ -62,13 +64,13 @@ def visible(
         entry
         for entry in _entries(listing)
         if not any(entry.get(mark) for mark in REMOTE)
-        and (shelf.sees_all or (shelf.has(_name_of(entry)) and _name_of(entry) in offers))
+        and (shelf.sees_all or (shelf.has(name_of(entry)) and name_of(entry) in offers))
     ]
 
 
 def priced(entry: Mapping[str, Any], offers: Mapping[str, Offer]) -> dict[str, Any]:
     """Return a model as `/models` lists it: name, size in bytes, details and price."""
-    offer = offers.get(_name_of(entry))
+    offer = offers.get(name_of(entry))
     return {
         "name": entry.get("name"),
         "size": entry.get("size"),
@@ -83,6 +85,26 @@ def priced(entry: Mapping[str, Any], offers: Mapping[str, Offer]) -> dict[str, A
     }
 
 
+def openai_model(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a model as `/v1/models` lists it."""
+    name = name_of(entry)
+    owner = name.rpartition("/")[0].rpartition("/")[2] or "library"
+    return {
+        "id": name,
+        "object": "model",
+        "created": seconds(entry.get("modified_at")),
+        "owned_by": owner,
+    }
+
+
+def seconds(moment: Any) -> int:
+    """Return the second of a time as Ollama writes it; 0 for what is none."""
+    try:
+        return int(datetime.fromisoformat(str(moment)).timestamp())
+    except ValueError:
+        return 0
+
+
 def shown(facts: Mapping[str, Any], shelf: Shelf) -> dict[str, Any]:
     """Return what a key may see of an answer of `/api/show`."""
     if shelf.sees_all:
@@ -95,7 +117,7 @@ def _entries(listing: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
 
 
-def _name_of(entry: Mapping[str, Any]) -> str:
+def name_of(entry: Mapping[str, Any]) -> str:
     return _canonical(str(entry.get("model") or entry.get("name") or ""))
 
 

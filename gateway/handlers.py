@@ -3,6 +3,7 @@
 import logging
 from typing import Any
 
+from django.core.exceptions import SuspiciousOperation
 from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.views import defaults
@@ -39,6 +40,8 @@ def as_gateway_error(exc: Exception) -> GatewayError:
         return exc
     if isinstance(exc, Http404):
         return NotFound()
+    if isinstance(exc, SuspiciousOperation):
+        return BadRequest()
     if isinstance(exc, drf.APIException):
         return BY_STATUS.get(exc.status_code, BadRequest)(_first_sentence(exc.detail))
     if isinstance(exc, (OperationalError, InterfaceError)):

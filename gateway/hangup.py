@@ -30,6 +30,7 @@ class Watch:
         self.client_fd = -1 if client is None else client.fileno()
         self.client_left = False
         self.overdue = False
+        self.dropped = False
         self.deadline = float("inf")
         self._upstream: socket.socket | None = None
         self._lock = threading.Lock()
@@ -42,7 +43,7 @@ class Watch:
         """Hold the upstream connection, and break it off at once if it is too late already."""
         with self._lock:
             self._upstream = upstream
-        if self.client_left or self.overdue:
+        if self.client_left or self.overdue or self.dropped:
             self._break_off()
 
     def silence(self, seconds: float) -> None:
@@ -59,6 +60,11 @@ class Watch:
     def expire(self) -> None:
         """The deadline passed."""
         self.overdue = True
+        self._break_off()
+
+    def drop(self) -> None:
+        """Nobody wants the answer any more: break it off, now or as soon as it begins."""
+        self.dropped = True
         self._break_off()
 
     def end(self) -> None:

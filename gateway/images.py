@@ -14,6 +14,11 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8"
 # Start-of-frame markers; the three left out are tables, not frames (ITU T.81, table B.1).
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+# Markers without a length, and the fill byte: a decoder steps over them one by one, so whoever
+# reads a length there is led past the frame that counts. No encoder writes one before a frame.
+JPEG_BARE = frozenset({0x00, 0x01, *range(0xD0, 0xDA), 0xFF})
+# A photograph with all its profiles has a few hundred.
+MAX_SEGMENTS = 1000
 
 
 class InvalidImage(ValueError):
@@ -38,7 +43,7 @@ def check(encoded: str, max_bytes: int) -> None:
 def size(data: bytes) -> tuple[int, int]:
     """Return width and height in pixels, as the file itself claims; raise InvalidImage."""
     try:
-        if data.startswith(PNG_START):
+        if data.startswith(PNG_START) and data[12:16] == b"IHDR":
             return struct.unpack(">II", data[16:24])
         if data.startswith(JPEG_START):
             return _jpeg_size(data)
@@ -49,9 +54,10 @@ def size(data: bytes) -> tuple[int, int]:
 
 def _jpeg_size(data: bytes) -> tuple[int, int]:
     at = 2
-    while data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker in JPEG_FRAMES:
+    for _ in range(MAX_SEGMENTS):
+        if data[at] != 0xFF or data[at + 1] in JPEG_BARE:
+            break
+        if data[at + 1] in JPEG_FRAMES:
             height, width = struct.unpack(">HH", data[at + 5 : at + 9])
             return width, height
         at += 2 + struct.unpack(">H", data[at + 2 : at + 4])[0]

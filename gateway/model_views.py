@@ -34,21 +34,39 @@ class ListingView(APIView):
         listing = upstream.fetch(self.route)
         offers = meter_of(request).offers(catalogue.names_of(listing))
         entries = catalogue.visible(listing, shelf_of(request), offers)
-        return JsonResponse({"models": self.present(entries, offers)})
+        return JsonResponse(self.present(entries, offers))
 
-    def present(
-        self, entries: list[dict[str, Any]], offers: Mapping[str, Offer]
-    ) -> list[dict[str, Any]]:
-        return entries
+    def present(self, entries: list[dict[str, Any]], offers: Mapping[str, Offer]) -> dict[str, Any]:
+        return {"models": entries}
 
 
 class PricedListingView(ListingView):
     """`/models`: the same models with their prices."""
 
-    def present(
-        self, entries: list[dict[str, Any]], offers: Mapping[str, Offer]
-    ) -> list[dict[str, Any]]:
-        return [catalogue.priced(entry, offers) for entry in entries]
+    def present(self, entries: list[dict[str, Any]], offers: Mapping[str, Offer]) -> dict[str, Any]:
+        return {"models": [catalogue.priced(entry, offers) for entry in entries]}
+
+
+class OpenAIListingView(ListingView):
+    """`/v1/models`."""
+
+    def present(self, entries: list[dict[str, Any]], offers: Mapping[str, Offer]) -> dict[str, Any]:
+        return {"object": "list", "data": [catalogue.openai_model(entry) for entry in entries]}
+
+
+class OpenAIModelView(APIView):
+    """`/v1/models/{model}`, whose name may hold slashes and a colon."""
+
+    required_scope = Scope.INFER
+
+    def get(self, request: Request, model: str) -> HttpResponse:
+        name = catalogue.canonical_name(model)
+        listing = upstream.fetch("tags")
+        offers = meter_of(request).offers([name])
+        for entry in catalogue.visible(listing, shelf_of(request), offers):
+            if catalogue.name_of(entry) == name:
+                return JsonResponse(catalogue.openai_model(entry))
+        raise ModelNotFound(model)
 
 
 class ShowView(APIView):

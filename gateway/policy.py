@@ -29,6 +29,9 @@ MAX_DEPTH = 64
 MAX_STOPS, MAX_STOP_BYTES = 8, 128
 ROLES = ("system", "user", "assistant", "tool")
 EFFORTS = ("low", "medium", "high", "max")
+NOT_TEXT = frozenset({"options", "images"})
+# Structures of the client's own: every bracket and digit of them is read.
+READ_AS_JSON = frozenset({"tools", "tool_calls", "format"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +109,31 @@ def _cap_completion(body: dict[str, Any], operation: Operation, limits: Limits) 
 # --- Sizes -----------------------------------------------------------------------------------
 
 
-def _text_bytes(body: Mapping[str, Any]) -> int:
+def _text_bytes(fields: Mapping[str, Any]) -> int:
     """Return the bytes of everything a model may read as text; images are counted apart."""
-    return sum(_bytes_of(value) for name, value in body.items() if name != "options")
+    return sum(_bytes_of(name, value) for name, value in fields.items() if name not in NOT_TEXT)
 
 
-def _bytes_of(value: Any) -> int:
+def _bytes_of(name: str, value: Any) -> int:
+    if name in READ_AS_JSON:
+        return _json_bytes(value)
     if isinstance(value, str):
-        return len(value.encode("utf-8", "surrogatepass"))
+        return _utf8_bytes(value)
     if isinstance(value, dict):
-        return sum(len(key) + _bytes_of(item) for key, item in value.items() if key != "images")
+        return sum(map(len, value)) + _text_bytes(value)
     if isinstance(value, list):
-        return sum(_bytes_of(item) for item in value)
+        return sum(_bytes_of(name, item) for item in value)
     return 8  # a number or a truth value, as text
+
+
+def _json_bytes(value: Any) -> int:
+    """Return the most bytes of a value as a chat template writes it: Go escapes `<`, `>`, `&`."""
+    written = json.dumps(value) if value else ""
+    return len(written) + 5 * sum(map(written.count, "<>&"))
+
+
+def _utf8_bytes(value: str) -> int:
+    return len(value.encode("utf-8", "surrogatepass"))
 
 
 def _count_images(body: Mapping[str, Any]) -> int:
@@ -174,7 +189,7 @@ def stops(value: Any, name: str, _limits: Limits) -> list[str]:
     found = [value] if isinstance(value, str) else value
     if not isinstance(found, list) or not all(isinstance(stop, str) for stop in found):
         raise BadRequest(f"'{name}' must be a list of strings.")
-    if len(found) > MAX_STOPS or any(_bytes_of(stop) > MAX_STOP_BYTES for stop in found):
+    if len(found) > MAX_STOPS or any(_utf8_bytes(stop) > MAX_STOP_BYTES for stop in found):
         raise BadRequest(f"'{name}' takes at most {MAX_STOPS} strings of {MAX_STOP_BYTES} bytes.")
     return found
 

@@ -18,10 +18,12 @@ class Prompt:
     """One request, parsed from its family's shape; its fields still have to pass the policy.
 
     `model` is the name as the client spelled it, which answers echo. `fields` are Ollama's native
-    request fields, without model and stream.
+    request fields, without model and stream; `wants` is what the family's renderer must know of how
+    the client wants its answer written.
     """
 
     operation: Operation
     model: str
     stream: bool
     fields: dict[str, Any] = field(default_factory=dict)
+    wants: dict[str, Any] = field(default_factory=dict)

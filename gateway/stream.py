@@ -10,7 +10,7 @@ The promises kept here:
 """
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
 from django.conf import settings
@@ -21,6 +21,7 @@ from gateway.dialects.ollama import cut_short
 from gateway.errors import ClientLeft, GatewayError, UpstreamBroke, UpstreamStalled
 from gateway.hangup import Watch
 from gateway.metering import Meter, Outcome, Receipt
+from gateway.pump import Pump, Silence
 from gateway.upstream import Answer
 from gateway.usage import Tally
 
@@ -60,22 +61,43 @@ class MeteredStream:
         self._patience = patience or Patience(
             settings.UPSTREAM_SILENCE_SECONDS, settings.UPSTREAM_TOTAL_SECONDS
         )
-        self._answer: Answer | None = None
-        self._chunks: Iterator[Chunk] = iter(())
+        self._chunks: Generator[Chunk, None, None] | Pump = _nothing()
+        self._first: Chunk | None = None
         self._settled = False
 
-    def begin(self, send: Callable[[Watch], Answer], read: Callable[[bytes], Chunk]) -> None:
-        """Ask the model server and wait for its first chunk; raise GatewayError."""
+    def begin(
+        self,
+        send: Callable[[Watch], Answer],
+        read: Callable[[bytes], Chunk],
+        keep_alive: float | None = None,
+    ) -> None:
+        """Ask the model server and wait for its first chunk; raise GatewayError.
+
+        `keep_alive`: after how many seconds of silence the client is to get a sign of life, and the
+        response starts without a first chunk.
+        """
+        chunks = self._open(send, read)
+        self._chunks = chunks if keep_alive is None else Pump(chunks, keep_alive)
         try:
-            self._answer = send(self._watch)
-            self._chunks = map(read, self._answer.lines())
-            first = self._read()
+            self._first = self._read()
+        except Silence:
+            return
         except Exception as error:
             self._fail(error)
             raise
-        self._chunks = _chain(first, self._chunks)
-        self._watch.silence(self._patience.silence)
-        self._watch.limit(self._patience.total)
+
+    def _open(
+        self, send: Callable[[Watch], Answer], read: Callable[[bytes], Chunk]
+    ) -> Generator[Chunk, None, None]:
+        answer = send(self._watch)
+        try:
+            for number, line in enumerate(answer.lines()):
+                if number == 0:
+                    self._watch.silence(self._patience.silence)
+                    self._watch.limit(self._patience.total)
+                yield read(line)
+        finally:
+            answer.close()
 
     def __iter__(self) -> Iterator[bytes]:
         return self
@@ -88,6 +110,8 @@ class MeteredStream:
             if not chunk.done:
                 return self._renderer.chunk(chunk)
             return self._renderer.last(chunk, self._finish(chunk))
+        except Silence:
+            return self._renderer.idle()
         except Exception as error:
             return self._renderer.failure(self._fail(error))
 
@@ -108,7 +132,8 @@ class MeteredStream:
 
     def _read(self) -> Chunk:
         """Return the next chunk; raise UpstreamBroke where the lines end without a last one."""
-        chunk = next(self._chunks, None)
+        first, self._first = self._first, None
+        chunk = first or next(self._chunks, None)
         if chunk is None:
             raise UpstreamBroke()
         return chunk
@@ -148,12 +173,13 @@ class MeteredStream:
         self._meter.close(self._tally.partial(), outcome)
 
     def _let_go(self) -> None:
+        if isinstance(self._chunks, Pump):
+            self._watch.drop()  # Its thread may be in a read, from which only this frees it.
         # The watch first: it must not break off a connection that is being closed in good order.
         self._watch.end()
-        if self._answer is not None:
-            self._answer.close()
+        self._chunks.close()
 
 
-def _chain(first: Chunk, rest: Iterator[Chunk]) -> Iterator[Chunk]:
-    yield first
-    yield from rest
+def _nothing() -> Generator[Chunk, None, None]:
+    """Return what there is to read before anything was asked."""
+    yield from ()

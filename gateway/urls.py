@@ -5,9 +5,12 @@ from django.urls import path
 from gateway import health
 from gateway.dialects import OLLAMA, REST
 from gateway.dialects.ollama import LegacyEmbeddingsDialect
+from gateway.dialects.openai.dialect import CHAT, COMPLETIONS, EMBEDDINGS
 from gateway.model_views import (
     DeleteView,
     ListingView,
+    OpenAIListingView,
+    OpenAIModelView,
     PricedListingView,
     PullView,
     RestDeleteView,
@@ -28,6 +31,14 @@ rest = [
 
 legacy = LegacyEmbeddingsDialect()
 
+openai = [
+    path("v1/chat/completions", AnswerView.as_view(dialect=CHAT, operation=Operation.CHAT)),
+    path("v1/completions", AnswerView.as_view(dialect=COMPLETIONS, operation=Operation.GENERATE)),
+    path("v1/embeddings", AnswerView.as_view(dialect=EMBEDDINGS, operation=Operation.EMBED)),
+    path("v1/models", OpenAIListingView.as_view()),
+    path("v1/models/<path:model>", OpenAIModelView.as_view()),
+]
+
 ollama = [
     path("api/generate", AnswerView.as_view(dialect=OLLAMA, operation=Operation.GENERATE)),
     path("api/chat", AnswerView.as_view(dialect=OLLAMA, operation=Operation.CHAT)),
@@ -47,4 +58,4 @@ operations = [
     path("readyz", health.readyz),
 ]
 
-urlpatterns = rest + ollama + operations
+urlpatterns = rest + ollama + openai + operations

@@ -1,5 +1,6 @@
 """Ask a model. Each view reads a request, asks one thing and answers."""
 
+from decimal import Decimal
 from functools import partial
 from typing import Any
 
@@ -34,9 +35,9 @@ class AnswerView(APIView):
         model = canonical_name(prompt.model)
         shelf_of(request).check(model)
         renderer = self.dialect.renderer(prompt, request_id(request))
+        job = policy.build(prompt, model, limits())
         if ollama.is_load_request(prompt):
             return self.answer_load(request, model, prompt, renderer)
-        job = policy.build(prompt, model, limits())
         meter = meter_of(request)
         meter.open(demand(key_of(request), prompt, model, job))
         stream = MeteredStream(
@@ -48,6 +49,7 @@ class AnswerView(APIView):
         stream.begin(
             partial(upstream.send, prompt.operation, job.body),
             partial(ollama.read_chunk, prompt.operation),
+            keep_alive=sign_of_life(prompt, renderer),
         )
         return respond(stream, prompt, renderer)
 
@@ -60,8 +62,13 @@ class AnswerView(APIView):
         if offer is None:
             raise ModelNotFound(prompt.model)
         chunk = ollama.loaded(prompt.operation, timezone.now().isoformat())
-        receipt = Receipt(Usage(), offer.prompt * 0, offer.currency)
+        receipt = Receipt(Usage(), Decimal(0), offer.currency)
         return HttpResponse(renderer.whole([chunk], receipt), content_type="application/json")
+
+
+def sign_of_life(prompt: Prompt, renderer: Renderer) -> float | None:
+    """Return after how many seconds of silence a client gets a sign of life; None for never."""
+    return settings.KEEP_ALIVE_SECONDS if prompt.stream and renderer.keeps_alive else None
 
 
 def respond(stream: MeteredStream, prompt: Prompt, renderer: Renderer) -> HttpResponseBase:

@@ -2,12 +2,16 @@
 
 from gateway.dialects.base import Dialect
 from gateway.dialects.ollama import OllamaDialect
+from gateway.dialects.openai.dialect import CHAT
 from gateway.dialects.rest import RestDialect
 
 OLLAMA: Dialect = OllamaDialect()
 REST: Dialect = RestDialect()
+OPENAI: Dialect = CHAT
 
 
 def dialect_of(path: str) -> Dialect:
     """Return the family that an address belongs to, also where no view answers."""
-    return OLLAMA if path == "/" or path.startswith("/api/") else REST
+    if path == "/" or path.startswith("/api/"):
+        return OLLAMA
+    return OPENAI if path.startswith("/v1/") else REST

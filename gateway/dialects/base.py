@@ -13,6 +13,12 @@ class Renderer(Protocol):
     """Writes one answer in the family's shape. May keep state from chunk to chunk."""
 
     content_type: str
+    # Whether a silent stream of this family can carry a sign of life.
+    keeps_alive: bool
+
+    def idle(self) -> bytes:
+        """Return what keeps a silent connection open; only families that have such a thing are
+        asked for it."""
 
     def chunk(self, chunk: Chunk) -> bytes:
         """Return the bytes of a chunk that is not the last."""

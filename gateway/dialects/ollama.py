@@ -113,7 +113,7 @@ def _text_chunk(native: dict[str, Any]) -> Chunk:
     return Chunk(
         text=_string(native.get("response")) + _string(message.get("content")),
         thinking=_string(native.get("thinking")) + _string(message.get("thinking")),
-        tool_calls=_calls(native.get("tool_calls")) + _calls(message.get("tool_calls")),
+        tool_calls=_objects(native.get("tool_calls")) + _objects(message.get("tool_calls")),
         done=native.get("done") is True,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
@@ -134,7 +134,7 @@ def cut_short(chunk: Chunk) -> Chunk:
 
 def _native(line: bytes) -> dict[str, Any]:
     try:
-        native = json.loads(line)
+        native = json.loads(line, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         raise UpstreamBroke() from None
     if not isinstance(native, dict):
@@ -142,12 +142,16 @@ def _native(line: bytes) -> dict[str, Any]:
     return native
 
 
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not JSON")
+
+
 def _string(value: Any) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _calls(value: Any) -> list[dict[str, Any]]:
-    return [call for call in value if isinstance(call, dict)] if isinstance(value, list) else []
+def _objects(value: Any) -> list[dict[str, Any]]:
+    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
 
 
 # --- Answers ---------------------------------------------------------------------------------
@@ -157,10 +161,14 @@ class OllamaRenderer:
     """Passes native objects on, with the client's own spelling of the model and the usage."""
 
     content_type = "application/x-ndjson"
+    keeps_alive = False  # A blank line or a comment breaks the clients of this family.
 
     def __init__(self, prompt: Prompt, request_id: str) -> None:
         self.prompt = prompt
         self.request_id = request_id
+
+    def idle(self) -> bytes:
+        return b""
 
     def chunk(self, chunk: Chunk) -> bytes:
         return json_line(self._public(chunk))
@@ -189,7 +197,7 @@ def joined(operation: Operation, chunks: Sequence[Chunk]) -> dict[str, Any]:
     said["tool_calls"] = [call for chunk in chunks for call in chunk.tool_calls]
     said = {name: value for name, value in said.items() if value}
     text = "".join(chunk.text for chunk in chunks)
-    probabilities = [entry for chunk in chunks for entry in chunk.fields.get("logprobs") or []]
+    probabilities = [entry for chunk in chunks for entry in _objects(chunk.fields.get("logprobs"))]
     extra = {"logprobs": probabilities} if probabilities else {}
     if operation is Operation.GENERATE:
         return {"response": text, **said, **extra}

@@ -45,10 +45,14 @@ class RestRenderer:
     """Writes the same few fields for every operation: model, what was said, done, usage."""
 
     content_type = "application/x-ndjson"
+    keeps_alive = False
 
     def __init__(self, prompt: Prompt, request_id: str) -> None:
         self.prompt = prompt
         self.request_id = request_id
+
+    def idle(self) -> bytes:
+        return b""
 
     def chunk(self, chunk: Chunk) -> bytes:
         return json_line(self._said([chunk]) | {"done": False})

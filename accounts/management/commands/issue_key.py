@@ -34,10 +34,13 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, **options: Any) -> None:
         account = find_account(options["account"])
+        name = options["name"].strip()
+        if not name or len(name) > 100:
+            raise CommandError("A name has 1 to 100 characters.")
         try:
             key, secret = keys.issue(
                 account,
-                name=options["name"],
+                name=name,
                 scopes=parse_scopes(options["scopes"]),
                 allowed_models=[m.strip() for m in options["models"].split(",") if m.strip()],
                 expires_in=parse_lifetime(options["expires"]),

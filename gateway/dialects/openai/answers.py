@@ -1,0 +1,213 @@
+"""Write answers as OpenAI's clients read them: one JSON object, or server-sent events. Pure."""
+
+import base64
+import json
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Any
+from uuid import UUID
+
+from gateway.chunk import Chunk
+from gateway.dialects.openai.errors import error_object
+from gateway.errors import GatewayError
+from gateway.metering import Receipt
+from gateway.prompt import Prompt
+
+DONE = b"data: [DONE]\n\n"
+
+
+def created_at(request_id: str) -> int:
+    """Return the second a request came, which its UUIDv7 holds; one figure for a whole answer."""
+    return (UUID(request_id).int >> 80) // 1000
+
+
+def event(value: dict[str, Any]) -> bytes:
+    """Return one server-sent event. ASCII only: no line break hides in the text."""
+    return b"data: " + json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n\n"
+
+
+def usage_object(receipt: Receipt | None) -> dict[str, Any] | None:
+    if receipt is None:
+        return None
+    usage = receipt.usage
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.total_tokens,
+        "cost": f"{receipt.cost:f}",
+        "currency": receipt.currency,
+    }
+
+
+class OpenAIRenderer:
+    """What the answers of this family share."""
+
+    content_type = "text/event-stream"
+    keeps_alive = True
+    kind = ""
+    prefix = ""
+
+    def __init__(self, prompt: Prompt, request_id: str) -> None:
+        self.prompt = prompt
+        self.request_id = request_id
+        self.calls = 0
+        self.begun = False
+
+    # --- A stream ---
+
+    def idle(self) -> bytes:
+        """Keep a silent connection open: a comment, which clients skip."""
+        return b": keep-alive\n\n"
+
+    def chunk(self, chunk: Chunk) -> bytes:
+        return b"".join(event(self._piece(choice)) for choice in self._choices(chunk))
+
+    def last(self, chunk: Chunk, receipt: Receipt | None) -> bytes:
+        pieces = [self.chunk(chunk), event(self._piece(self._finish(chunk)))]
+        if self.prompt.wants.get("include_usage"):
+            pieces.append(event(self._piece(None) | {"usage": usage_object(receipt)}))
+        return b"".join([*pieces, DONE])
+
+    def failure(self, error: GatewayError) -> bytes:
+        return event(error_object(error, self.request_id))
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": f"{self.prefix}-{self.request_id.replace('-', '')}",
+            "object": kind,
+            "created": created_at(self.request_id),
+            "model": self.prompt.model,
+        }
+
+    def _piece(self, choice: dict[str, Any] | None) -> dict[str, Any]:
+        """Return a chunk object; the one with the usage has no choice in it."""
+        piece = self._head(self.kind) | {"choices": [choice] if choice else []}
+        return piece | {"usage": None} if self.prompt.wants.get("include_usage") else piece
+
+    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+        raise NotImplementedError
+
+    def _choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        raise NotImplementedError
+
+    def _finish(self, chunk: Chunk) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def _reason(self, chunk: Chunk) -> str:
+        if chunk.fields.get("done_reason") == "length":
+            return "length"
+        return "tool_calls" if self.calls else "stop"
+
+
+class ChatRenderer(OpenAIRenderer):
+    """Chat completions."""
+
+    kind = "chat.completion.chunk"
+    prefix = "chatcmpl"
+
+    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+        calls = [call for chunk in chunks for call in self._calls(chunk)]
+        text = "".join(chunk.text for chunk in chunks)
+        thinking = "".join(chunk.thinking for chunk in chunks)
+        message = {"role": "assistant", "content": text if text or not calls else None}
+        message |= reasoning(thinking) | ({"tool_calls": calls} if calls else {})
+        choice = {
+            "index": 0,
+            "message": message,
+            "logprobs": logprobs(chunks),
+            "finish_reason": self._reason(chunks[-1]),
+        }
+        answer = self._head("chat.completion") | {"choices": [choice]}
+        return json.dumps(answer | {"usage": usage_object(receipt)}).encode()
+
+    def _choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        """Yield one delta for each thing a chunk carries; the first says whose words they are."""
+        for delta in self._deltas(chunk):
+            if not self.begun:
+                delta = {"role": "assistant", **delta}
+            self.begun = True
+            probabilities = logprobs([chunk]) if "content" in delta else None
+            yield choice(delta, probabilities)
+
+    def _deltas(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        if chunk.thinking:
+            yield reasoning(chunk.thinking)
+        first = self.calls
+        if calls := self._calls(chunk):
+            yield {"tool_calls": [{"index": first + i, **call} for i, call in enumerate(calls)]}
+        if chunk.text or not (self.begun or chunk.thinking or calls):
+            yield {"content": chunk.text}
+
+    def _finish(self, chunk: Chunk) -> dict[str, Any]:
+        return choice({}, None, self._reason(chunk))
+
+    def _calls(self, chunk: Chunk) -> list[dict[str, Any]]:
+        return [self._call(native) for native in chunk.tool_calls]
+
+    def _call(self, native: dict[str, Any]) -> dict[str, Any]:
+        """Return a tool call; its arguments are JSON in a text, its id is ours if it has none."""
+        function = native.get("function") or {}
+        call_id = native.get("id") or f"call_{self.request_id.replace('-', '')}_{self.calls}"
+        self.calls += 1
+        arguments = json.dumps(function.get("arguments") or {})
+        named = {"name": function.get("name", ""), "arguments": arguments}
+        return {"id": call_id, "type": "function", "function": named}
+
+
+def choice(
+    delta: dict[str, Any], probabilities: Any = None, reason: str | None = None
+) -> dict[str, Any]:
+    return {"index": 0, "delta": delta, "logprobs": probabilities, "finish_reason": reason}
+
+
+def reasoning(thinking: str) -> dict[str, str]:
+    """Return a model's thinking under both names that clients look for."""
+    return {"reasoning": thinking, "reasoning_content": thinking} if thinking else {}
+
+
+def logprobs(chunks: Sequence[Chunk]) -> dict[str, Any] | None:
+    entries = [entry for chunk in chunks for entry in chunk.fields.get("logprobs") or []]
+    return {"content": entries, "refusal": None} if entries else None
+
+
+class CompletionRenderer(OpenAIRenderer):
+    """Text completions."""
+
+    kind = "text_completion"
+    prefix = "cmpl"
+
+    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+        text = "".join(chunk.text for chunk in chunks)
+        choice = self._choice(text, self._reason(chunks[-1]))
+        answer = self._head(self.kind) | {"choices": [choice]}
+        return json.dumps(answer | {"usage": usage_object(receipt)}).encode()
+
+    def _choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
+        if chunk.text:
+            yield self._choice(chunk.text, None)
+
+    def _finish(self, chunk: Chunk) -> dict[str, Any]:
+        return self._choice("", self._reason(chunk))
+
+    def _choice(self, text: str, reason: str | None) -> dict[str, Any]:
+        return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+
+
+class EmbeddingsRenderer(OpenAIRenderer):
+    """Embeddings, as numbers or as base64 of little-endian 32-bit floats."""
+
+    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+        vectors = chunks[-1].fields["embeddings"]
+        data = [
+            {"object": "embedding", "index": index, "embedding": self._written(vector)}
+            for index, vector in enumerate(vectors)
+        ]
+        usage = usage_object(receipt) or {}
+        usage.pop("completion_tokens", None)
+        answer = {"object": "list", "data": data, "model": self.prompt.model, "usage": usage}
+        return json.dumps(answer).encode()
+
+    def _written(self, vector: list[float]) -> list[float] | str:
+        if not self.prompt.wants.get("base64"):
+            return vector
+        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,203 @@
+"""Accounts and keys from the command line."""
+
+import re
+from datetime import timedelta
+from decimal import Decimal
+from io import StringIO
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.test import Client
+from django.utils import timezone
+
+from accounts.models import Account, ApiKey, Membership
+from billing import reconciliation, statements
+from billing.models import Budget
+from tests.conftest import Caller
+
+pytestmark = pytest.mark.django_db
+
+
+def run(command: str, *args: str) -> tuple[str, str]:
+    """Return what a command writes: its output and its remarks."""
+    out, err = StringIO(), StringIO()
+    call_command(command, *args, stdout=out, stderr=err)
+    return out.getvalue(), err.getvalue()
+
+
+def status_with(secret: str) -> int:
+    return Client().get("/usage", headers={"x-api-key": secret}).status_code
+
+
+# --- create_account -------------------------------------------------------------------------------
+
+
+def test_an_account_has_an_owner_and_a_wallet_with_its_credit() -> None:
+    out, _err = run("create_account", "Acme", "--email", "a@example.com", "--credit", "12.5")
+
+    account = Account.objects.get(name="Acme")
+    owner = Membership.objects.get(account=account, role="owner").user
+    assert (owner.username, owner.email) == ("acme", "a@example.com")
+    assert not owner.has_usable_password() and not owner.is_staff
+    assert statements.balance(account) == Decimal("12.5")
+    assert "credit 12.5" in out and "issue_key 'Acme'" in out
+
+
+def test_an_account_without_credit_has_an_empty_wallet() -> None:
+    run("create_account", "Acme")
+
+    assert statements.balance(Account.objects.get()) == 0
+
+
+def test_a_postpaid_account_has_no_wallet() -> None:
+    run("create_account", "Acme", "--postpaid")
+
+    assert not Budget.objects.exists()
+    assert statements.balance(Account.objects.get()) is None
+
+
+def test_two_accounts_of_like_names_have_two_owners() -> None:
+    run("create_account", "Acme")
+    run("create_account", "ACME!")
+
+    assert Membership.objects.values("user").distinct().count() == 2
+
+
+def test_a_name_without_letters_of_ours_still_makes_an_owner() -> None:
+    run("create_account", "株式会社")
+
+    assert Membership.objects.get().user.username == "owner"
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["Alice Ltd"],
+        [" "],
+        ["x" * 101],
+        ["Acme", "--credit=-1"],
+        ["Acme", "--credit=lots"],
+        ["Acme", "--credit=1e3"],
+        ["Acme", "--credit=0.0000000000001"],
+        ["Acme", "--credit=99999999999"],
+        ["Acme", "--credit=5", "--postpaid"],
+    ],
+    ids=str,
+)
+def test_an_account_that_makes_no_sense_is_refused_whole(alice: Caller, args: list[str]) -> None:
+    with pytest.raises(CommandError):
+        run("create_account", *args)
+    assert Account.objects.count() == 1 and Membership.objects.count() == 1
+
+
+def test_the_books_balance_after_an_account_is_made() -> None:
+    run("create_account", "Acme", "--credit", "0.000000000001")
+
+    assert not any(found for _check, found in reconciliation.differences())
+
+
+# --- issue_key ------------------------------------------------------------------------------------
+
+
+def test_standard_output_carries_the_key_and_nothing_else(alice: Caller) -> None:
+    out, err = run("issue_key", "Alice Ltd", "--name", "ci")
+
+    assert re.fullmatch(r"olg_[0-9a-f]{64}\n", out)
+    assert "'ci' for Alice Ltd" in err and out.strip() not in err
+    assert status_with(out.strip()) == 200
+
+
+def test_a_key_is_a_customers_unless_said(alice: Caller) -> None:
+    run("issue_key", "Alice Ltd", "--name", "ci")
+
+    key = ApiKey.objects.get(name="ci")
+    assert (key.scopes, key.allowed_models, key.expiry) == (["infer", "usage"], [], None)
+    assert key.user == alice.key.user
+
+
+def test_a_key_takes_scopes_models_and_a_lifetime(alice: Caller) -> None:
+    limits = ["--scopes", "infer, models", "--models", "llama3, mistral:7b,", "--expires", "90d"]
+    run("issue_key", "Alice Ltd", "--name", "ci", *limits)
+
+    key = ApiKey.objects.get(name="ci")
+    assert key.scopes == ["infer", "models"] and key.allowed_models == ["llama3", "mistral:7b"]
+    left = key.expiry - timezone.now()
+    assert timedelta(days=89) < left <= timedelta(days=90)
+
+
+@pytest.mark.parametrize(
+    ("text", "span"),
+    [("1h", timedelta(hours=1)), ("365d", timedelta(365)), ("99999w", timedelta(weeks=99999))],
+)
+def test_a_lifetime_is_hours_days_or_weeks(alice: Caller, text: str, span: timedelta) -> None:
+    run("issue_key", "Alice Ltd", "--name", "ci", "--expires", text)
+
+    left = ApiKey.objects.get(name="ci").expiry - timezone.now()
+    assert span - timedelta(minutes=5) < left <= span
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["Nobody", "--name", "ci"],
+        ["Alice Ltd"],
+        ["Alice Ltd", "--name", "ci", "--scopes", "root"],
+        ["Alice Ltd", "--name", "ci", "--scopes", ","],
+        ["Alice Ltd", "--name", "ci", "--expires", "soon"],
+        ["Alice Ltd", "--name", "ci", "--expires", "0d"],
+        ["Alice Ltd", "--name", "ci", "--expires=-1d"],
+        ["Alice Ltd", "--name", "ci", "--expires", "999999d"],
+        ["Alice Ltd", "--name", "ci", "--expires", "٣d"],
+    ],
+    ids=str,
+)
+def test_a_key_that_makes_no_sense_is_not_issued(alice: Caller, args: list[str]) -> None:
+    with pytest.raises(CommandError):
+        run("issue_key", *args)
+    assert ApiKey.objects.count() == 1
+
+
+@pytest.mark.parametrize("name", ["", " ", "x" * 101], ids=["empty", "blank", "long"])
+def test_a_key_needs_a_name_that_fits(alice: Caller, name: str) -> None:
+    with pytest.raises(CommandError):
+        run("issue_key", "Alice Ltd", "--name", name)
+
+
+def test_an_account_without_an_owner_gets_no_key() -> None:
+    Account.objects.create(name="Orphan")
+
+    with pytest.raises(CommandError, match="no owner"):
+        run("issue_key", "Orphan", "--name", "ci")
+
+
+def test_two_keys_are_two_secrets(alice: Caller) -> None:
+    secrets = {run("issue_key", "Alice Ltd", "--name", "ci")[0] for _ in range(3)}
+
+    assert len(secrets) == 3
+
+
+# --- revoke_key -----------------------------------------------------------------------------------
+
+
+def test_a_revoked_key_is_refused_from_its_next_request(alice: Caller) -> None:
+    assert status_with(alice.secret) == 200
+    out, _err = run("revoke_key", str(alice.key.pk))
+
+    assert "is revoked" in out and status_with(alice.secret) == 401
+    assert ApiKey.objects.filter(pk=alice.key.pk).exists()
+
+
+def test_revoking_twice_keeps_the_first_date(alice: Caller) -> None:
+    run("revoke_key", str(alice.key.pk))
+    first = ApiKey.objects.get(pk=alice.key.pk).revoked_at
+    out, _err = run("revoke_key", str(alice.key.pk))
+
+    assert "revoked already" in out
+    assert ApiKey.objects.get(pk=alice.key.pk).revoked_at == first
+
+
+@pytest.mark.parametrize("number", ["0", "999999999", "x", ""])
+def test_a_key_that_is_not_there_cannot_be_revoked(number: Any) -> None:
+    with pytest.raises(CommandError):
+        run("revoke_key", number)

@@ -1,0 +1,161 @@
+"""A cost is a product of whole numbers; who pays is decided by how the answer ended."""
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from billing.money import MAX_PICO, from_pico
+from billing.pricing import (
+    MAX_PRICE,
+    InvalidPrice,
+    Rates,
+    cost,
+    is_billed,
+    per_1k,
+    per_1m,
+    per_token,
+)
+from gateway.metering import Outcome, Usage
+
+TOKENS = st.integers(0, 10**9)
+PRICES = st.integers(0, 10**12)
+RATES = st.builds(Rates, PRICES, PRICES, PRICES)
+SMALL = st.integers(0, 10**4)
+SMALL_RATES = st.builds(Rates, st.integers(0, 10**9), st.integers(0, 10**9))
+
+
+# --- Cost -----------------------------------------------------------------------------------------
+
+
+def test_a_cost_is_tokens_times_price_and_a_fee() -> None:
+    assert cost(Rates(2, 3, 100), 10, 20) == 180
+
+
+def test_the_readmes_price_comes_out_to_the_last_digit() -> None:
+    rates = Rates(per_token("0.002"), per_token("0.004"))
+
+    assert from_pico(cost(rates, 5, 9)) == Decimal("0.000046")
+
+
+@examples(deadline=None)
+@given(RATES, TOKENS, TOKENS)
+def test_a_cost_is_exact_or_refused(rates: Rates, read: int, written: int) -> None:
+    exact = rates.prompt * read + rates.completion * written + rates.request
+    if exact > MAX_PICO:
+        with pytest.raises(OverflowError):
+            cost(rates, read, written)
+    else:
+        assert cost(rates, read, written) == exact
+
+
+@examples(deadline=None)
+@given(SMALL_RATES, SMALL, SMALL, SMALL, SMALL)
+def test_more_tokens_never_cost_less(rates: Rates, a: int, b: int, more: int, yet: int) -> None:
+    assert cost(rates, a, b) <= cost(rates, a + more, b + yet)
+
+
+@examples(deadline=None)
+@given(SMALL_RATES, SMALL_RATES, SMALL, SMALL)
+def test_higher_prices_never_cost_less(low: Rates, add: Rates, a: int, b: int) -> None:
+    high = Rates(low.prompt + add.prompt, low.completion + add.completion)
+
+    assert cost(low, a, b) <= cost(high, a, b)
+
+
+@examples(deadline=None)
+@given(PRICES, PRICES)
+def test_nothing_costs_nothing(prompt: int, completion: int) -> None:
+    assert cost(Rates(prompt, completion), 0, 0) == 0
+
+
+@examples(deadline=None)
+@given(SMALL_RATES, SMALL, SMALL, SMALL, SMALL)
+def test_two_answers_cost_what_one_of_both_would(
+    rates: Rates, a: int, b: int, c: int, d: int
+) -> None:
+    assert cost(rates, a, b) + cost(rates, c, d) == cost(rates, a + c, b + d)
+
+
+# --- Prices ---------------------------------------------------------------------------------------
+
+
+@examples(deadline=None)
+@given(st.integers(0, 99), st.integers(0, 10**6 - 1), st.integers(1, 6))
+def test_a_price_is_read_and_shown_alike(units: int, decimals: int, places: int) -> None:
+    text = f"{min(units, 999)}.{decimals:06}"[: len(str(min(units, 999))) + 1 + places]
+
+    assert per_1k(per_token(text)) == Decimal(text)
+
+
+PER_TOKEN = [
+    ("0", 0),
+    ("0.002", 2_000_000),
+    ("0.000000001", 1),
+    ("0.0015", 1_500_000),
+    ("100", MAX_PRICE),
+    (Decimal("0.0020"), 2_000_000),
+    (" 0.002 ", 2_000_000),
+]
+
+
+@pytest.mark.parametrize(("text", "pico"), PER_TOKEN)
+def test_a_price_per_1k_is_a_whole_number_per_token(text: Any, pico: int) -> None:
+    assert per_token(text) == pico
+
+
+NO_PRICES = [
+    *["", " ", "free", "NaN", "Infinity", "1e-3", "+1", "-1", "-0.002", "1,5", "0.002 USD", "٣"],
+    *["0.0000000001", "100.000001", "101", "9" * 40, Decimal("NaN"), Decimal("-1"), None],
+]
+
+
+@pytest.mark.parametrize("text", NO_PRICES, ids=lambda text: repr(text)[:20])
+def test_what_is_no_price_is_refused(text: Any) -> None:
+    with pytest.raises(InvalidPrice):
+        per_token(text)
+
+
+def test_a_price_is_shown_per_thousand_and_per_million() -> None:
+    assert f"{per_1k(2_000_000):f}" == "0.002"
+    assert f"{per_1m(2_000_000):f}" == "2"
+    assert f"{per_1m(1):f}" == "0.000001"
+
+
+# --- Who pays -------------------------------------------------------------------------------------
+
+NEVER_BEGAN = Usage()
+NOTHING_YET = Usage(5, 0, started=True)
+SOME = Usage(5, 3, started=True)
+
+BILLED = [
+    (Outcome.COMPLETE, NOTHING_YET, True, True),
+    (Outcome.COMPLETE, SOME, True, True),
+    (Outcome.CLIENT_LEFT, NEVER_BEGAN, False, False),
+    (Outcome.CLIENT_LEFT, NOTHING_YET, True, True),
+    (Outcome.CLIENT_LEFT, SOME, True, True),
+    (Outcome.EXPIRED, NEVER_BEGAN, False, False),
+    (Outcome.EXPIRED, SOME, True, True),
+    (Outcome.UPSTREAM_REFUSED, NEVER_BEGAN, False, False),
+    (Outcome.UPSTREAM_BROKE, NEVER_BEGAN, False, False),
+    (Outcome.UPSTREAM_BROKE, NOTHING_YET, False, False),
+    (Outcome.UPSTREAM_BROKE, SOME, False, True),
+    (Outcome.UPSTREAM_STALLED, NOTHING_YET, False, False),
+    (Outcome.UPSTREAM_STALLED, SOME, False, True),
+    (Outcome.GATEWAY_FAILED, SOME, False, False),
+]
+
+
+@pytest.mark.parametrize(("outcome", "usage", "usually", "if_broken_is_billed"), BILLED)
+def test_who_pays_depends_on_how_the_answer_ended(
+    outcome: Outcome, usage: Usage, usually: bool, if_broken_is_billed: bool
+) -> None:
+    assert is_billed(outcome, usage, bill_broken=False) is usually
+    assert is_billed(outcome, usage, bill_broken=True) is if_broken_is_billed
+
+
+def test_every_outcome_stands_in_the_table() -> None:
+    assert {outcome for outcome, *_ in BILLED} == set(Outcome)

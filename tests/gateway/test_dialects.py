@@ -1,0 +1,425 @@
+"""How Ollama's family and our own read a request and write an answer."""
+
+import json
+from contextlib import suppress
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from gateway.chunk import Chunk
+from gateway.dialects import OLLAMA, REST, dialect_of
+from gateway.dialects.base import Dialect
+from gateway.dialects.ollama import (
+    LegacyEmbeddingsDialect,
+    ProgressRenderer,
+    cut_short,
+    is_load_request,
+    model_of,
+    read_chunk,
+    read_progress,
+    refusal,
+)
+from gateway.errors import (
+    BadRequest,
+    GatewayError,
+    ModelNotFound,
+    UpstreamBroke,
+    UpstreamBusy,
+    UpstreamError,
+)
+from gateway.metering import Receipt, Usage
+from gateway.prompt import Operation, Prompt
+
+GENERATE, CHAT, EMBED = Operation.GENERATE, Operation.CHAT, Operation.EMBED
+LEGACY = LegacyEmbeddingsDialect()
+RECEIPT = Receipt(Usage(5, 9), Decimal("0.000046"), "USD")
+USAGE = {
+    "prompt_tokens": 5,
+    "completion_tokens": 9,
+    "total_tokens": 14,
+    "cost": "0.000046",
+    "currency": "USD",
+}
+
+
+def prompt(operation: Operation = GENERATE, **fields: Any) -> Prompt:
+    return Prompt(operation, "LLaMA3", True, fields)
+
+
+def native(operation: Operation = GENERATE, **fields: Any) -> Chunk:
+    return read_chunk(operation, json.dumps(fields).encode())
+
+
+def read(line: bytes) -> Any:
+    """The object on a line, which must be one line."""
+    assert line.endswith(b"\n") and line.count(b"\n") == 1
+    return json.loads(line)
+
+
+# --- Which family ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "/api/chat", "/api/nowhere", "/api/"])
+def test_ollamas_addresses_speak_ollama(path: str) -> None:
+    assert dialect_of(path) is OLLAMA
+
+
+@pytest.mark.parametrize("path", ["/generate", "/usage", "/nowhere", "/api", "//api/chat", "/apix"])
+def test_other_addresses_speak_rest(path: str) -> None:
+    assert dialect_of(path) is REST
+
+
+# --- Reading requests -----------------------------------------------------------------------------
+
+STREAMS = [
+    (OLLAMA, GENERATE, True),
+    (OLLAMA, CHAT, True),
+    (OLLAMA, EMBED, False),
+    (REST, GENERATE, False),
+    (REST, CHAT, False),
+    (REST, EMBED, False),
+]
+ASKED = {"prompt": "hi", "messages": [{"role": "user", "content": "hi"}], "input": "hi"}
+
+
+@pytest.mark.parametrize(("dialect", "operation", "streams"), STREAMS)
+def test_a_family_streams_by_default_or_not(
+    dialect: Dialect, operation: Operation, streams: bool
+) -> None:
+    for unset in ({}, {"stream": None}):
+        assert dialect.parse(operation, {"model": "m", **ASKED, **unset}).stream is streams
+    assert dialect.parse(operation, {"model": "m", **ASKED, "stream": False}).stream is False
+
+
+@pytest.mark.parametrize("dialect", [OLLAMA, REST, LEGACY])
+@pytest.mark.parametrize("stream", ["true", 1, 0, [], {}])
+def test_stream_is_true_or_false(dialect: Dialect, stream: Any) -> None:
+    if dialect is LEGACY:
+        assert dialect.parse(EMBED, {"model": "m", **ASKED, "stream": stream}).stream is False
+    else:
+        with pytest.raises(BadRequest, match="'stream'"):
+            dialect.parse(GENERATE, {"model": "m", **ASKED, "stream": stream})
+
+
+@pytest.mark.parametrize("dialect", [OLLAMA, REST, LEGACY])
+@pytest.mark.parametrize("model", [None, "", " ", 5, True, ["llama3"], {"name": "llama3"}])
+def test_a_request_names_a_model(dialect: Dialect, model: Any) -> None:
+    with pytest.raises(BadRequest, match="model is required"):
+        dialect.parse(EMBED, {**ASKED, "model": model})
+
+
+def test_the_older_name_is_accepted_and_the_newer_wins() -> None:
+    assert model_of({"name": "llama3"}) == model_of({"model": "", "name": "llama3"}) == "llama3"
+    assert model_of({"model": "a", "name": "b"}) == "a"
+
+
+def test_the_model_is_echoed_as_the_client_spelled_it() -> None:
+    assert OLLAMA.parse(GENERATE, {"model": " LLaMA3 ", **ASKED}).model == " LLaMA3 "
+
+
+LOADS = [
+    (GENERATE, {}, True),
+    (GENERATE, {"prompt": ""}, True),
+    (GENERATE, {"prompt": None, "images": ["x"]}, True),
+    (GENERATE, {"prompt": " "}, False),
+    (CHAT, {"messages": []}, True),
+    (CHAT, {"prompt": "hi"}, True),
+    (CHAT, {"messages": [{}]}, False),
+    (EMBED, {"input": []}, True),
+    (EMBED, {"input": ""}, True),
+    (EMBED, {"input": [""]}, False),
+]
+
+
+@pytest.mark.parametrize(("operation", "fields", "loads"), LOADS)
+def test_a_request_without_a_prompt_only_loads(
+    operation: Operation, fields: dict[str, Any], loads: bool
+) -> None:
+    assert is_load_request(OLLAMA.parse(operation, {"model": "m", **fields})) is loads
+
+
+@pytest.mark.parametrize(
+    ("operation", "name"), [(GENERATE, "prompt"), (CHAT, "messages"), (EMBED, "input")]
+)
+@pytest.mark.parametrize("value", [None, "", [], 0, {}])
+def test_our_own_family_wants_a_prompt(operation: Operation, name: str, value: Any) -> None:
+    with pytest.raises(BadRequest, match=f"'{name}' is required"):
+        REST.parse(operation, {"model": "m", name: value})
+
+
+def test_our_own_family_embeds_a_prompt_as_the_original_did() -> None:
+    assert REST.parse(EMBED, {"model": "m", "prompt": "hi"}).fields["input"] == "hi"
+    assert REST.parse(EMBED, {"model": "m", "prompt": "no", "input": "hi"}).fields["input"] == "hi"
+
+
+def test_an_embedding_cannot_be_streamed() -> None:
+    with pytest.raises(BadRequest, match="cannot be streamed"):
+        REST.parse(EMBED, {"model": "m", "input": "hi", "stream": True})
+
+
+def test_the_older_embeddings_route_is_served_by_the_newer() -> None:
+    found = LEGACY.parse(EMBED, {"model": "m", "prompt": "hi", "input": "other"})
+
+    assert found.fields["input"] == "hi"
+
+
+@pytest.mark.parametrize("asked", [5, True, ["hi"], {}])
+def test_the_older_embeddings_route_takes_one_string(asked: Any) -> None:
+    with pytest.raises(BadRequest, match="'prompt' must be a string"):
+        LEGACY.parse(EMBED, {"model": "m", "prompt": asked})
+
+
+# --- Reading the model server's lines -------------------------------------------------------------
+
+
+def test_a_line_is_read_into_a_chunk() -> None:
+    chunk = native(response="Hi", done=False, prompt_eval_count=5, eval_count=9)
+
+    assert (chunk.text, chunk.done, chunk.carries_output) == ("Hi", False, True)
+    assert (chunk.prompt_tokens, chunk.completion_tokens) == (5, 9)
+
+
+def test_a_chat_line_is_read_from_its_message() -> None:
+    calls = [{"function": {"name": "f"}}]
+    chunk = native(CHAT, message={"content": "a", "thinking": "b", "tool_calls": calls})
+
+    assert (chunk.text, chunk.thinking, chunk.tool_calls) == ("a", "b", calls)
+
+
+def test_an_embedding_is_whole_at_once() -> None:
+    chunk = native(EMBED, embeddings=[[1.0]], prompt_eval_count=3)
+
+    assert chunk.done and (chunk.prompt_tokens, chunk.completion_tokens) == (3, 0)
+
+
+NONSENSE = [
+    *[
+        b"",
+        b" ",
+        b"null",
+        b"5",
+        b'"x"',
+        b"[]",
+        b"{",
+        b'{"done":tr',
+        b"<html>",
+        b"\xff\xfe",
+        b"{}{}",
+    ],
+    *[b"[" * 100_000, b'{"response":NaN}', b'{"x":' + b"9" * 5000 + b"}", b'{"message":"hi"}'],
+    *[b'{"message":[1]}', b'{"error":"boom"}', b'{"error":{"a":1}}', b'{"response":"\xff"}'],
+]
+
+
+@pytest.mark.parametrize("line", NONSENSE, ids=lambda line: repr(line)[:24])
+def test_a_line_that_is_no_chunk_breaks_the_answer(line: bytes) -> None:
+    with pytest.raises(UpstreamBroke):
+        read_chunk(GENERATE, line)
+
+
+@pytest.mark.parametrize("found", [None, {}, "x", 5])
+def test_an_embedding_without_vectors_breaks_the_answer(found: Any) -> None:
+    with pytest.raises(UpstreamBroke):
+        native(EMBED, embeddings=found)
+
+
+def test_fields_of_a_wrong_type_say_nothing() -> None:
+    chunk = native(response=5, thinking=["x"], tool_calls="f", done="true", eval_count="9")
+
+    assert not chunk.carries_output and not chunk.done and chunk.completion_tokens is None
+
+
+@examples(deadline=None)
+@given(st.binary(max_size=60) | st.text('{}[]":,truefalsdonrp0 ', max_size=40).map(str.encode))
+def test_no_line_does_worse_than_breaking_the_answer(line: bytes) -> None:
+    for operation in Operation:
+        with suppress(UpstreamBroke):
+            read_chunk(operation, line)
+
+
+@pytest.mark.parametrize("chunk", [native(response="x", thinking="y"), native(CHAT, message={})])
+def test_an_answer_cut_short_ends_with_length_and_no_text(chunk: Chunk) -> None:
+    end = cut_short(chunk)
+
+    assert end.done and end.fields["done_reason"] == "length" and not end.carries_output
+    assert end.fields.get("response", "") == "" and end.prompt_tokens is None
+
+
+# --- Writing answers ------------------------------------------------------------------------------
+
+
+def test_a_chunk_is_passed_on_with_the_clients_spelling() -> None:
+    line = OLLAMA.renderer(prompt(), "id").chunk(native(model="llama3:latest", response="a", x=1))
+
+    assert read(line) == {"model": "LLaMA3", "response": "a", "x": 1}
+
+
+@pytest.mark.parametrize("name", ["remote_model", "remote_host", "_debug_info", "error"])
+def test_what_is_the_operators_is_not_passed_on(name: str) -> None:
+    line = OLLAMA.renderer(prompt(), "id").chunk(Chunk(fields={name: None, "response": "a"}))
+
+    assert name not in read(line)
+
+
+def test_the_last_chunk_carries_the_usage() -> None:
+    for dialect in (OLLAMA, REST):
+        last = native(response="", done=True, done_reason="stop")
+        assert read(dialect.renderer(prompt(), "id").last(last, RECEIPT))["usage"] == USAGE
+
+
+def test_without_a_receipt_there_is_no_usage() -> None:
+    for dialect in (OLLAMA, REST):
+        assert "usage" not in read(dialect.renderer(prompt(), "id").last(native(done=True), None))
+
+
+def test_a_stream_that_broke_ends_with_an_error_and_not_with_done() -> None:
+    for dialect in (OLLAMA, REST):
+        ending = read(dialect.renderer(prompt(), "the id").failure(UpstreamBroke()))
+        assert ending == {
+            "error": "The model server broke off its answer.",
+            "code": "upstream_broke",
+            "request_id": "the id",
+        }
+
+
+def test_a_whole_answer_joins_its_pieces() -> None:
+    chunks = [native(thinking="hm "), native(response="a", logprobs=[{"token": "a"}])]
+    chunks += [native(response="b"), native(response="", done=True, eval_count=3)]
+
+    answer = read(OLLAMA.renderer(prompt(), "id").whole(chunks, RECEIPT))
+
+    assert answer == {
+        "model": "LLaMA3",
+        "response": "ab",
+        "thinking": "hm ",
+        "logprobs": [{"token": "a"}],
+        "done": True,
+        "eval_count": 3,
+        "usage": USAGE,
+    }
+
+
+def test_a_whole_chat_joins_text_and_calls() -> None:
+    call = {"function": {"name": "f", "arguments": {}}}
+    chunks = [native(CHAT, message={"content": "a"}), native(CHAT, message={"tool_calls": [call]})]
+    chunks.append(native(CHAT, message={"content": ""}, done=True))
+
+    message = {"role": "assistant", "content": "a", "tool_calls": [call]}
+    assert read(OLLAMA.renderer(prompt(CHAT), "id").whole(chunks, None))["message"] == message
+    answer = read(REST.renderer(prompt(CHAT), "id").whole(chunks, None))
+    assert (answer["response"], answer["message"]) == ("a", message)
+
+
+@pytest.mark.parametrize("odd", [5, "x", {"a": 1}, [5], None])
+def test_odd_probabilities_break_no_answer(odd: Any) -> None:
+    chunks = [native(response="a", logprobs=odd), native(done=True)]
+
+    assert read(REST.renderer(prompt(), "id").whole(chunks, None))["response"] == "a"
+
+
+def test_our_own_family_shows_the_same_few_fields() -> None:
+    renderer = REST.renderer(prompt(), "id")
+    chunk = native(response="a", created_at="now", total_duration=1)
+
+    assert read(renderer.chunk(chunk)) == {"model": "LLaMA3", "response": "a", "done": False}
+    last = read(renderer.last(native(response="", done=True, context=[1]), RECEIPT))
+    assert set(last) == {"model", "response", "done", "done_reason", "usage"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "shown"),
+    [("hi", {"embedding": [1.0]}), (["hi"], {"embeddings": [[1.0]]})],
+)
+def test_one_text_has_one_embedding_and_a_list_has_a_list(asked: Any, shown: Any) -> None:
+    renderer = REST.renderer(prompt(EMBED, input=asked), "id")
+
+    answer = read(renderer.whole([native(EMBED, embeddings=[[1.0]])], None))
+    assert answer == {"model": "LLaMA3", **shown}
+
+
+@pytest.mark.parametrize(("vectors", "shown"), [([[1.0]], [1.0]), ([], [])])
+def test_the_older_embeddings_route_has_one_vector(vectors: Any, shown: Any) -> None:
+    answer = LEGACY.renderer(prompt(EMBED), "id").whole([native(EMBED, embeddings=vectors)], None)
+
+    assert read(answer) == {"embedding": shown}
+
+
+@examples(deadline=None)
+@given(st.text(max_size=60))
+def test_a_line_is_one_line_of_ascii_and_holds_the_text(text: str) -> None:
+    for dialect in (OLLAMA, REST):
+        line = dialect.renderer(prompt(), "id").chunk(native(response=text))
+        assert line.isascii() and read(line)["response"] == text
+
+
+def test_an_error_is_a_string_with_its_code_beside_it() -> None:
+    for dialect in (OLLAMA, REST):
+        body = read(dialect.error(GatewayError("No."), "id"))
+        assert body == {"error": "No.", "code": "internal_error", "request_id": "id"}
+
+
+# --- Pulling --------------------------------------------------------------------------------------
+
+
+def test_progress_is_done_with_success() -> None:
+    assert not read_progress("m", b'{"status": "pulling manifest"}').done
+    assert read_progress("m", b'{"status": "success"}').done
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("pull model manifest: file does not exist", ModelNotFound),
+        ("max retries exceeded: dial tcp 10.0.0.5: refused", UpstreamError),
+        ("digest mismatch, file must be downloaded again", UpstreamError),
+    ],
+)
+def test_an_error_line_of_a_pull_is_told_in_our_words(text: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as raised:
+        read_progress("m", json.dumps({"error": text}).encode())
+    assert text not in str(raised.value)
+
+
+def test_progress_is_passed_on_as_it_is() -> None:
+    layer = {"status": "pulling 0123", "digest": "sha256:0123", "total": 9, "completed": 3}
+
+    renderer = ProgressRenderer(prompt(), "id")
+    assert read(renderer.chunk(Chunk(fields=layer))) == layer
+    assert read(
+        renderer.whole([Chunk(fields=layer), Chunk(fields={"status": "success"})], None)
+    ) == {"status": "success"}
+
+
+# --- Refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "kind", "said"),
+    [
+        (404, "anything", ModelNotFound, "model 'm' not found"),
+        (400, '"m" does not support chat', BadRequest, "model 'm' does not support chat"),
+        (400, "x does not support thinking", BadRequest, "model 'm' does not support thinking"),
+        (400, "the input length exceeds the context length", BadRequest, "context"),
+        (500, "invalid format: {", BadRequest, "'format'"),
+        (503, "server busy", UpstreamBusy, "busy"),
+        (500, "CUDA out of memory at /opt", UpstreamError, "failed"),
+    ],
+)
+def test_a_refusal_says_what_a_client_can_act_on(
+    status: int, text: str, kind: type[GatewayError], said: str
+) -> None:
+    error = refusal(status, text, "m")
+
+    assert type(error) is kind and said in error.message
+
+
+@examples(deadline=None)
+@given(st.integers(400, 599), st.text(max_size=80))
+def test_no_refusal_repeats_the_model_servers_text(status: int, text: str) -> None:
+    canary = f"/srv/secret {text}"
+
+    assert "/srv/secret" not in refusal(status, canary, "m").message

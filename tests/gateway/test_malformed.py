@@ -1,0 +1,432 @@
+"""Whatever is sent: a clean answer, nothing asked of the model server, nothing held."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.test import Client
+from django.urls import URLPattern, URLResolver, get_resolver
+
+from billing.models import Hold
+from tests.conftest import Caller
+from tests.fakes.ollama import FakeOllama
+from tests.flow.conftest import gateway_env
+from tests.gateway.test_images import encoded, png
+from tests.servers.client import BROKEN, RawClient
+from tests.servers.gunicorn import Gunicorn
+
+PATHS = ["/generate", "/api/chat"]
+
+
+def is_refused(answer: Any, *statuses: int) -> bool:
+    """Tell whether an answer is an error of the client's, as every client of ours reads it."""
+    body = json.loads(answer.content)
+    return (
+        answer.status_code in (statuses or (400,))
+        and set(body) == {"error", "code", "request_id"}
+        and all(isinstance(value, str) for value in body.values())
+        and len(body["error"]) < 300
+        and answer["x-request-id"] == body["request_id"]
+    )
+
+
+def nothing_happened(ollama: FakeOllama) -> bool:
+    return ollama.requests == [] and not Hold.objects.exists()
+
+
+# --- Bodies ---------------------------------------------------------------------------------------
+
+GOOD = b'{"model": "llama3", "prompt": "hi", "messages": [{"role": "user", "content": "hi"}]'
+
+BODIES = {
+    # duplicates and lookalikes
+    "duplicate model": GOOD + b', "model": "mistral"}',
+    "duplicate options": GOOD + b', "options": {}, "options": {"seed": 1}}',
+    "duplicate in options": GOOD + b', "options": {"seed": 1, "seed": 2}}',
+    "MODEL": GOOD + b', "MODEL": "mistral"}',
+    "long s in system": GOOD + b', "\\u017fystem": "x"}',
+    "Kelvin in keep_alive": GOOD + b', "\\u212aeep_alive": -1}',
+    "Num_Ctx in options": GOOD + b', "options": {"Num_Ctx": 1}}',
+    # depth and size
+    "value nested 5,000 times": GOOD + b', "x": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+    "value nested 100,000 times": GOOD + b', "x": ' + b"[" * 100_000,
+    "options nested 100,000 times": GOOD + b', "options": ' + b'{"a":' * 100_000,
+    "format nested 100 times": GOOD + b', "format": ' + b'{"a":' * 100 + b"1" + b"}" * 101,
+    "5,000 digits": GOOD + b', "options": {"seed": ' + b"9" * 5000 + b"}}",
+    # characters
+    "NaN": GOOD + b', "options": {"temperature": NaN}}',
+    "1e999": GOOD + b', "options": {"temperature": 1e999}}',
+    "lone surrogate in the model": b'{"model": "\\ud800", "prompt": "x", "messages": [{}]}',
+    "NUL in the model": b'{"model": "llama3\\u0000", "prompt": "x", "messages": [{}]}',
+    "U+202E in the model": '{"model": "\u202ellama3", "prompt": "x", "messages": [{}]}'.encode(),
+    "BOM": b"\xef\xbb\xbf" + GOOD + b"}",
+    "UTF-16": (GOOD + b"}").decode().encode("utf-16"),
+    "Latin-1": GOOD + b', "x": "\xe9"}',
+    "gzip": gzip.compress(GOOD + b"}"),
+    # shape
+    "blank": b"  ",
+    "null": b"null",
+    "number": b"5",
+    "list": b"[" + GOOD + b"}]",
+    "trailing garbage": GOOD + b"} x",
+    "two documents": GOOD + b"}" + GOOD + b"}",
+    "form": b"model=llama3&prompt=hi",
+    "multipart": b'--x\r\nContent-Disposition: form-data; name="model"\r\n\r\nllama3\r\n--x--\r\n',
+    # types
+    "model is a list": b'{"model": ["llama3"], "prompt": "hi", "messages": [{}]}',
+    "model is missing": b'{"prompt": "hi", "messages": [{"content": "x"}]}',
+    "stream is text": GOOD + b', "stream": "yes"}',
+    "options is a list": GOOD + b', "options": []}',
+    "num_predict is text": GOOD + b', "options": {"num_predict": "100"}}',
+    "think is a number": GOOD + b', "think": 1}',
+    "format is xml": GOOD + b', "format": "xml"}',
+}
+
+
+@pytest.mark.usefixtures("priced")
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_malformed_body_is_a_clean_400(
+    alice: Caller, ollama: FakeOllama, path: str, body: bytes
+) -> None:
+    assert is_refused(alice.post(path, body))
+    assert nothing_happened(ollama)
+
+
+FIELDS = {
+    "prompt is a list": ("/generate", {"prompt": ["hi"]}),
+    "prompt is zero": ("/api/generate", {"prompt": 0}),
+    "prompt is false": ("/api/generate", {"prompt": False}),
+    "prompt is an object": ("/api/generate", {"prompt": {}}),
+    "system is a number": ("/generate", {"prompt": "hi", "system": 5}),
+    "messages is text": ("/chat", {"messages": "hi"}),
+    "messages is an object": ("/api/chat", {"messages": {}}),
+    "messages is false": ("/api/chat", {"messages": False}),
+    "content is a list": ("/api/chat", {"messages": [{"role": "user", "content": [{}]}]}),
+    "role is unknown": ("/chat", {"messages": [{"role": "root", "content": "hi"}]}),
+    "tools is an object": ("/chat", {"messages": [{"content": "hi"}], "tools": {}}),
+    "input is a number": ("/embedding", {"input": 5}),
+    "input is a list of numbers": ("/api/embed", {"input": [1, 2]}),
+    "input is zero": ("/api/embed", {"input": 0}),
+    "too many inputs": ("/api/embed", {"input": ["x"] * 513}),
+    "embedding prompt is a list": ("/api/embeddings", {"prompt": ["hi"]}),
+    "image is a URL": ("/generate", {"prompt": "hi", "images": ["http://10.0.0.1/x.png"]}),
+    "image is not base64": ("/generate", {"prompt": "hi", "images": ["%%%"]}),
+    "image is empty": ("/generate", {"prompt": "hi", "images": [""]}),
+    "image is SVG": ("/generate", {"prompt": "hi", "images": [encoded(b"<svg/>")]}),
+    "image is enormous": ("/generate", {"prompt": "hi", "images": [encoded(png(50_000, 50_000))]}),
+    "200 images": ("/generate", {"prompt": "hi", "images": [encoded(png())] * 200}),
+    "image in a message": ("/chat", {"messages": [{"content": "hi", "images": ["x"]}]}),
+    "prompt is too large": ("/generate", {"prompt": "x" * (1024 * 1024 + 1)}),
+    "schema of a megabyte": ("/generate", {"prompt": "x", "format": {"a": "(a+)+" * 250_000}}),
+    "1,000 stops": ("/generate", {"prompt": "hi", "options": {"stop": ["x"] * 1000}}),
+    "raw": ("/api/generate", {"prompt": "hi", "raw": True}),
+    "template": ("/api/generate", {"prompt": "hi", "template": "{{ .Prompt }}"}),
+    "context": ("/api/generate", {"prompt": "hi", "context": [1, 2]}),
+    "cloud": ("/generate", {"model": "gpt-oss:20b-cloud", "prompt": "hi"}),
+    "no name": ("/generate", {"model": "../x", "prompt": "hi"}),
+}
+
+
+@pytest.mark.usefixtures("priced")
+@pytest.mark.parametrize(("path", "fields"), FIELDS.values(), ids=FIELDS)
+def test_a_field_that_makes_no_sense_is_a_clean_400(
+    alice: Caller, ollama: FakeOllama, path: str, fields: dict[str, Any]
+) -> None:
+    assert is_refused(alice.post(path, {"model": "llama3", **fields}))
+    assert nothing_happened(ollama)
+
+
+SAFE = {
+    "NUL": "a\x00b",
+    "lone surrogate": "\ud800",
+    "U+FEFF and U+202E": "\ufeff\u202e",
+    "100,000 signs": "\u2028" * 100_000,
+    "html": "<script>alert(1)</script>",
+    "template": "{{ .System }}{% debug %}",
+}
+
+
+@pytest.mark.usefixtures("priced")
+@pytest.mark.parametrize("prompt", SAFE.values(), ids=SAFE)
+def test_odd_characters_in_a_prompt_do_no_harm(
+    alice: Caller, ollama: FakeOllama, prompt: str
+) -> None:
+    ends = "end" + prompt
+    answer = alice.post("/generate", json.dumps({"model": "llama3", "prompt": ends}).encode())
+
+    assert answer.status_code == 200 and ollama.requests[-1].json["prompt"] == ends
+    assert Hold.objects.get().state == "settled"
+
+
+@pytest.mark.usefixtures("priced")
+@pytest.mark.parametrize("extra", [{"k" * 1_000_000: 1}, dict.fromkeys(map(str, range(100_000)))])
+def test_huge_unknown_keys_are_dropped(
+    alice: Caller, ollama: FakeOllama, extra: dict[str, Any]
+) -> None:
+    answer = alice.post("/generate", {"model": "llama3", "prompt": "hi", **extra})
+
+    assert answer.status_code == 200
+    assert set(ollama.requests[-1].json) == {"model", "stream", "prompt", "options"}
+
+
+@pytest.mark.usefixtures("priced")
+@pytest.mark.parametrize("kind", ["application/x-www-form-urlencoded", "text/plain", "x", ""])
+def test_plain_curl_works_whatever_type_it_claims(
+    alice: Caller, ollama: FakeOllama, kind: str
+) -> None:
+    body = b'{"model": "llama3", "prompt": "hi"}'
+    answer = alice.client.generic("POST", "/generate", body, kind, headers=alice.headers)
+
+    assert answer.status_code == 200
+
+
+ACCEPTS = ["*/*;q=", ",".join(["a/b;q=0.1"] * 900), "text/event-stream", ";;;,,,", "é", "*/*;q=x"]
+
+
+@pytest.mark.usefixtures("priced")
+@pytest.mark.parametrize("accept", ACCEPTS, ids=lambda accept: accept[:12])
+def test_no_accept_header_breaks_anything(alice: Caller, ollama: FakeOllama, accept: str) -> None:
+    answer = alice.client.get("/models", HTTP_ACCEPT=accept, headers=alice.headers)
+
+    assert answer.status_code == 200 and answer["Content-Type"] == "application/json"
+
+
+def test_no_length_is_a_411(alice: Caller, ollama: FakeOllama) -> None:
+    answer = alice.client.generic("POST", "/generate", b"", headers=alice.headers)
+
+    assert is_refused(answer, 411) and nothing_happened(ollama)
+
+
+def test_a_body_that_is_too_large_is_a_413(
+    alice: Caller, ollama: FakeOllama, settings: Any
+) -> None:
+    settings.MAX_BODY_BYTES = 100
+
+    assert is_refused(alice.post("/generate", b" " * 101), 413) and nothing_happened(ollama)
+
+
+def test_a_compressed_body_is_a_400(alice: Caller, ollama: FakeOllama) -> None:
+    headers = {**alice.headers, "Content-Encoding": "gzip"}
+    body = gzip.compress(GOOD + b"}")
+    answer = alice.client.generic("POST", "/generate", body, headers=headers)
+
+    assert is_refused(answer) and nothing_happened(ollama)
+
+
+def test_without_a_key_a_body_is_not_even_read(db: None, ollama: FakeOllama) -> None:
+    answer = Client().generic("POST", "/generate", b"[" * 100_000)
+
+    assert answer.status_code == 401
+
+
+# --- Queries --------------------------------------------------------------------------------------
+
+QUERIES = [
+    "from=yesterday",
+    "from=2026-13-01",
+    "from=0001-01-01",
+    "to=9999-12-31",
+    "from=2026-02-01&to=2026-01-01",
+    "from=2020-01-01&to=2026-01-01",
+    "from=%00",
+    "from=%ff",
+    "from=",
+    "from=" + "9" * 5000,
+    "group_by=secret",
+    "group_by=key__digest",
+    "group_by=day&group_by=account",
+]
+
+
+@pytest.mark.parametrize("query", QUERIES, ids=lambda query: query[:32])
+def test_a_history_that_makes_no_sense_is_a_clean_400(alice: Caller, query: str) -> None:
+    answer = alice.client.get(f"/usage/history?{query}", headers=alice.headers)
+
+    assert is_refused(answer)
+
+
+# --- Addresses ------------------------------------------------------------------------------------
+
+OPEN = {"/", "/healthz", "/readyz"}
+ADMIN_LOGIN = {"/admin/login/", "/admin/logout/", "/admin/jsi18n/"}
+
+
+def addresses(patterns: Any = None, start: str = "/") -> Iterator[str]:
+    """Every address of the project, with a 1 for each part that varies."""
+    for pattern in get_resolver().url_patterns if patterns is None else patterns:
+        part = str(pattern.pattern)
+        for name, kind in pattern.pattern.converters.items():
+            part = part.replace(f"<{_kind(kind)}{name}>", "1")
+        if isinstance(pattern, URLResolver):
+            yield from addresses(pattern.url_patterns, start + part)
+        elif isinstance(pattern, URLPattern):
+            yield start + (part if "(" not in part else "1")
+
+
+def _kind(converter: Any) -> str:
+    kinds = {"Path": "path:", "Int": "int:", "Slug": "slug:", "UUID": "uuid:", "String": ""}
+    return kinds[type(converter).__name__.removesuffix("Converter")]
+
+
+def test_the_walk_knows_the_addresses() -> None:
+    found = set(addresses())
+
+    assert {"/generate", "/api/chat", "/models/1", "/usage", "/admin/"} <= found | OPEN
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("method", ["get", "post", "put", "patch", "delete", "head", "options"])
+def test_no_address_is_open_to_somebody_without_a_key(ollama: FakeOllama, method: str) -> None:
+    client = Client(enforce_csrf_checks=True, raise_request_exception=False)
+    found = set(addresses()) - OPEN - ADMIN_LOGIN
+    statuses = {path: getattr(client, method)(path) for path in sorted(found)}
+
+    for path, answer in statuses.items():
+        to_login = answer.status_code == 302 and "/login" in answer["Location"]
+        assert to_login or answer.status_code in (401, 403, 404, 405), path
+    assert ollama.requests == []
+
+
+FORBIDDEN = [
+    "/api/create",
+    "/api/push",
+    "/api/copy",
+    "/api/blobs/sha256:" + "0" * 64,
+    "/api/me",
+    "/api/signout",
+    "/api/user/keys/x",
+    "/api/status",
+    "/api/experimental/web_search",
+    "/api/experimental/web_fetch",
+    "/api/experimental/model-recommendations",
+    "/v1/audio/transcriptions",
+    "/debug/pprof/heap",
+    "/debug/vars",
+]
+
+
+def disguised(path: str) -> list[str]:
+    last = path.rsplit("/", 1)[-1]
+    return [
+        path,
+        path + "/",
+        "/" + path,
+        path.replace("/", "//"),
+        path.upper(),
+        "/api/chat/.." + path,
+        "/api/../" + path,
+        "/%2e%2e" + path,
+        path.replace(last, f"%{ord(last[0]):02x}{last[1:]}"),
+        path.replace("/api/", "/api%2f"),
+        path + "%00",
+        path + ";x=1",
+        path + ".",
+        path + "%20",
+        "/models" + path.replace("/", "%2f"),
+    ]
+
+
+@pytest.mark.parametrize("path", FORBIDDEN)
+def test_what_ollama_has_and_we_do_not_is_a_404_however_it_is_spelled(
+    alice: Caller, ollama: FakeOllama, path: str
+) -> None:
+    for spelled in disguised(path):
+        for method in ("GET", "POST", "DELETE", "HEAD"):
+            answer = alice.client.generic(
+                method, spelled, b'{"model": "llama3"}', headers=alice.headers
+            )
+            assert answer.status_code in (403, 404), spelled
+            assert answer["Content-Type"] == "application/json"
+    assert ollama.requests == []
+
+
+@pytest.mark.usefixtures("priced")
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("//generate", "/generate/", "/GENERATE", "/generate;x", "/generate.", "/./generate"),
+        *("/api//chat", "//api/chat", "/API/chat", "/api/../api/chat", "/api/chat\x00", "generate"),
+    ],
+)
+def test_an_address_has_one_spelling(alice: Caller, ollama: FakeOllama, path: str) -> None:
+    body = b'{"model": "llama3", "prompt": "hi"}'
+    answer = alice.client.generic("POST", "/", body, PATH_INFO=path, headers=alice.headers)
+
+    assert is_refused(answer, 404) and nothing_happened(ollama)
+
+
+# --- Under the real server ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def small(django_db_setup: None) -> Iterator[Gunicorn]:
+    """A gateway that takes bodies of 100 KB."""
+    with FakeOllama() as fake:
+        env = gateway_env(fake, MAX_BODY_BYTES="100000", GATEWAY_WORKERS="1", GATEWAY_THREADS="4")
+        with Gunicorn(env) as server:
+            yield server
+
+
+HEAD = "POST /generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n{}\r\n"
+BODY = b'{"model": "nobody", "prompt": "hi"}'
+
+ON_THE_WIRE = {
+    "length too large": ("Content-Length: 900000\r\n", b"x" * 900_000, 413),
+    "chunks too large": (
+        "Transfer-Encoding: chunked\r\n",
+        b"2710\r\n" + b"x" * 10_000 + b"\r\n",
+        413,
+    ),
+    "chunks": ("Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY), 404),
+    "no length": ("", b"", 411),
+    "length of zero": ("Content-Length: 0\r\n", b"", 400),
+    "length that is no number": ("Content-Length: x\r\n", b"", 400),
+    "two lengths": ("Content-Length: 35\r\nContent-Length: 36\r\n", BODY, 400),
+    "length and chunks": ("Content-Length: 35\r\nTransfer-Encoding: chunked\r\n", BODY, 400),
+    "bad chunk size": ("Transfer-Encoding: chunked\r\n", b"zz\r\n\r\n", 400),
+    "space before colon": ("Content-Length : 35\r\n", BODY, 400),
+    "folded header": ("X: a\r\n b\r\nContent-Length: 35\r\n", BODY, 400),
+    "NUL in a header": ("X: a\x00b\r\nContent-Length: 35\r\n", BODY, 400),
+}
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(("header", "body", "status"), ON_THE_WIRE.values(), ids=ON_THE_WIRE)
+def test_a_request_that_breaks_the_rules_of_http_is_a_clean_4xx(
+    small: Gunicorn, alice: Caller, header: str, body: bytes, status: int
+) -> None:
+    pieces = 20 if status == 413 and "chunked" in header else 1
+    with RawClient(small.url) as client:
+        client.send(HEAD.format(alice.secret, header).encode("latin-1") + body * pieces)
+        client.send(b"0\r\n\r\n" if pieces > 1 else b"")
+        assert client.read_head().status == status
+    assert not Hold.objects.exists()
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize("header", ["Content-Length: 900000\r\n", "Transfer-Encoding: chunked\r\n"])
+def test_no_request_is_read_out_of_a_body_that_was_refused(
+    small: Gunicorn, alice: Caller, header: str
+) -> None:
+    inner = b"zz\r\n\r\n" + b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 10
+    with RawClient(small.url, timeout=0.5) as client:
+        client.send(HEAD.format(alice.secret, header).encode() + inner.ljust(900_000))
+        assert client.read_head().status in (400, 413)
+        client.read_all()
+        with pytest.raises((*BROKEN, TimeoutError)):
+            client.read_head()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_body_shorter_than_announced_leaves_nothing_behind(
+    small: Gunicorn, alice: Caller
+) -> None:
+    with RawClient(small.url) as client:
+        head = HEAD.format(alice.secret, "Content-Length: 5000\r\n").encode()
+        client.send(head + BODY)
+        client.sock.shutdown(1)
+        assert client.read_head().status == 400
+    assert not Hold.objects.exists()

@@ -1,0 +1,335 @@
+"""Customers see what they may use; operators list, show, pull and delete."""
+
+import json
+from typing import Any
+
+import pytest
+
+from accounts import keys
+from billing.models import Hold, TokenUsage
+from gateway import upstream
+from tests.conftest import Caller
+from tests.fakes.ollama import FakeOllama
+from tests.fakes.script import Line, reply
+
+pytestmark = pytest.mark.usefixtures("priced")
+
+PRICED = ["llama3:latest", "mistral:latest", "nomic-embed-text:latest"]
+
+
+@pytest.fixture
+def narrow(alice: Caller) -> Caller:
+    """A key that may use mistral only."""
+    key, secret = keys.issue(alice.account, name="narrow", allowed_models=["MISTRAL"])
+    return Caller(key, secret)
+
+
+def names(answer: Any) -> list[str]:
+    assert answer.status_code == 200
+    return [entry["name"] for entry in answer.json()["models"]]
+
+
+def error(answer: Any) -> tuple[int, str]:
+    assert set(answer.json()) == {"error", "code", "request_id"}
+    return answer.status_code, answer.json()["code"]
+
+
+# --- Listing --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/models", "/api/tags"])
+def test_a_customer_sees_the_models_with_a_price(
+    alice: Caller, ollama: FakeOllama, path: str
+) -> None:
+    ollama.models += ["phi3:latest", "secret:7b"]
+
+    assert names(alice.get(path)) == PRICED
+
+
+@pytest.mark.parametrize("path", ["/models", "/api/tags"])
+def test_a_narrow_key_sees_its_own_model(narrow: Caller, ollama: FakeOllama, path: str) -> None:
+    assert names(narrow.get(path)) == ["mistral:latest"]
+
+
+@pytest.mark.parametrize("path", ["/models", "/api/tags"])
+def test_an_operator_also_sees_what_waits_for_a_price(
+    olga: Caller, ollama: FakeOllama, path: str
+) -> None:
+    ollama.models.append("phi3:latest")
+
+    assert names(olga.get(path)) == [*PRICED, "phi3:latest"]
+
+
+@pytest.mark.parametrize("path", ["/models", "/api/tags"])
+def test_a_model_that_runs_elsewhere_is_hidden_from_all(
+    alice: Caller, olga: Caller, ollama: FakeOllama, path: str
+) -> None:
+    remote = {
+        "name": "llama3:latest",
+        "remote_model": "llama3",
+        "remote_host": "https://ollama.com",
+    }
+    ollama.answer("/api/tags", reply({"models": [remote]}))
+
+    assert names(alice.get(path)) == names(olga.get(path)) == []
+
+
+def test_a_price_is_shown_with_its_model(alice: Caller, ollama: FakeOllama) -> None:
+    first = alice.get("/models").json()["models"][0]
+
+    price = {"prompt": "0.002", "completion": "0.004", "currency": "USD"}
+    assert first["price_per_1k"] == price and set(first) == {
+        *("name", "size", "modified_at", "details", "price_per_1k")
+    }
+
+
+def test_what_is_loaded_is_shown_as_far_as_it_is_ones_own(
+    alice: Caller, narrow: Caller, ollama: FakeOllama
+) -> None:
+    assert names(alice.get("/api/ps")) == ["llama3:latest"]
+    assert names(narrow.get("/api/ps")) == []
+
+
+@pytest.mark.parametrize("path", ["/api/tags", "/api/version", "/"])
+def test_head_is_answered_without_a_body(alice: Caller, ollama: FakeOllama, path: str) -> None:
+    answer = alice.client.head(path, headers=alice.headers)
+
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+def test_the_version_is_the_model_servers(alice: Caller, ollama: FakeOllama) -> None:
+    assert alice.get("/api/version").json() == {"version": "0.33.0"}
+
+
+@pytest.mark.parametrize("path", ["/models", "/api/tags", "/api/ps", "/api/version"])
+def test_without_a_model_server_a_listing_is_a_503(
+    alice: Caller, ollama: FakeOllama, path: str
+) -> None:
+    ollama.down()
+
+    assert error(alice.get(path)) == (503, "upstream_down")
+
+
+# --- Showing --------------------------------------------------------------------------------------
+
+
+def test_a_customer_is_not_shown_what_is_the_operators(alice: Caller, ollama: FakeOllama) -> None:
+    answer = alice.post("/api/show", model="LLAMA3")
+
+    assert set(answer.json()) == {
+        *("license", "parameters", "details", "model_info", "capabilities", "modified_at")
+    }
+    assert b"SECRET" not in answer.content and b"/srv/ollama" not in answer.content
+    assert ollama.requests[-1].json == {"model": "llama3:latest"}
+
+
+def test_an_operator_is_shown_everything(olga: Caller, ollama: FakeOllama) -> None:
+    shown = olga.post("/api/show", name="llama3", verbose=True, system="x").json()
+
+    assert shown["system"] == "SECRET SYSTEM PROMPT" and "modelfile" in shown
+    assert ollama.requests[-1].json == {"model": "llama3:latest"}
+
+
+@pytest.mark.parametrize("model", ["phi3", "nobody"])
+def test_a_customer_is_not_shown_a_model_without_a_price(
+    alice: Caller, ollama: FakeOllama, model: str
+) -> None:
+    ollama.models.append("phi3:latest")
+
+    assert error(alice.post("/api/show", model=model)) == (404, "model_not_found")
+    assert ollama.requests == []
+
+
+def test_a_narrow_key_is_shown_no_other_model(narrow: Caller, ollama: FakeOllama) -> None:
+    assert error(narrow.post("/api/show", model="llama3")) == (403, "forbidden")
+    assert ollama.requests == []
+
+
+def test_a_priced_model_that_was_removed_is_a_404(alice: Caller, ollama: FakeOllama) -> None:
+    ollama.models.remove("llama3:latest")
+
+    assert error(alice.post("/api/show", model="llama3")) == (404, "model_not_found")
+    assert error(alice.post("/generate", model="llama3", prompt="hi")) == (404, "model_not_found")
+    assert Hold.objects.get().state == "released"
+
+
+# --- Pulling --------------------------------------------------------------------------------------
+
+
+def test_a_pull_streams_its_progress_on_ollamas_address(olga: Caller, ollama: FakeOllama) -> None:
+    answer = olga.post("/api/pull", model="Phi3")
+    lines = [json.loads(line) for line in b"".join(answer).splitlines()]
+
+    assert answer.streaming and answer["Content-Type"] == "application/x-ndjson"
+    assert lines[0] == {"status": "pulling manifest"} and lines[-1] == {"status": "success"}
+    assert any(line.get("completed") == 400 for line in lines)
+    assert ollama.requests[-1].json == {"model": "phi3:latest", "stream": True}
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"), [("/models/pull", {}), ("/api/pull", {"stream": False})]
+)
+def test_a_pull_answers_once_at_its_end(
+    olga: Caller, ollama: FakeOllama, path: str, fields: dict[str, Any]
+) -> None:
+    answer = olga.post(path, model="phi3", **fields)
+
+    assert answer.json() == {"status": "success"} and "phi3:latest" in ollama.models
+    assert ollama.requests[-1].json == {"model": "phi3:latest", "stream": True}
+
+
+def test_a_pull_streams_on_our_own_address_if_asked(olga: Caller, ollama: FakeOllama) -> None:
+    answer = olga.post("/models/pull", model="phi3", stream=True)
+
+    assert b"".join(answer).splitlines()[-1] == b'{"status":"success"}'
+
+
+def test_a_pull_of_an_unknown_model_is_a_404(olga: Caller, ollama: FakeOllama) -> None:
+    assert error(olga.post("/models/pull", model="nobody")) == (404, "model_not_found")
+
+
+def test_a_streamed_pull_of_an_unknown_model_ends_with_an_error(
+    olga: Caller, ollama: FakeOllama
+) -> None:
+    answer = olga.post("/api/pull", model="nobody")
+    lines = [json.loads(line) for line in b"".join(answer).splitlines()]
+
+    assert lines[0] == {"status": "pulling manifest"}
+    assert lines[-1]["error"] == "model 'nobody:latest' not found" and len(lines) == 2
+
+
+def test_a_pull_that_goes_backwards_or_breaks_off_is_passed_on(
+    olga: Caller, ollama: FakeOllama
+) -> None:
+    steps = [{"status": "pulling 01", "total": 9, "completed": done} for done in (5, 3)]
+    ollama.answer("/api/pull", map(Line, [*steps, {"status": "pulling 02"}]))
+    answer = olga.post("/api/pull", model="phi3")
+    lines = [json.loads(line) for line in b"".join(answer).splitlines()]
+
+    assert lines[:3] == [*steps, {"status": "pulling 02"}]
+    assert lines[-1]["code"] == "upstream_broke"
+
+
+def test_pulling_costs_nothing(olga: Caller, ollama: FakeOllama) -> None:
+    olga.post("/models/pull", model="phi3")
+
+    assert not Hold.objects.exists() and not TokenUsage.objects.exists()
+
+
+ELSEWHERE = [
+    "registry.evil/ns/x",
+    "hf.co/user/repo",
+    "10.0.0.5:8080/ns/x",
+    "169.254.169.254/latest/meta-data",
+    "https://registry.evil/ns/x",
+    "registry.ollama.ai:8080/library/llama3",
+    "registry.ollama.ai.evil/library/llama3",
+    "localhost:11434/library/llama3",
+    "_/library/x",
+]
+
+NO_NAMES = [
+    "../x",
+    "../../etc/passwd",
+    "x@sha256:" + "0" * 64,
+    "a" * 300,
+    "x" * 10_000,
+    "a/b/c/d",
+    "x:",
+    "/x",
+    "x y",
+    "x\x00",
+    "x%2f..%2fy",
+    "http://127.0.0.1/x",
+    "file:///etc/passwd",
+    "x:cloud",
+    "x:20b-cloud",
+    "ｘ",
+    "",
+    " ",
+]
+
+
+@pytest.mark.parametrize("path", ["/models/pull", "/api/pull"])
+@pytest.mark.parametrize("model", ELSEWHERE)
+def test_nothing_is_pulled_from_a_host_that_is_not_listed(
+    olga: Caller, ollama: FakeOllama, path: str, model: str
+) -> None:
+    assert error(olga.post(path, model=model))[0] in (400, 403)
+    assert ollama.requests == []
+
+
+@pytest.mark.parametrize("path", ["/models/pull", "/api/pull"])
+@pytest.mark.parametrize("model", NO_NAMES, ids=lambda model: repr(model)[:24])
+def test_nothing_is_pulled_by_a_name_that_is_none(
+    olga: Caller, ollama: FakeOllama, path: str, model: str
+) -> None:
+    assert error(olga.post(path, model=model)) == (400, "invalid_request")
+    assert ollama.requests == []
+
+
+def test_a_listed_host_may_be_pulled_from(olga: Caller, ollama: FakeOllama, settings: Any) -> None:
+    settings.PULL_REGISTRIES = ["registry.ollama.ai", "hf.co"]
+    olga.post("/models/pull", model="hf.co/User/Repo:Q4", insecure=True, username="x")
+
+    assert ollama.requests[-1].json == {"model": "hf.co/user/repo:q4", "stream": True}
+
+
+# --- Deleting -------------------------------------------------------------------------------------
+
+
+def test_a_model_is_deleted_by_address(olga: Caller, ollama: FakeOllama) -> None:
+    answer = olga.client.delete("/models/LLAMA3:latest", headers=olga.headers)
+
+    assert answer.json() == {"status": "deleted", "model": "LLAMA3:latest"}
+    assert "llama3:latest" not in ollama.models
+
+
+def test_a_name_with_slashes_is_deleted_by_address(olga: Caller, ollama: FakeOllama) -> None:
+    ollama.models.append("hf.co/user/repo:q4")
+    answer = olga.client.delete("/models/hf.co/User/Repo:Q4", headers=olga.headers)
+
+    assert answer.status_code == 200 and "hf.co/user/repo:q4" not in ollama.models
+
+
+@pytest.mark.parametrize("field", ["model", "name"])
+def test_a_model_is_deleted_by_body(olga: Caller, ollama: FakeOllama, field: str) -> None:
+    answer = olga.delete("/api/delete", **{field: "llama3"})
+
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert "llama3:latest" not in ollama.models
+
+
+def test_deleting_what_is_not_there_is_a_404(olga: Caller, ollama: FakeOllama) -> None:
+    assert error(olga.delete("/api/delete", model="nobody")) == (404, "model_not_found")
+    answer = olga.client.delete("/models/nobody", headers=olga.headers)
+    assert error(answer) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize(
+    "name", ["a%20b", "%00", "..%2fx", "x@sha256:0", "a/b/c/d", "x:cloud", "%ff"]
+)
+def test_nothing_is_deleted_by_a_name_that_is_none(
+    olga: Caller, ollama: FakeOllama, name: str
+) -> None:
+    answer = olga.client.delete(f"/models/{name}", headers=olga.headers)
+
+    assert error(answer) == (400, "invalid_request") and ollama.requests == []
+
+
+# --- Customers ------------------------------------------------------------------------------------
+
+
+def test_customers_neither_pull_nor_delete(alice: Caller, ollama: FakeOllama) -> None:
+    answers = [alice.post(path, model="phi3") for path in ("/models/pull", "/api/pull")]
+    answers += [alice.delete(path, model="llama3") for path in ("/api/delete", "/models/llama3")]
+
+    assert {error(answer) for answer in answers} == {(403, "forbidden")}
+    assert ollama.requests == [] and ollama.models == PRICED
+
+
+def test_the_model_server_is_asked_by_fixed_addresses_only() -> None:
+    assert {path for _method, path in upstream.ROUTES.values()} == {
+        *("/api/generate", "/api/chat", "/api/embed", "/api/tags", "/api/show"),
+        *("/api/ps", "/api/version", "/api/pull", "/api/delete"),
+    }
