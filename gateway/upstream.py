@@ -89,9 +89,22 @@ class _TLSConnection(HTTPSConnection):
 class _Pool(HTTPConnectionPool):
     ConnectionCls = _Connection
 
+    def _put_conn(self, conn: Any) -> None:
+        _close_instead_of_keeping(conn)
+
 
 class _TLSPool(HTTPSConnectionPool):
     ConnectionCls = _TLSConnection
+
+    def _put_conn(self, conn: Any) -> None:
+        _close_instead_of_keeping(conn)
+
+
+def _close_instead_of_keeping(connection: Any) -> None:
+    """Our `Connection: close` binds a server to close, not a pool to forget: a connection whose
+    end has not arrived yet would be used again, and break."""
+    if connection is not None:
+        connection.close()
 
 
 class _Adapter(HTTPAdapter):
