@@ -16,6 +16,9 @@ def request_id(get_response: GetResponse) -> GetResponse:
         request.id = new_request_id()  # type: ignore[attr-defined]
         response = get_response(request)
         response["x-request-id"] = str(request.id)  # type: ignore[attr-defined]
+        if request.path.startswith("/v1/messages"):
+            # The name under which Anthropic's clients look for it.
+            response["request-id"] = response["x-request-id"]
         return response
 
     return middleware

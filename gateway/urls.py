@@ -3,9 +3,9 @@
 from django.urls import path
 
 from gateway import health
-from gateway.dialects import OLLAMA, REST
+from gateway.dialects import ANTHROPIC, OLLAMA, REST
 from gateway.dialects.ollama import LegacyEmbeddingsDialect
-from gateway.dialects.openai.dialect import CHAT, COMPLETIONS, EMBEDDINGS
+from gateway.dialects.openai.dialect import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from gateway.model_views import (
     DeleteView,
     ListingView,
@@ -35,8 +35,13 @@ openai = [
     path("v1/chat/completions", AnswerView.as_view(dialect=CHAT, operation=Operation.CHAT)),
     path("v1/completions", AnswerView.as_view(dialect=COMPLETIONS, operation=Operation.GENERATE)),
     path("v1/embeddings", AnswerView.as_view(dialect=EMBEDDINGS, operation=Operation.EMBED)),
+    path("v1/responses", AnswerView.as_view(dialect=RESPONSES, operation=Operation.CHAT)),
     path("v1/models", OpenAIListingView.as_view()),
     path("v1/models/<path:model>", OpenAIModelView.as_view()),
+]
+
+anthropic = [
+    path("v1/messages", AnswerView.as_view(dialect=ANTHROPIC, operation=Operation.CHAT)),
 ]
 
 ollama = [
@@ -58,4 +63,4 @@ operations = [
     path("readyz", health.readyz),
 ]
 
-urlpatterns = rest + ollama + openai + operations
+urlpatterns = rest + ollama + openai + anthropic + operations

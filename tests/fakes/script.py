@@ -86,9 +86,10 @@ class Answer:
         """Send bytes of the body, as one chunk; without a `Status` before, a 200 goes first."""
         if not self._begun:
             self.start(200, {})
+        # Counted first: the peer may have read it, and asked for the count, before we go on.
+        self.lines += data.count(b"\n")
         if data and not self._head_only:
             self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
-        self.lines += data.count(b"\n")
 
     def wire(self, data: bytes) -> None:
         self._until_close = True

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from gateway.chunk import Chunk
+from gateway.dialects.openai import logprobs
 from gateway.dialects.openai.errors import error_object
 from gateway.errors import GatewayError
 from gateway.metering import Receipt
@@ -19,6 +20,11 @@ DONE = b"data: [DONE]\n\n"
 def created_at(request_id: str) -> int:
     """Return the second a request came, which its UUIDv7 holds; one figure for a whole answer."""
     return (UUID(request_id).int >> 80) // 1000
+
+
+def plain_id(request_id: str) -> str:
+    """Return a request's id as a part of the ids this family makes of it."""
+    return request_id.replace("-", "")
 
 
 def event(value: dict[str, Any]) -> bytes:
@@ -73,7 +79,7 @@ class OpenAIRenderer:
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {
-            "id": f"{self.prefix}-{self.request_id.replace('-', '')}",
+            "id": f"{self.prefix}-{plain_id(self.request_id)}",
             "object": kind,
             "created": created_at(self.request_id),
             "model": self.prompt.model,
@@ -109,12 +115,12 @@ class ChatRenderer(OpenAIRenderer):
         calls = [call for chunk in chunks for call in self._calls(chunk)]
         text = "".join(chunk.text for chunk in chunks)
         thinking = "".join(chunk.thinking for chunk in chunks)
-        message = {"role": "assistant", "content": text if text or not calls else None}
+        message: dict[str, Any] = {"role": "assistant", "content": text or None if calls else text}
         message |= reasoning(thinking) | ({"tool_calls": calls} if calls else {})
         choice = {
             "index": 0,
             "message": message,
-            "logprobs": logprobs(chunks),
+            "logprobs": logprobs.of_chat(chunks),
             "finish_reason": self._reason(chunks[-1]),
         }
         answer = self._head("chat.completion") | {"choices": [choice]}
@@ -126,17 +132,17 @@ class ChatRenderer(OpenAIRenderer):
             if not self.begun:
                 delta = {"role": "assistant", **delta}
             self.begun = True
-            probabilities = logprobs([chunk]) if "content" in delta else None
+            probabilities = logprobs.of_chat([chunk]) if "content" in delta else None
             yield choice(delta, probabilities)
 
     def _deltas(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         if chunk.thinking:
             yield reasoning(chunk.thinking)
+        if chunk.text or logprobs.entries(chunk) or not (self.begun or chunk.carries_output):
+            yield {"content": chunk.text}
         first = self.calls
         if calls := self._calls(chunk):
             yield {"tool_calls": [{"index": first + i, **call} for i, call in enumerate(calls)]}
-        if chunk.text or not (self.begun or chunk.thinking or calls):
-            yield {"content": chunk.text}
 
     def _finish(self, chunk: Chunk) -> dict[str, Any]:
         return choice({}, None, self._reason(chunk))
@@ -147,7 +153,7 @@ class ChatRenderer(OpenAIRenderer):
     def _call(self, native: dict[str, Any]) -> dict[str, Any]:
         """Return a tool call; its arguments are JSON in a text, its id is ours if it has none."""
         function = native.get("function") or {}
-        call_id = native.get("id") or f"call_{self.request_id.replace('-', '')}_{self.calls}"
+        call_id = native.get("id") or f"call_{plain_id(self.request_id)}_{self.calls}"
         self.calls += 1
         arguments = json.dumps(function.get("arguments") or {})
         named = {"name": function.get("name", ""), "arguments": arguments}
@@ -165,32 +171,33 @@ def reasoning(thinking: str) -> dict[str, str]:
     return {"reasoning": thinking, "reasoning_content": thinking} if thinking else {}
 
 
-def logprobs(chunks: Sequence[Chunk]) -> dict[str, Any] | None:
-    entries = [entry for chunk in chunks for entry in chunk.fields.get("logprobs") or []]
-    return {"content": entries, "refusal": None} if entries else None
-
-
 class CompletionRenderer(OpenAIRenderer):
     """Text completions."""
 
     kind = "text_completion"
     prefix = "cmpl"
 
+    def __init__(self, prompt: Prompt, request_id: str) -> None:
+        super().__init__(prompt, request_id)
+        self.written = 0
+
     def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
-        text = "".join(chunk.text for chunk in chunks)
-        choice = self._choice(text, self._reason(chunks[-1]))
-        answer = self._head(self.kind) | {"choices": [choice]}
+        answer = self._head(self.kind)
+        answer["choices"] = [self._choice(chunks, self._reason(chunks[-1]))]
         return json.dumps(answer | {"usage": usage_object(receipt)}).encode()
 
     def _choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
-        if chunk.text:
-            yield self._choice(chunk.text, None)
+        if chunk.text or logprobs.entries(chunk):
+            yield self._choice([chunk])
 
     def _finish(self, chunk: Chunk) -> dict[str, Any]:
-        return self._choice("", self._reason(chunk))
+        return self._choice([], self._reason(chunk))
 
-    def _choice(self, text: str, reason: str | None) -> dict[str, Any]:
-        return {"index": 0, "text": text, "logprobs": None, "finish_reason": reason}
+    def _choice(self, chunks: Sequence[Chunk], reason: str | None = None) -> dict[str, Any]:
+        text = "".join(chunk.text for chunk in chunks)
+        probabilities = logprobs.of_completion(chunks, self.written)
+        self.written += len(text)
+        return {"index": 0, "text": text, "logprobs": probabilities, "finish_reason": reason}
 
 
 class EmbeddingsRenderer(OpenAIRenderer):

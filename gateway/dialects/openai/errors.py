@@ -1,6 +1,7 @@
 """How OpenAI's clients are told of an error: type and code choose their exception class."""
 
 import json
+import re
 from typing import Any
 
 from gateway.errors import GatewayError
@@ -13,20 +14,28 @@ TYPES = {
     404: "not_found_error",
     429: "rate_limit_error",
 }
+# Natively they stand among the options; this family has them beside the rest.
+OPTIONS = "'options."
+PARAM = re.compile(r"'([a-z_.\[\]0-9]+)'")
+
+
+def error_fields(error: GatewayError) -> dict[str, Any]:
+    """Return `message`, `type`, `param` and `code`."""
+    fallback = "invalid_request_error" if error.status < 500 else "api_error"
+    message = error.message.replace(OPTIONS, "'")
+    # A message about a field of the request begins with its name.
+    param = PARAM.match(message) if error.status == 400 else None
+    return {
+        "message": message,
+        "type": TYPES.get(error.status, fallback),
+        "param": param and param[1],
+        "code": error.code,
+    }
 
 
 def error_object(error: GatewayError, request_id: str) -> dict[str, Any]:
     """Return `{"error": {message, type, param, code}}`, with the request's id beside."""
-    fallback = "invalid_request_error" if error.status < 500 else "api_error"
-    return {
-        "error": {
-            "message": error.message,
-            "type": TYPES.get(error.status, fallback),
-            "param": None,
-            "code": error.code,
-        },
-        "request_id": request_id,
-    }
+    return {"error": error_fields(error), "request_id": request_id}
 
 
 def error_body(error: GatewayError, request_id: str) -> bytes:
