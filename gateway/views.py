@@ -19,6 +19,7 @@ from gateway.dialects.base import Dialect, Renderer
 from gateway.errors import ModelNotFound
 from gateway.metering import Demand, Meter, NullMeter, Receipt, Usage
 from gateway.prompt import Operation, Prompt
+from gateway.rules import Limits
 from gateway.stream import MeteredStream
 from gateway.usage import Tally
 
@@ -94,8 +95,8 @@ def demand(key: ApiKey, prompt: Prompt, model: str, job: policy.Job) -> Demand:
     )
 
 
-def limits() -> policy.Limits:
-    return policy.Limits(
+def limits() -> Limits:
+    return Limits(
         max_prompt_bytes=settings.MAX_PROMPT_BYTES,
         max_images=settings.MAX_IMAGES,
         max_image_bytes=settings.MAX_IMAGE_BYTES,

@@ -9,10 +9,11 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from billing.models import Hold
-from gateway import policy
+from gateway import policy, rules
 from gateway.errors import BadRequest
-from gateway.policy import Job, Limits
+from gateway.policy import Job
 from gateway.prompt import Operation, Prompt
+from gateway.rules import Limits
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.gateway.test_images import encoded, png
@@ -497,14 +498,14 @@ VALUES = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(sorted(policy.KNOWN)) | st.text(max_size=4), inner, max_size=4
+            st.sampled_from(sorted(rules.KNOWN)) | st.text(max_size=4), inner, max_size=4
         )
     ),
     max_leaves=8,
 )
 NUMBERS = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
 SPOKEN = st.fixed_dictionaries(
-    {"role": st.sampled_from(policy.ROLES), "content": st.text(max_size=6)}
+    {"role": st.sampled_from(rules.ROLES), "content": st.text(max_size=6)}
 )
 # What a client sends, with settings of all kinds; and then a few things that nobody should send.
 SENSIBLE = st.fixed_dictionaries(
@@ -523,7 +524,7 @@ SENSIBLE = st.fixed_dictionaries(
     },
 )
 ODD = st.dictionaries(
-    st.sampled_from([*sorted(policy.KNOWN), "Model", "\u017fystem", "x", ""]), VALUES, max_size=2
+    st.sampled_from([*sorted(rules.KNOWN), "Model", "\u017fystem", "x", ""]), VALUES, max_size=2
 )
 BODIES = SENSIBLE | st.builds(lambda sensible, odd: sensible | odd, SENSIBLE, ODD)
 EMBEDDER = "nomic-embed-text:latest"

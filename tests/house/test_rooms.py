@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from gateway import policy, rules
+
 ROOT = Path(__file__).resolve().parents[2]
 APPS = ("accounts", "gateway", "billing", "config")
 # From left to right; each app imports only what stands to its left.
@@ -28,6 +30,7 @@ PURE = (
     "gateway/names.py",
     "gateway/policy.py",
     "gateway/prompt.py",
+    "gateway/rules.py",
     "gateway/usage.py",
     "billing/pricing.py",
 )
@@ -124,3 +127,10 @@ def test_files_and_functions_stay_small() -> None:
         for node in ast.walk(tree(path)):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 assert (node.end_lineno or 0) - node.lineno <= 50, f"{path}: {node.name}"
+
+
+def test_every_name_of_the_table_has_its_lookalikes_refused() -> None:
+    named = {*policy.OPTIONS, *policy.CALL, *policy.MESSAGE, *policy.TOOL}
+    named |= {name for rules_of_one in policy.TABLE.values() for name in rules_of_one}
+
+    assert named <= rules.KNOWN
