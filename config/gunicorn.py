@@ -19,8 +19,9 @@ worker_class = "gthread"
 
 # A sign of life from the worker's main thread, not a limit on answers, which stream for minutes.
 timeout = 30
-# Streams get this long to end after SIGTERM.
-graceful_timeout = 30
+# After SIGTERM, streams are ended in good order when DRAIN_SECONDS have passed; this only has to be
+# longer, so that nothing is left to SIGKILL.
+graceful_timeout = int(float(os.environ.get("DRAIN_SECONDS", "25"))) + 5
 keepalive = 5
 # Recycling a worker with a long stream in it would stop service for the length of the stream.
 max_requests = 0
@@ -58,7 +59,9 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Start the thread that keeps leases and settles orphans, now that there is no more forking."""
+    """Start what runs beside the requests, now that there is no more forking."""
     from billing.keeper import keeper
+    from gateway.hangup import watcher
 
     keeper.start()
+    watcher.drain_when(lambda: not worker.alive)

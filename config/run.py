@@ -174,10 +174,10 @@ def installed_model() -> str:
 
 @contextlib.contextmanager
 def serve(host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    os.environ.update(HOST=host, PORT=str(port), ACCESS_LOG=os.environ.get("ACCESS_LOG", "0"))
+    os.environ.update(HOST=host, PORT=str(port), DRAIN_SECONDS=str(GRACE_SECONDS))
+    os.environ.setdefault("ACCESS_LOG", "0")
     command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.py", "config.wsgi"]
-    options = ["--log-level", "warning", "--graceful-timeout", str(GRACE_SECONDS)]
-    with process([*command, *options]) as gateway:
+    with process([*command, "--log-level", "warning"]) as gateway:
         wait_for(f"http://{host}:{port}/healthz", gateway)
         yield gateway
 

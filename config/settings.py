@@ -175,6 +175,8 @@ UPSTREAM_FIRST_LINE_SECONDS: float = env.float("UPSTREAM_FIRST_LINE_SECONDS", de
 # A model that writes a large tool call is silent in mid-stream.
 UPSTREAM_SILENCE_SECONDS: float = env.float("UPSTREAM_SILENCE_SECONDS", default=180.0)
 UPSTREAM_TOTAL_SECONDS: float = env.float("UPSTREAM_TOTAL_SECONDS", default=1800.0)
+# After a request to end, running answers may go on for this long. gunicorn waits 5 seconds more.
+DRAIN_SECONDS: float = env.float("DRAIN_SECONDS", default=25.0)
 # Clients that can take it get a sign of life in a silent stream this often.
 KEEP_ALIVE_SECONDS: float = env.float("KEEP_ALIVE_SECONDS", default=10.0)
 

@@ -12,6 +12,7 @@ GatewayError 500
 ├── metering.Refused 402, 404, 429
 ├── ClientLeft 499            nobody reads it; it ends the work
 ├── DatabaseDown 503
+├── GatewayStopping 503
 └── UpstreamError 502
     ├── UpstreamBroke 502     ended without its last line, or with an error line
     ├── UpstreamBusy 503
@@ -82,6 +83,11 @@ class TooLarge(BadRequest):
 class ClientLeft(GatewayError):
     status, code = 499, "client_left"
     message = "The client closed the connection."
+
+
+class GatewayStopping(GatewayError):
+    status, code, retry_after = 503, "gateway_stopping", 5
+    message = "The gateway is being restarted. Ask again."
 
 
 class UpstreamError(GatewayError):

@@ -16,6 +16,9 @@ import select
 import socket
 import threading
 import time
+from collections.abc import Callable
+
+from django.conf import settings
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +33,7 @@ class Watch:
         self.client_fd = -1 if client is None else client.fileno()
         self.client_left = False
         self.overdue = False
+        self.stopping = False
         self.dropped = False
         self.deadline = float("inf")
         self._upstream: socket.socket | None = None
@@ -43,7 +47,7 @@ class Watch:
         """Hold the upstream connection, and break it off at once if it is too late already."""
         with self._lock:
             self._upstream = upstream
-        if self.client_left or self.overdue or self.dropped:
+        if self.client_left or self.overdue or self.stopping or self.dropped:
             self._break_off()
 
     def silence(self, seconds: float) -> None:
@@ -60,6 +64,11 @@ class Watch:
     def expire(self) -> None:
         """The deadline passed."""
         self.overdue = True
+        self._break_off()
+
+    def stop(self) -> None:
+        """This process is to end, and has waited for the answer long enough."""
+        self.stopping = True
         self._break_off()
 
     def drop(self) -> None:
@@ -90,6 +99,12 @@ class Watcher:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
+        self._is_ending: Callable[[], bool] = lambda: False
+        self._drained_at = float("inf")
+
+    def drain_when(self, is_ending: Callable[[], bool]) -> None:
+        """Break running answers off in good order, DRAIN_SECONDS after the server says it ends."""
+        self._is_ending = is_ending
 
     def add(self, watch: Watch) -> None:
         with self._lock:
@@ -126,6 +141,10 @@ class Watcher:
         for watch in self._all():
             if now > watch.deadline and not watch.overdue:
                 watch.expire()
+            if now > self._drained_at and not watch.stopping:
+                watch.stop()
+        if self._drained_at == float("inf") and self._is_ending():
+            self._drained_at = now + settings.DRAIN_SECONDS
 
     def _hung_up(self) -> list[Watch]:
         if self._epoll is None:

@@ -22,6 +22,7 @@ class Outcome(StrEnum):
     UPSTREAM_BROKE = "upstream_broke"
     UPSTREAM_STALLED = "upstream_stalled"
     GATEWAY_FAILED = "gateway_failed"
+    GATEWAY_STOPPED = "gateway_stopped"
     EXPIRED = "expired"
 
 

@@ -18,7 +18,13 @@ from django.conf import settings
 from gateway.chunk import Chunk
 from gateway.dialects.base import Renderer
 from gateway.dialects.ollama import cut_short
-from gateway.errors import ClientLeft, GatewayError, UpstreamBroke, UpstreamStalled
+from gateway.errors import (
+    ClientLeft,
+    GatewayError,
+    GatewayStopping,
+    UpstreamBroke,
+    UpstreamStalled,
+)
 from gateway.hangup import Watch
 from gateway.metering import Meter, Outcome, Receipt
 from gateway.pump import Pump, Silence
@@ -29,6 +35,7 @@ logger = logging.getLogger(__name__)
 
 OUTCOMES: dict[type[GatewayError], Outcome] = {
     ClientLeft: Outcome.CLIENT_LEFT,
+    GatewayStopping: Outcome.GATEWAY_STOPPED,
     UpstreamBroke: Outcome.UPSTREAM_BROKE,
     UpstreamStalled: Outcome.UPSTREAM_STALLED,
 }

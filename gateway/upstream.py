@@ -25,6 +25,7 @@ from gateway.dialects.ollama import refusal
 from gateway.errors import (
     ClientLeft,
     GatewayError,
+    GatewayStopping,
     UpstreamBroke,
     UpstreamDown,
     UpstreamError,
@@ -176,6 +177,8 @@ def send(
     """
     if watch.client_left:
         raise ClientLeft()
+    if watch.stopping:
+        raise GatewayStopping()
     patience = patience or settings.UPSTREAM_FIRST_LINE_SECONDS
     watch.limit(patience)
     response = _request(route, body, watch, patience)
@@ -223,6 +226,8 @@ def _as_gateway_error(error: Exception, watch: Watch) -> GatewayError:
     """Translate a fault of the connection to the most specific error of ours."""
     if watch.client_left:
         return ClientLeft()
+    if watch.stopping:
+        return GatewayStopping()
     if watch.overdue or isinstance(error, (requests.ReadTimeout, ReadTimeoutError, TimeoutError)):
         return UpstreamStalled()
     if isinstance(error, (requests.ConnectTimeout, NewConnectionError)) or _never_connected(error):
