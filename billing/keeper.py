@@ -6,6 +6,7 @@ of a worker that was killed are settled by whichever process looks first.
 
 import logging
 import threading
+import time
 from datetime import timedelta
 from typing import Protocol
 from uuid import UUID
@@ -14,7 +15,7 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from django.utils import timezone
 
-from billing import ledger, orphans
+from billing import journal, ledger, orphans
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,7 @@ class Keeper:
         self._kept: dict[UUID, Producing] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._sweeps_after = 0.0
 
     def keep(self, request_id: UUID, answer: Producing) -> None:
         """Renew a hold's lease from now on."""
@@ -51,12 +53,15 @@ class Keeper:
                 self._thread.start()
 
     def tick(self) -> None:
-        """Renew our leases, then settle orphans."""
+        """Renew our leases, then settle what the journal holds, then orphans: in this order, since
+        what stands in a journal is known better than what an orphan is thought to have used."""
         now = timezone.now()
         with self._lock:
             produced = {request_id: answer.produced for request_id, answer in self._kept.items()}
         ledger.renew(produced, now + timedelta(seconds=settings.HOLD_LEASE_SECONDS))
-        orphans.settle_all(now)
+        journal.replay(settle_from_journal)
+        if time.monotonic() > self._sweeps_after:
+            orphans.settle_all(now)
 
     def _run(self) -> None:
         pause = threading.Event()
@@ -64,6 +69,8 @@ class Keeper:
             try:
                 self.tick()
             except (DatabaseError, InterfaceError) as error:
+                # Others could not renew their leases either; let them, before anything is swept.
+                self._sweeps_after = time.monotonic() + settings.HOLD_LEASE_SECONDS
                 logger.warning("Leases are not renewed: %s", type(error).__name__)
             except Exception:
                 logger.exception("The keeper failed; it goes on")
@@ -71,6 +78,16 @@ class Keeper:
                 connection.close()
             # Three chances to renew before a lease runs out.
             pause.wait(settings.HOLD_LEASE_SECONDS / 3)
+
+
+def settle_from_journal(ending: journal.Ending) -> None:
+    ledger.settle(
+        ending.request_id,
+        ending.usage,
+        outcome=ending.outcome,
+        billed=ending.billed,
+        now=timezone.now(),
+    )
 
 
 keeper = Keeper()

@@ -9,9 +9,10 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from django.utils import timezone
 
-from billing import ledger, prices, pricing, workers
+from billing import journal, ledger, prices, pricing, workers
 from billing.keeper import keeper
 from billing.models import TokenUsage
+from billing.money import from_pico
 from gateway.metering import Demand, NotPriced, Offer, Outcome, Receipt, Usage
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ class LedgerMeter:
         self.request_id = request_id
         self.produced = 0
         self._is_open = False
+        self._rates = pricing.Rates(0, 0)
 
     def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
         found = prices.all_in_force(timezone.now(), models)
@@ -54,7 +56,7 @@ class LedgerMeter:
                 lease_until=now + timedelta(seconds=settings.HOLD_LEASE_SECONDS),
             )
         )
-        self._is_open = True
+        self._is_open, self._rates = True, price.rates
         keeper.keep(self.request_id, self)
         release_connection()
 
@@ -62,7 +64,7 @@ class LedgerMeter:
         self.produced = completion_tokens
 
     def close(self, usage: Usage, outcome: Outcome) -> Receipt | None:
-        """Settle; never raise. What could not be written now is left to `settle_holds`."""
+        """Settle; never raise. What cannot be written now goes to the journal."""
         if not self._is_open:
             return None
         self._is_open = False
@@ -70,14 +72,23 @@ class LedgerMeter:
         billed = pricing.is_billed(outcome, usage, bill_broken=settings.BILL_BROKEN_ANSWERS)
         try:
             row = self._settle(usage, outcome, billed)
-        except Exception:
-            logger.exception(
-                "Hold %s is not settled: %s, %s", self.request_id, outcome.value, usage
-            )
-            return None
+        except Exception as error:
+            logger.error("Hold %s cannot be settled now: %s", self.request_id, type(error).__name__)
+            return self._keep_for_later(journal.Ending(self.request_id, usage, outcome, billed))
         finally:
             release_connection()
         return None if row is None else Receipt(usage, row.cost, settings.CURRENCY)
+
+    def _keep_for_later(self, ending: journal.Ending) -> Receipt | None:
+        """Put an ending into the journal; its price is pinned, so its cost is known."""
+        try:
+            journal.write(ending)
+        except OSError:
+            logger.exception("Hold %s is left to `settle_holds`: %s", self.request_id, ending)
+            return None
+        used = (ending.usage.prompt_tokens, ending.usage.completion_tokens)
+        cost = pricing.cost(self._rates, *used) if ending.billed else 0
+        return Receipt(ending.usage, from_pico(cost), settings.CURRENCY)
 
     def abandon(self) -> None:
         """Give back a hold that no answer used."""

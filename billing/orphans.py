@@ -2,13 +2,15 @@
 
 import logging
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from django.db import IntegrityError
 
 from billing import ledger, pricing, workers
 from billing.models import Hold
 from gateway.metering import CountSource, Outcome, Usage
+
+GRACE = timedelta(hours=1)
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +21,19 @@ def settle_all(now: datetime) -> int:
 
 
 def find(now: datetime) -> Iterator[Hold]:
-    """Yield open holds whose worker is known to be dead, or whose lease has run out."""
+    """Yield open holds whose worker is known to be dead, or whose lease has run out.
+
+    A worker of this machine that is known to run keeps its holds for GRACE longer: it may have been
+    unable to renew them while the database was away.
+    """
     dead: dict[str, bool] = {}
+    alive: dict[str, bool] = {}
     for hold in ledger.open_holds():
         if hold.worker not in dead:
             dead[hold.worker] = workers.is_known_dead(hold.worker)
-        if dead[hold.worker] or hold.lease_until < now:
+            alive[hold.worker] = workers.is_known_alive(hold.worker)
+        lapsed = hold.lease_until < (now - GRACE if alive[hold.worker] else now)
+        if dead[hold.worker] or lapsed:
             yield hold
 
 

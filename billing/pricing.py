@@ -35,7 +35,7 @@ def cost(rates: Rates, prompt_tokens: int, completion_tokens: int) -> int:
 def is_billed(outcome: Outcome, usage: Usage, *, bill_broken: bool) -> bool:
     """Tell whether an answer that ended like this is charged.
 
-    Whole: yes. Left, or cut by a restart or crash of ours: what was produced, if anything had begun.
+    Whole: yes. Left, or cut by a restart or crash of ours: what was produced, if it had begun.
     Broken by the model server: only if the operator bills that, and something had begun.
     Never: what the model server or the gateway failed to begin.
     """

@@ -196,4 +196,6 @@ CURRENCY: str = env.str("CURRENCY", default="USD")
 BILL_BROKEN_ANSWERS: bool = env.bool("BILL_BROKEN_ANSWERS", default=False)
 # A hold whose process shows no life for this long belongs to nobody and is settled.
 HOLD_LEASE_SECONDS: float = env.float("HOLD_LEASE_SECONDS", default=30.0)
+# Where endings are kept that could not be settled while the database was away.
+JOURNAL_DIR: str = env.str("JOURNAL_DIR", default=str(BASE_DIR / "journal"))
 KEEP_LEASES = True  # Off in tests that own the database alone.

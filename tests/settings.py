@@ -12,6 +12,7 @@ from config.settings import *  # noqa: F403
 from config.settings import DATABASES
 
 KEEP_LEASES = False
+JOURNAL_DIR = tempfile.mkdtemp(prefix="gateway-journal-")
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     # A file, not memory: threads of a test must meet in the same database, as in production.

@@ -5,7 +5,8 @@ from typing import Any
 from django.core.management.base import BaseCommand
 from django.utils import timezone
 
-from billing import ledger, orphans
+from billing import journal, ledger, orphans
+from billing.keeper import settle_from_journal
 
 
 class Command(BaseCommand):
@@ -15,6 +16,9 @@ class Command(BaseCommand):
     )
 
     def handle(self, *_args: Any, **_options: Any) -> None:
+        replayed = journal.replay(settle_from_journal)
+        if replayed:
+            self.stdout.write(f"{replayed} endings replayed from the journal.")
         settled = orphans.settle_all(timezone.now())
         left = ledger.open_holds().count()
         self.stdout.write(f"{settled} orphaned holds settled; {left} are open and being served.")
