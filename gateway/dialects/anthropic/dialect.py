@@ -1,0 +1,27 @@
+"""The client family of Anthropic's API."""
+
+from typing import Any
+
+from gateway.dialects.anthropic import requests
+from gateway.dialects.anthropic.answers import MessageRenderer
+from gateway.dialects.anthropic.errors import error_body
+from gateway.dialects.base import Renderer
+from gateway.dialects.ollama import model_of, wants_stream
+from gateway.errors import GatewayError
+from gateway.policy import refuse_lookalikes
+from gateway.prompt import Operation, Prompt
+
+
+class AnthropicDialect:
+    """Requests and answers of `/v1/messages`."""
+
+    def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
+        refuse_lookalikes(body)
+        stream = wants_stream(body, default=False)
+        return Prompt(operation, model_of(body), stream, requests.chat_fields(body))
+
+    def renderer(self, prompt: Prompt, request_id: str) -> Renderer:
+        return MessageRenderer(prompt, request_id)
+
+    def error(self, error: GatewayError, request_id: str) -> bytes:
+        return error_body(error, request_id)
