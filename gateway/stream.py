@@ -71,6 +71,7 @@ class MeteredStream:
         self._chunks: Generator[Chunk, None, None] | Pump = _nothing()
         self._first: Chunk | None = None
         self._settled = False
+        self._owes_sign_of_life = False
 
     def begin(
         self,
@@ -88,7 +89,7 @@ class MeteredStream:
         try:
             self._first = self._read()
         except Silence:
-            return
+            self._owes_sign_of_life = True
         except Exception as error:
             self._fail(error)
             raise
@@ -112,6 +113,9 @@ class MeteredStream:
     def __next__(self) -> bytes:
         if self._settled:
             raise StopIteration
+        if self._owes_sign_of_life:
+            self._owes_sign_of_life = False
+            return self._renderer.idle()
         try:
             chunk = self._next_chunk()
             if not chunk.done:

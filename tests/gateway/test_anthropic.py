@@ -160,7 +160,7 @@ def test_stop_sequences_are_a_list_of_strings(value: Any) -> None:
     [
         ({}, None),
         ({"thinking": {"type": "enabled", "budget_tokens": 1024}}, True),
-        ({"thinking": {"type": "adaptive"}}, True),
+        ({"thinking": {"type": "adaptive"}}, None),
         ({"thinking": {"type": "disabled"}}, False),
         ({"output_config": {"effort": "low"}}, "low"),
         ({"output_config": {"effort": "xhigh"}}, "max"),

@@ -79,7 +79,8 @@ def think(body: dict[str, Any]) -> bool | str | None:
         raise BadRequest(f"'output_config.effort' must be one of {', '.join(EFFORTS)}.")
     if kind == "disabled":
         return False
-    return EFFORTS[effort] if effort else True if kind else None
+    # Adaptive leaves it to the model, which thinks by default where it can.
+    return EFFORTS[effort] if effort else True if kind == "enabled" else None
 
 
 def output_format(body: dict[str, Any]) -> dict[str, Any] | None:
