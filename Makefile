@@ -10,7 +10,7 @@ HOST ?= 127.0.0.1
 # Tests run side by side, one process per core.
 JOBS ?= auto
 
-.PHONY: help install run test test-sqlite test-postgresql lint format clean
+.PHONY: help install run test test-sqlite test-postgresql test-js lint format clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -42,6 +42,14 @@ test-postgresql: $(VENV)/dev
 	$(BIN)/python -m tests.servers.postgres --max-connections 200 -- \
 		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not sqlite_only"
 
+test-js: $(VENV)/dev  ## Run the JavaScript clients' tests; needs node and npm
+	@if command -v node >/dev/null && command -v npm >/dev/null; then \
+		npm ci --prefix tests/js --no-audit --no-fund && \
+		$(BIN)/python -m pytest tests/flow/test_js_sdks.py tests/flow/test_clients_page.py; \
+	else \
+		echo "Skipped: the JavaScript clients need node (20 or newer) and npm."; \
+	fi
+
 lint: $(VENV)/dev  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -53,4 +61,4 @@ format: $(VENV)/dev  ## Format the code
 	$(BIN)/ruff format .
 
 clean:  ## Remove what was installed; the database and .env stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache tests/js/node_modules

@@ -1,5 +1,6 @@
 """The outermost step: every answer carries the id of its request."""
 
+import time
 from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponseBase
@@ -13,12 +14,24 @@ def request_id(get_response: GetResponse) -> GetResponse:
     """Give each request an id of ours: its hold and its usage row bear the same one."""
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
+        began = time.monotonic()
         request.id = new_request_id()  # type: ignore[attr-defined]
         response = get_response(request)
         response["x-request-id"] = str(request.id)  # type: ignore[attr-defined]
-        if request.path.startswith("/v1/messages"):
-            # The name under which Anthropic's clients look for it.
-            response["request-id"] = response["x-request-id"]
+        if request.path.startswith("/v1/"):
+            add_what_sdks_read(request.path, response, time.monotonic() - began)
         return response
 
     return middleware
+
+
+def add_what_sdks_read(path: str, response: HttpResponseBase, seconds: float) -> None:
+    """Add the headers that OpenAI's and Anthropic's clients look for."""
+    if path.startswith("/v1/messages"):
+        response["request-id"] = response["x-request-id"]
+    else:
+        # Until the answer began: a stream goes on after this.
+        response["openai-processing-ms"] = str(round(seconds * 1000))
+    if response.status_code in (402, 429) and not response.has_header("Retry-After"):
+        # Credit and caps do not come back by waiting, and these clients would try again.
+        response["x-should-retry"] = "false"

@@ -99,7 +99,8 @@ def read_chunk(operation: Operation, line: bytes) -> Chunk:
     if native.get("error"):
         raise UpstreamBroke()
     if operation is Operation.EMBED:
-        if not isinstance(native.get("embeddings"), list):
+        vectors = native.get("embeddings")
+        if not isinstance(vectors, list) or not all(isinstance(one, list) for one in vectors):
             raise UpstreamBroke()
         return Chunk(done=True, prompt_tokens=counts(native)[0], completion_tokens=0, fields=native)
     return _text_chunk(native)

@@ -10,7 +10,7 @@ from uuid import UUID
 from gateway.chunk import Chunk
 from gateway.dialects.openai import logprobs
 from gateway.dialects.openai.errors import error_object
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, UpstreamBroke
 from gateway.metering import Receipt
 from gateway.prompt import Prompt
 
@@ -151,19 +151,25 @@ class ChatRenderer(OpenAIRenderer):
         return [self._call(native) for native in chunk.tool_calls]
 
     def _call(self, native: dict[str, Any]) -> dict[str, Any]:
-        """Return a tool call; its arguments are JSON in a text, its id is ours if it has none."""
-        function = native.get("function") or {}
+        """Return a tool call, with an id of ours if it has none."""
         call_id = native.get("id") or f"call_{plain_id(self.request_id)}_{self.calls}"
         self.calls += 1
-        arguments = json.dumps(function.get("arguments") or {})
-        named = {"name": function.get("name", ""), "arguments": arguments}
-        return {"id": call_id, "type": "function", "function": named}
+        return {"id": call_id, "type": "function", "function": called(native)}
 
 
 def choice(
     delta: dict[str, Any], probabilities: Any = None, reason: str | None = None
 ) -> dict[str, Any]:
     return {"index": 0, "delta": delta, "logprobs": probabilities, "finish_reason": reason}
+
+
+def called(native: dict[str, Any]) -> dict[str, str]:
+    """Return the name of the tool a model calls, and its arguments as JSON in a text."""
+    function = native.get("function")
+    function = function if isinstance(function, dict) else {}
+    arguments = function.get("arguments") or {}
+    written = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return {"name": str(function.get("name") or ""), "arguments": written}
 
 
 def reasoning(thinking: str) -> dict[str, str]:
@@ -217,4 +223,8 @@ class EmbeddingsRenderer(OpenAIRenderer):
     def _written(self, vector: list[float]) -> list[float] | str:
         if not self.prompt.wants.get("base64"):
             return vector
-        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+        try:
+            packed = struct.pack(f"<{len(vector)}f", *vector)
+        except (struct.error, OverflowError):
+            raise UpstreamBroke() from None
+        return base64.b64encode(packed).decode()

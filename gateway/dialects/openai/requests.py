@@ -37,8 +37,10 @@ def completion_fields(body: dict[str, Any]) -> dict[str, Any]:
     refuse_what_cannot_be_honoured(body)
     fields: dict[str, Any] = {"prompt": single_text(body.get("prompt"))}
     fields["suffix"] = body.get("suffix")
-    if body.get("logprobs") is not None:
-        fields["logprobs"], fields["top_logprobs"] = True, body["logprobs"]
+    if (count := body.get("logprobs")) is not None:
+        if isinstance(count, bool) or not isinstance(count, int):
+            raise BadRequest("'logprobs' must be a whole number.")
+        fields["logprobs"], fields["top_logprobs"] = True, count
     fields["options"] = options(body)
     return given(fields)
 
@@ -96,7 +98,10 @@ REFUSED: dict[str, tuple[Asked, str]] = {
     "best_of": (lambda value: value != 1, "'best_of' must be 1."),
     "echo": (bool, "'echo' is not supported."),
     "functions": (bool, "'functions' is not supported; use 'tools'."),
-    "function_call": (bool, "'function_call' is not supported; use 'tool_choice'."),
+    "function_call": (
+        lambda value: value not in ("none", "auto"),
+        "'function_call' is not supported; use 'tool_choice'.",
+    ),
     "logit_bias": (bool, "'logit_bias' is not supported."),
     "moderation": (bool, "'moderation' is not supported."),
     "audio": (always, "'audio' is not supported."),
