@@ -15,9 +15,7 @@ from typing import Any
 from gateway.errors import BadRequest
 from gateway.prompt import Operation, Prompt
 from gateway.rules import (
-    Limits as Limits,
-)
-from gateway.rules import (
+    Limits,
     Rule,
     apply,
     arguments,
@@ -35,9 +33,6 @@ from gateway.rules import (
     think,
     utf8_bytes,
     whole,
-)
-from gateway.rules import (
-    refuse_lookalikes as refuse_lookalikes,
 )
 
 # What a chat template and a model's own system prompt add, and what one more message adds.

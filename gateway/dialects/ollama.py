@@ -20,8 +20,8 @@ from gateway.errors import (
     UpstreamError,
 )
 from gateway.metering import Receipt
-from gateway.policy import refuse_lookalikes
 from gateway.prompt import Operation, Prompt
+from gateway.rules import refuse_lookalikes
 from gateway.usage import counts
 
 # Where a model of the operator's really runs is nobody's business; the rest is debugging.

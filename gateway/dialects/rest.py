@@ -14,8 +14,8 @@ from gateway.dialects.ollama import (
 )
 from gateway.errors import BadRequest, GatewayError
 from gateway.metering import Receipt
-from gateway.policy import refuse_lookalikes
 from gateway.prompt import Operation, Prompt
+from gateway.rules import refuse_lookalikes
 
 
 class RestDialect:

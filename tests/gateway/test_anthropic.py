@@ -20,8 +20,9 @@ from gateway.dialects.anthropic.requests import THINKING, chat_fields
 from gateway.dialects.ollama import read_chunk
 from gateway.errors import BadRequest, GatewayError, UpstreamBroke
 from gateway.metering import Receipt, Usage
-from gateway.policy import Limits, build
+from gateway.policy import build
 from gateway.prompt import Operation, Prompt
+from gateway.rules import Limits
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Close, Wire, error_line, rendered, reply, tokens

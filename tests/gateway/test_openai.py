@@ -16,8 +16,9 @@ from gateway.dialects.ollama import read_chunk
 from gateway.dialects.openai.dialect import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, OpenAIDialect
 from gateway.errors import BadRequest, UpstreamBroke
 from gateway.metering import Receipt, Usage
-from gateway.policy import Limits, build
+from gateway.policy import build
 from gateway.prompt import Operation, Prompt
+from gateway.rules import Limits
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Close, Line, Raw, Sleep, slices, tokens

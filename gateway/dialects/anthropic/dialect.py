@@ -8,8 +8,8 @@ from gateway.dialects.anthropic.errors import error_body
 from gateway.dialects.base import Renderer
 from gateway.dialects.ollama import model_of, wants_stream
 from gateway.errors import GatewayError
-from gateway.policy import refuse_lookalikes
 from gateway.prompt import Operation, Prompt
+from gateway.rules import refuse_lookalikes
 
 
 class AnthropicDialect:

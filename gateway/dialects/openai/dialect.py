@@ -10,8 +10,8 @@ from gateway.dialects.openai.answers import ChatRenderer, CompletionRenderer, Em
 from gateway.dialects.openai.errors import error_body
 from gateway.dialects.openai.response_answers import ResponseRenderer
 from gateway.errors import GatewayError
-from gateway.policy import refuse_lookalikes
 from gateway.prompt import Operation, Prompt
+from gateway.rules import refuse_lookalikes
 
 Read = Callable[[dict[str, Any]], dict[str, Any]]
 
