@@ -70,7 +70,7 @@ def listens(port: str | int) -> bool:
 def test_a_newcomer_pastes_a_curl_and_a_model_answers(home: dict[str, str], tmp_path: Path) -> None:
     with run(home, tmp_path / "log") as text:
         curl = text[text.index("  curl") : text.index("Ctrl-C")]
-        answer = json.loads(subprocess.check_output(["bash", "-c", curl], text=True, timeout=60))
+        answer = json.loads(subprocess.check_output(["bash", "-c", curl], text=True, timeout=240))
         assert answer["response"].strip() and answer["usage"]["completion_tokens"] > 0
         login, key = printed("Admin", text), printed("Key", text)
         assert re.search(r"admin / \S{12,}", login) and key.startswith("olg_")
