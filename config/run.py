@@ -129,12 +129,13 @@ def opens_the_door(secret: str) -> bool:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Let SIGTERM and a hang-up end this program as Ctrl-C does, so that all it started ends."""
+    """Let every usual signal end this program as Ctrl-C does, so that all it started ends. Also
+    SIGINT itself, which a shell switches off in what it runs in the background."""
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
     with contextlib.suppress(KeyboardInterrupt):
         yield
