@@ -30,25 +30,36 @@ def read_object(request: HttpRequest) -> dict[str, Any]:
 
 def read_body(request: HttpRequest, limit: int) -> bytes:
     """Return the raw body, also of a chunked request, which Django itself would read as empty."""
-    encoding = request.META.get("HTTP_TRANSFER_ENCODING", "")
-    length = request.META.get("CONTENT_LENGTH") or ""
-    if not encoding and not length:
+    chunked = bool(request.META.get("HTTP_TRANSFER_ENCODING"))
+    length = declared_length(request.META.get("CONTENT_LENGTH") or "", limit)
+    if length is None and not chunked:
         raise LengthRequired()
-    if length and not LENGTH.fullmatch(length):
+    body = _read_or_say_why(request.META["wsgi.input"] if chunked else request, limit)
+    if not chunked and len(body) < (length or 0):
+        raise BadRequest("The body is shorter than its Content-Length.")
+    return body
+
+
+def declared_length(header: str, limit: int) -> int | None:
+    """Return the Content-Length in bytes, None without one; raise BadRequest or TooLarge."""
+    if not header:
+        return None
+    if not LENGTH.fullmatch(header):
         raise BadRequest("Content-Length is not a number of bytes.")
-    if length and int(length) > limit:
+    if int(header) > limit:
         raise _too_large(limit)
+    return int(header)
+
+
+def _read_or_say_why(source: Any, limit: int) -> bytes:
     try:
-        body = _read(request.META["wsgi.input"] if encoding else request, limit)
+        return _read(source, limit)
     except GatewayError:
         raise
     except (UnreadablePostError, OSError) as error:
         raise BodyTimeout() from error
     except Exception as error:  # Each server has its own for chunks that break the rules.
         raise BadRequest("The body's chunks are malformed.") from error
-    if not encoding and len(body) < int(length):
-        raise BadRequest("The body is shorter than its Content-Length.")
-    return body
 
 
 def _read(source: Any, limit: int) -> bytes:
