@@ -15,7 +15,7 @@ from django.db import connection
 from django.test import Client, TransactionTestCase
 from django.utils import timezone
 
-from accounts import keys
+from accounts import keys, last_used
 from accounts.models import Account, ApiKey, Membership
 from billing import append_only, ledger, prices
 from billing.models import Budget, Entry, ModelPrice
@@ -29,6 +29,12 @@ def ollama(settings: Any) -> Iterator[FakeOllama]:
         settings.OLLAMA_BASE = fake.url
         yield fake
         fake.reset()
+
+
+@pytest.fixture(autouse=True)
+def no_key_was_used_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what earlier tests noted: their keys are gone."""
+    monkeypatch.setattr(last_used, "_noted", {})
 
 
 @dataclass
