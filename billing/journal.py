@@ -9,10 +9,11 @@ import json
 import logging
 import os
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from django.conf import settings
 
@@ -22,6 +23,8 @@ from gateway.metering import CountSource, Outcome, Usage
 logger = logging.getLogger(__name__)
 
 _lock = threading.Lock()
+# What the disk did not take either. It lasts as long as this process, and is tried first.
+_unwritten: "deque[Ending]" = deque()
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,14 +38,23 @@ class Ending:
 
 
 def write(ending: Ending) -> None:
-    """Put an ending on the disk, durably; raise OSError if that cannot be."""
+    """Put an ending on the disk, durably; where that cannot be keep it here and raise OSError."""
     line = json.dumps(asdict(ending), default=str) + "\n"
-    with _lock:
-        _folder().mkdir(parents=True, exist_ok=True)
-        with _own_file().open("a", encoding="ascii") as file:
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+    try:
+        with _lock:
+            _append(line)
+    except OSError:
+        _unwritten.append(ending)
+        raise
+
+
+def _append(line: str) -> None:
+    _folder().mkdir(parents=True, exist_ok=True)
+    with _own_file().open("a", encoding="ascii") as file:
+        # A full disk may have left half a line there; the newline ends it.
+        file.write("\n" + line if file.tell() else line)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def replay(settle: Callable[[Ending], None]) -> int:
@@ -51,11 +63,15 @@ def replay(settle: Callable[[Ending], None]) -> int:
     What `settle` raises stops the replay; the file stays, and the next replay reads it again.
     """
     done = 0
+    while _unwritten:
+        settle(_unwritten[0])
+        _unwritten.popleft()
+        done += 1
     for path in list(_claimed()):
         for ending in _endings(path):
             settle(ending)
             done += 1
-        path.unlink()
+        path.unlink(missing_ok=True)
     return done
 
 
@@ -72,7 +88,8 @@ def _claimed() -> Iterator[Path]:
     for path in sorted(_folder().glob("*.ndjson")):
         owner = path.name.partition(".")[0]
         if owner == workers.local_identity() or workers.is_known_dead_here(owner):
-            claimed = path.with_suffix(f".{workers.local_identity()}.replay")
+            # A name that is new each time: an earlier file may wait yet for the database.
+            claimed = path.with_suffix(f".{workers.local_identity()}.{uuid4().hex}.replay")
             try:
                 with _lock:
                     path.rename(claimed)
@@ -85,7 +102,11 @@ def _claimed() -> Iterator[Path]:
 
 
 def _endings(path: Path) -> Iterator[Ending]:
-    for line in path.read_text(encoding="ascii").splitlines():
+    try:
+        lines = path.read_text(encoding="ascii").split("\n")
+    except FileNotFoundError:
+        return  # Two took over a dead reader's file, and the other is through with it.
+    for line in filter(None, lines):
         try:
             yield _read(json.loads(line))
         except (ValueError, KeyError, TypeError):

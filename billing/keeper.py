@@ -12,7 +12,7 @@ from typing import Protocol
 from uuid import UUID
 
 from django.conf import settings
-from django.db import DatabaseError, InterfaceError, connection
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, connection
 from django.utils import timezone
 
 from billing import journal, ledger, orphans
@@ -81,13 +81,17 @@ class Keeper:
 
 
 def settle_from_journal(ending: journal.Ending) -> None:
-    ledger.settle(
-        ending.request_id,
-        ending.usage,
-        outcome=ending.outcome,
-        billed=ending.billed,
-        now=timezone.now(),
-    )
+    """Settle what a journal says; what the books refuse must not keep the rest from it."""
+    try:
+        ledger.settle(
+            ending.request_id,
+            ending.usage,
+            outcome=ending.outcome,
+            billed=ending.billed,
+            now=timezone.now(),
+        )
+    except (IntegrityError, DataError):
+        logger.exception("An ending contradicts the books; see `reconcile`: %s", ending)
 
 
 keeper = Keeper()

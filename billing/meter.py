@@ -1,6 +1,7 @@
 """The meter that bills: hold before, settle after, through the ledger."""
 
 import logging
+import time
 from collections.abc import Collection, Mapping
 from datetime import timedelta
 from uuid import UUID
@@ -13,12 +14,14 @@ from billing import journal, ledger, prices, pricing, workers
 from billing.keeper import keeper
 from billing.models import TokenUsage
 from billing.money import from_pico
-from gateway.metering import Demand, NotPriced, Offer, Outcome, Receipt, Usage
+from gateway.metering import CountSource, Demand, NotPriced, Offer, Outcome, Receipt, Usage
 
 logger = logging.getLogger(__name__)
 
 # A connection that the database dropped while the answer streamed fails once; a fresh one works.
 TRIES = 3
+# Seconds after which no further try is made: the client waits for its last line meanwhile.
+PATIENCE = 2.0
 
 
 class LedgerMeter:
@@ -46,16 +49,21 @@ class LedgerMeter:
                 f"model '{demand.model}' is not for sale: it has no price. "
                 "GET /models lists what is."
             )
-        ledger.hold(
-            ledger.Reservation(
-                request_id=self.request_id,
-                demand=demand,
-                price=price,
-                worker=workers.identity(),
-                opened_at=now,
-                lease_until=now + timedelta(seconds=settings.HOLD_LEASE_SECONDS),
-            )
+        reservation = ledger.Reservation(
+            request_id=self.request_id,
+            demand=demand,
+            price=price,
+            worker=workers.identity(),
+            opened_at=now,
+            lease_until=now + timedelta(seconds=settings.HOLD_LEASE_SECONDS),
         )
+        try:
+            ledger.hold(reservation)
+        except (DatabaseError, InterfaceError):
+            # The commit may have been done and only its answer lost; then this gives it back.
+            ending = journal.Ending(self.request_id, Usage(), Outcome.GATEWAY_FAILED, billed=False)
+            self._keep_for_later(ending)
+            raise
         self._is_open, self._rates = True, price.rates
         keeper.keep(self.request_id, self)
         release_connection()
@@ -68,7 +76,6 @@ class LedgerMeter:
         if not self._is_open:
             return None
         self._is_open = False
-        keeper.drop(self.request_id)
         billed = pricing.is_billed(outcome, usage, bill_broken=settings.BILL_BROKEN_ANSWERS)
         try:
             row = self._settle(usage, outcome, billed)
@@ -76,15 +83,17 @@ class LedgerMeter:
             logger.error("Hold %s cannot be settled now: %s", self.request_id, type(error).__name__)
             return self._keep_for_later(journal.Ending(self.request_id, usage, outcome, billed))
         finally:
+            # Not before it is settled or in the journal: what nobody keeps may be swept.
+            keeper.drop(self.request_id)
             release_connection()
-        return None if row is None else Receipt(usage, row.cost, settings.CURRENCY)
+        return None if row is None else receipt_of(row)
 
     def _keep_for_later(self, ending: journal.Ending) -> Receipt | None:
         """Put an ending into the journal; its price is pinned, so its cost is known."""
         try:
             journal.write(ending)
         except OSError:
-            logger.exception("Hold %s is left to `settle_holds`: %s", self.request_id, ending)
+            logger.exception("The journal cannot be written; kept in memory: %s", ending)
             return None
         used = (ending.usage.prompt_tokens, ending.usage.completion_tokens)
         cost = pricing.cost(self._rates, *used) if ending.billed else 0
@@ -95,16 +104,26 @@ class LedgerMeter:
         self.close(Usage(), Outcome.GATEWAY_FAILED)
 
     def _settle(self, usage: Usage, outcome: Outcome, billed: bool) -> TokenUsage | None:
+        give_up_at = time.monotonic() + PATIENCE
         for attempt in range(1, TRIES + 1):
             try:
-                return ledger.settle(
+                row = ledger.settle(
                     self.request_id, usage, outcome=outcome, billed=billed, now=timezone.now()
                 )
+                # None: somebody was first, or a try before this one whose answer was lost.
+                return row or TokenUsage.objects.filter(request_id=self.request_id).first()
             except (DatabaseError, InterfaceError):
-                if attempt == TRIES:
+                if attempt == TRIES or time.monotonic() > give_up_at:
                     raise
                 release_connection()
         raise AssertionError("unreachable")
+
+
+def receipt_of(row: TokenUsage) -> Receipt:
+    """Return what a client is told: what stands in the books."""
+    source = CountSource(row.count_source)
+    usage = Usage(row.prompt_tokens, row.completion_tokens, source, started=True)
+    return Receipt(usage, row.cost, settings.CURRENCY)
 
 
 def release_connection() -> None:

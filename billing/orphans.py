@@ -23,15 +23,16 @@ def settle_all(now: datetime) -> int:
 def find(now: datetime) -> Iterator[Hold]:
     """Yield open holds whose worker is known to be dead, or whose lease has run out.
 
-    A worker of this machine that is known to run keeps its holds for GRACE longer: it may have been
-    unable to renew them while the database was away.
+    Another worker of this machine that is known to run keeps its holds for GRACE longer: it may
+    have been unable to renew them while the database was away. Our own were renewed just before.
     """
+    mine = workers.identity()
     dead: dict[str, bool] = {}
     alive: dict[str, bool] = {}
     for hold in ledger.open_holds():
         if hold.worker not in dead:
             dead[hold.worker] = workers.is_known_dead(hold.worker)
-            alive[hold.worker] = workers.is_known_alive(hold.worker)
+            alive[hold.worker] = hold.worker != mine and workers.is_known_alive(hold.worker)
         lapsed = hold.lease_until < (now - GRACE if alive[hold.worker] else now)
         if dead[hold.worker] or lapsed:
             yield hold

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import Case, Count, F, Q, Sum, Value, When
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, Sum, Value, When
 from django.db.models.functions import Coalesce
 
 from billing.models import Budget, Entry, Hold, TokenUsage, UsageDaily
@@ -56,6 +56,9 @@ def held_is_open_holds() -> Iterator[str]:
     units = dict(Budget.objects.values_list("pk", "unit"))
     for hold in Hold.objects.filter(state=Hold.State.OPEN).iterator():
         for budget_id in hold.budget_ids:
+            if budget_id not in units:
+                yield f"hold {hold.request_id}: budget {budget_id} gave to it and is gone"
+                continue
             money = units[budget_id] == Budget.Unit.MONEY
             held[budget_id] = held.get(budget_id, 0) + (
                 to_pico(hold.amount) if money else hold.tokens
@@ -169,6 +172,16 @@ def ended_holds_have_rows() -> Iterator[str]:
         yield f"usage row {row.request_id}: without a hold that has ended"
 
 
+def rows_are_of_their_holds() -> Iterator[str]:
+    """A usage row names the account, key, price, model and operation of its hold."""
+    names = ("account", "key", "price", "model", "operation")
+    its_hold = Hold.objects.filter(
+        pk=OuterRef("request_id"), **{name: OuterRef(name) for name in names}
+    )
+    for row in TokenUsage.objects.exclude(Exists(its_hold)).iterator():
+        yield f"usage row {row.request_id}: differs from its hold"
+
+
 CHECKS = [
     Check("held amounts are the sums of open holds", held_is_open_holds),
     Check("spent amounts are the sums of billed usage", spent_is_usage),
@@ -177,4 +190,5 @@ CHECKS = [
     Check("every cost is tokens times prices", cost_follows_from_row),
     Check("every row has its price version's prices", row_has_its_versions_prices),
     Check("every ended hold has one usage row", ended_holds_have_rows),
+    Check("every row is what its hold was for", rows_are_of_their_holds),
 ]

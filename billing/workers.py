@@ -6,6 +6,7 @@ its lease runs out. The start time tells a process from a later one with the sam
 
 import os
 import socket
+from functools import cache
 from pathlib import Path
 
 
@@ -16,7 +17,7 @@ def identity() -> str:
 
 def local_identity() -> str:
     """Return this process's name among those of this machine."""
-    return f"{os.getpid()}-{_started(os.getpid())}"
+    return f"{os.getpid()}-{_own_start(os.getpid())}"
 
 
 def is_known_dead(worker: str) -> bool:
@@ -37,14 +38,25 @@ def is_known_alive(worker: str) -> bool:
 def is_known_dead_here(local: str) -> bool:
     """Tell whether a process of this machine has ended, by its local name."""
     number, _dash, started = local.partition("-")
-    return bool(started) and number.isdigit() and _started(int(number)) != started
+    if not started or not number.isdigit():
+        return False
+    return _started(int(number)) not in (started, None)
 
 
-def _started(process: int) -> str:
-    """Return a process's start time in clock ticks since boot; empty if it is gone or unknown."""
+@cache
+def _own_start(process: int) -> str:
+    """Return our own start time, read once: when no file can be opened we are still who we are."""
+    return _started(process) or ""
+
+
+def _started(process: int) -> str | None:
+    """Return a process's start time in clock ticks since boot; empty if it is gone, None if that
+    cannot be known: a process without a file left to open must not think the others dead."""
     try:
         stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return ""
+    except OSError:
+        return None
     # The second field, the command, may hold blanks and brackets; the start time is field 22.
     return stat.rpartition(")")[2].split()[19]

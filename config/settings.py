@@ -87,6 +87,8 @@ WHITENOISE_USE_FINDERS = True
 
 DATABASES = {"default": env.db("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}")}
 DATABASE_POOL_SIZE: int = env.int("DATABASE_POOL_SIZE", default=8)
+# How long the gateway waits for one statement. Management commands wait as long as it takes.
+DATABASE_ANSWER_SECONDS: float = env.float("DATABASE_ANSWER_SECONDS", default=4.0)
 
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     DATABASES["default"]["OPTIONS"] = {
@@ -100,10 +102,21 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
 elif DATABASES["default"]["ENGINE"] == "django.db.backends.postgresql" and DATABASE_POOL_SIZE:
     # Connections are lent for a few statements and never kept while an answer streams,
     # so a few of them serve hundreds of streams.
+    from config.database import PatientConnection
+
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
     DATABASES["default"]["OPTIONS"] = {
         "connect_timeout": 3,
-        "pool": {"min_size": 1, "max_size": DATABASE_POOL_SIZE, "timeout": 10},
+        "pool": {
+            "connection_class": PatientConnection,
+            "min_size": 1,
+            "max_size": DATABASE_POOL_SIZE,
+            # Without a connection by then a request is answered 503, and its thread is free.
+            "timeout": 2,
+            # While the database is away each request tries anew. The pool's own patience would
+            # wait twice as long each time, and find it back as late again as it was away.
+            "reconnect_timeout": 1,
+        },
     }
 
 # --- Time, language, log --------------------------------------------------------------------

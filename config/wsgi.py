@@ -7,3 +7,17 @@ from django.core.wsgi import get_wsgi_application
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
 application = get_wsgi_application()
+
+
+def bound_waiting() -> None:
+    """Let no request wait long for the database; a report on the command line may."""
+    from django.conf import settings
+    from django.db import connection
+
+    if connection.vendor == "postgresql":
+        from config.database import PatientConnection
+
+        PatientConnection.seconds = settings.DATABASE_ANSWER_SECONDS
+
+
+bound_waiting()

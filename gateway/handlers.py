@@ -4,7 +4,7 @@ import logging
 from typing import Any
 
 from django.core.exceptions import SuspiciousOperation
-from django.db import InterfaceError, OperationalError
+from django.db import InterfaceError, InternalError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.views import defaults
 from rest_framework import exceptions as drf
@@ -44,7 +44,8 @@ def as_gateway_error(exc: Exception) -> GatewayError:
         return BadRequest()
     if isinstance(exc, drf.APIException):
         return BY_STATUS.get(exc.status_code, BadRequest)(_first_sentence(exc.detail))
-    if isinstance(exc, (OperationalError, InterfaceError)):
+    # InternalError: a standby, on which nothing can be written.
+    if isinstance(exc, (OperationalError, InterfaceError, InternalError)):
         logger.error("The database failed: %s", type(exc).__name__)
         return DatabaseDown()
     logger.error("Unforeseen error", exc_info=exc)

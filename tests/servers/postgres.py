@@ -93,25 +93,68 @@ class Postgres:
 
     def stop(self) -> None:
         """Stop the server and remove its data."""
+        self.go_down()
+        _remove(self._home)
+
+    def go_down(self) -> None:
+        """Stop the server, cutting whoever is connected; its data stays."""
         if self._process and self._process.poll() is None:
+            self.resume()
             self._process.send_signal(signal.SIGINT)  # PostgreSQL's word for "fast shutdown".
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(STOP_TIMEOUT)
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
-        _remove(self._home)
+
+    def come_up(self) -> None:
+        """Start it again, on the same port and the same data."""
+        self._run()
+
+    def restart(self) -> None:
+        self.go_down()
+        self.come_up()
+
+    def hang(self) -> None:
+        """Stop every process of it in its tracks: connections stay, and nobody answers."""
+        for pid in self._pids():
+            os.kill(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        for pid in self._pids():
+            os.kill(pid, signal.SIGCONT)
+
+    def cut_connections(self, dbname: str) -> int:
+        """End every session of a database, in the middle of whatever it does; how many."""
+        cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+        return len(self.execute(cut, [dbname]))
+
+    def program(self, name: str) -> Path:
+        """Where a program that came with the server is: pg_dump, pg_restore."""
+        return self._programs / name
+
+    def _pids(self) -> list[int]:
+        """The server's process and its children, one for each connection among them."""
+        if self._process is None or self._process.poll() is not None:
+            return []
+        own = self._process.pid
+        children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
+        return [own, *map(int, children)]
 
     def _start(self) -> None:
         if os.geteuid() == 0:
             owner = pwd.getpwnam(UNPRIVILEGED)
             os.chown(self._home, owner.pw_uid, owner.pw_gid)
-        binaries = _binaries(self._home)
-        data = self._home / "data"
-        self._initialise(binaries, data)
+        self._programs = _binaries(self._home)
+        self._initialise(self._programs, self._home / "data")
         self.port = _free_port()
+        self._run()
+
+    def _run(self) -> None:
+        data = self._home / "data"
         options = [f"--{name}={value}" for name, value in self._settings.items()]
-        command = [str(binaries / "postgres"), "-D", str(data), f"--port={self.port}", *options]
+        postgres = str(self._programs / "postgres")
+        command = [postgres, "-D", str(data), f"--port={self.port}", *options]
         with (self._home / "log").open("ab") as log:
             # A session of its own, so that Ctrl-C in the terminal does not stop it before the
             # tests that use it.
