@@ -167,7 +167,20 @@ watcher = Watcher()
 
 
 def watch(client: socket.socket | None) -> Watch:
-    """Return a Watch over a request's client socket, or over its deadlines alone without one."""
+    """Return a Watch over a request's client socket, or over its deadlines alone without one.
+
+    A client that left while its request waited for a thread is known to have left at once, so that
+    the model server is never asked.
+    """
     found = Watch(client)
+    found.client_left = _has_hung_up(found.client_fd)
     watcher.add(found)
     return found
+
+
+def _has_hung_up(fd: int) -> bool:
+    if fd < 0 or not hasattr(select, "POLLRDHUP"):
+        return False
+    poll = select.poll()
+    poll.register(fd, select.POLLRDHUP)
+    return bool(poll.poll(0))

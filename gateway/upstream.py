@@ -55,8 +55,11 @@ HEADERS = {
 }
 
 READ_BYTES = 64 * 1024
-# Lines of a stream are small; an embedding of many texts is one line of many megabytes.
+# A line of a stream holds a few tokens, or one tool call; an embedding of many texts is one line of
+# many megabytes.
 MAX_LINE_BYTES = 64 * 1024 * 1024
+MAX_STREAM_LINE_BYTES = 4 * 1024 * 1024
+STREAMS = ("generate", "chat")
 MAX_ERROR_BYTES = 16 * 1024
 
 # Faults of a connection while an answer is read. ValueError: a socket closed under the reader.
@@ -134,9 +137,12 @@ _session = _new_session()
 class Answer:
     """An answer being read. `lines` ends where the answer ends; `close` breaks it off."""
 
-    def __init__(self, response: requests.Response, watch: Watch) -> None:
+    def __init__(
+        self, response: requests.Response, watch: Watch, longest: int | None = None
+    ) -> None:
         self._response = response
         self._watch = watch
+        self._longest = longest or MAX_LINE_BYTES
 
     def lines(self) -> Iterator[bytes]:
         """Yield the answer's lines, cut at the byte `\\n` only; the last may lack its newline.
@@ -151,7 +157,7 @@ class Answer:
                 yield bytes(buffer[:end])
                 del buffer[: end + 1]
                 start = 0
-            if len(buffer) > MAX_LINE_BYTES:
+            if len(buffer) > self._longest:
                 raise UpstreamBroke()
         if buffer.strip():
             yield bytes(buffer)
@@ -183,7 +189,7 @@ def send(
     watch.limit(patience)
     response = _request(route, body, watch, patience)
     if response.status_code == 200:
-        return Answer(response, watch)
+        return Answer(response, watch, MAX_STREAM_LINE_BYTES if route in STREAMS else None)
     try:
         raise _refused(response, (body or {}).get("model", ""))
     finally:

@@ -1,0 +1,259 @@
+"""A TCP proxy that does harm: put it between two parties and say what goes wrong between them.
+
+For example: with Proxy(fake.port) as proxy: proxy.harm(Cut(120)), and each answer breaks off after
+120 bytes. A toxic works on one direction of every connection made after `harm`: on what the server
+answers, or on what the client sends where `request=True`.
+"""
+
+import dataclasses
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Self
+
+READ_BYTES = 65_536
+# How late an end is noticed; bytes are noticed at once.
+TICK = 0.05
+# No pause is longer than this, whatever a test forgets.
+LONGEST_PAUSE = 60.0
+# Closing a socket with this on sends RST instead of FIN.
+LINGER_ZERO = struct.pack("ii", 1, 0)
+
+
+class Broken(Exception):
+    """A toxic ends the connection here."""
+
+    def __init__(self, reset: bool) -> None:
+        self.reset = reset
+
+
+@dataclass
+class Toxic:
+    """Passes bytes of one direction on, or does not. Each connection has its own copy."""
+
+    request: bool = dataclasses.field(default=False, kw_only=True)
+
+    def passes(self, data: bytes, link: "Link") -> Iterator[bytes]:
+        yield data
+
+
+@dataclass
+class Latency(Toxic):
+    """Everything comes so many seconds late."""
+
+    seconds: float
+
+    def passes(self, data: bytes, link: "Link") -> Iterator[bytes]:
+        link.pause(self.seconds)
+        yield data
+
+
+@dataclass
+class Slicer(Toxic):
+    """Everything comes in pieces of so many bytes, with a pause between them."""
+
+    size: int
+    pause: float = 0.0
+
+    def passes(self, data: bytes, link: "Link") -> Iterator[bytes]:
+        for at in range(0, len(data), self.size):
+            yield data[at : at + self.size]
+            link.pause(self.pause)
+
+
+@dataclass
+class Bandwidth(Toxic):
+    """So many bytes a second."""
+
+    rate: int
+
+    def passes(self, data: bytes, link: "Link") -> Iterator[bytes]:
+        step = max(1, self.rate // 20)
+        for at in range(0, len(data), step):
+            piece = data[at : at + step]
+            link.pause(len(piece) / self.rate)
+            yield piece
+
+
+@dataclass
+class Stall(Toxic):
+    """Nothing more comes after so many bytes, and the connection stays."""
+
+    after: int = 0
+
+    def passes(self, data: bytes, link: "Link") -> Iterator[bytes]:
+        yield data[: self.after]
+        self.after = max(0, self.after - len(data))
+
+
+@dataclass
+class Cut(Toxic):
+    """The connection ends after so many bytes: with FIN, or with RST."""
+
+    at: int
+    reset: bool = False
+
+    def passes(self, data: bytes, link: "Link") -> Iterator[bytes]:
+        yield data[: self.at]
+        self.at -= len(data)
+        if self.at <= 0:
+            raise Broken(self.reset)
+
+
+@dataclass
+class Instead(Toxic):
+    """These bytes come in place of the first ones, and then the end."""
+
+    these: bytes
+
+    def passes(self, data: bytes, link: "Link") -> Iterator[bytes]:
+        yield self.these
+        raise Broken(reset=False)
+
+
+@dataclass
+class HalfOpen(Toxic):
+    """The other side never hears that this one has gone, as when a cable is pulled."""
+
+
+class Link:
+    """One connection through the proxy: two sockets and a thread for each direction."""
+
+    def __init__(self, client: socket.socket, server: socket.socket, toxics: list[Toxic]) -> None:
+        self._sockets = (client, server)
+        self._ended = threading.Event()
+        self._lock = threading.Lock()
+        for sock in self._sockets:
+            sock.settimeout(LONGEST_PAUSE)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for source, target, request in ((client, server, True), (server, client, False)):
+            own = [dataclasses.replace(each) for each in toxics if each.request is request]
+            _start(self._carry, source, target, own)
+
+    def pause(self, seconds: float) -> None:
+        if seconds and self._ended.wait(min(seconds, LONGEST_PAUSE)):
+            raise Broken(reset=False)
+
+    def end(self, reset: bool = False) -> None:
+        with self._lock:
+            self._ended.set()
+            for sock in self._sockets:
+                if reset and sock.fileno() >= 0:
+                    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
+                sock.close()
+
+    def _carry(self, source: socket.socket, target: socket.socket, toxics: list[Toxic]) -> None:
+        try:
+            while data := self._read(source):
+                for piece in self._through(toxics, data):
+                    target.sendall(piece)
+            if any(isinstance(toxic, HalfOpen) for toxic in toxics):
+                self._ended.wait(LONGEST_PAUSE)
+            target.shutdown(socket.SHUT_WR)
+        except Broken as broken:
+            self.end(broken.reset)
+        except ConnectionResetError:
+            self.end(reset=True)
+        except (OSError, ValueError):
+            self.end()
+
+    def _read(self, source: socket.socket) -> bytes:
+        """The next bytes. Waits without holding the socket, so that `end` can really close it."""
+        poll = select.poll()  # Not select: that knows no file above 1023.
+        poll.register(source, select.POLLIN)
+        while not self._ended.is_set():
+            if poll.poll(TICK * 1000):
+                return source.recv(READ_BYTES)
+        return b""
+
+    def _through(self, toxics: list[Toxic], data: bytes) -> Iterator[bytes]:
+        if not toxics:
+            yield data
+            return
+        for piece in toxics[0].passes(data, self):
+            if piece:
+                yield from self._through(toxics[1:], piece)
+
+
+class Proxy:
+    """Use as a context manager: who connects to `port` talks to the server at `target`."""
+
+    def __init__(self, target: int) -> None:
+        self.target = target
+        self._toxics: list[Toxic] = []
+        self._links: list[Link] = []
+        self._listener: socket.socket | None = None
+        self._reserved = _bound(0)
+        self.port: int = self._reserved.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> Self:
+        self.up()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.down()
+        self.cut()
+        self._reserved.close()
+
+    def harm(self, *toxics: Toxic) -> None:
+        """Do this to every connection made from now on, the first toxic first."""
+        self._toxics = list(toxics)
+
+    def heal(self) -> None:
+        """Do no more harm, and accept connections."""
+        self.harm()
+        self.up()
+
+    def cut(self, reset: bool = False) -> None:
+        """End every connection now."""
+        for link in self._links:
+            link.end(reset)
+        self._links.clear()
+
+    def down(self) -> None:
+        """Refuse connections from now on; those that are open go on (see `cut`)."""
+        if self._listener:
+            # Only a shutdown wakes the thread that waits in accept.
+            self._listener.shutdown(socket.SHUT_RDWR)
+            self._listener.close()
+            self._listener = None
+            self._acceptor.join(1)
+            self._reserved = _bound(self.port)
+
+    def up(self) -> None:
+        """Accept connections, on the same port as ever."""
+        if not self._listener:
+            self._listener = self._reserved
+            self._listener.listen(512)
+            self._acceptor = _start(self._accept, self._listener)
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            try:
+                server = socket.create_connection(("127.0.0.1", self.target), timeout=5)
+            except OSError:
+                client.close()
+                continue
+            self._links.append(Link(client, server, self._toxics))
+
+
+def _start(target: Callable[..., None], *args: Any) -> threading.Thread:
+    thread = threading.Thread(target=target, args=args, daemon=True)
+    thread.start()
+    return thread
+
+
+def _bound(port: int) -> socket.socket:
+    """A socket that keeps the port for us and refuses connections until it listens."""
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
+    return sock
