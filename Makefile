@@ -10,7 +10,7 @@ HOST ?= 127.0.0.1
 # Tests run side by side, one process per core.
 JOBS ?= auto
 
-.PHONY: help install run test test-sqlite test-postgresql test-js lint format clean
+.PHONY: help install run test test-sqlite test-postgresql test-js campaign promises lint format clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -49,6 +49,14 @@ test-js: $(VENV)/dev  ## Run the JavaScript clients' tests; needs node and npm
 	else \
 		echo "Skipped: the JavaScript clients need node (20 or newer) and npm."; \
 	fi
+
+campaign: $(VENV)/dev  ## Prove the promises by destruction, on both databases; takes minutes
+	$(BIN)/python -m pytest tests/campaign -s -n $(JOBS) --dist loadfile
+	$(BIN)/python -m tests.servers.postgres --max-connections 200 -- \
+		$(BIN)/python -m pytest tests/campaign -s -n $(JOBS) --dist loadfile -m "not sqlite_only"
+
+promises: $(VENV)/dev  ## Measure what docs/promises.md promises, beside its target
+	$(BIN)/python -m bench.promises
 
 lint: $(VENV)/dev  ## Check style and types
 	$(BIN)/ruff check .

@@ -1,0 +1,290 @@
+# ruff: noqa: T201, S311
+"""`make promises`: measure what docs/promises.md promises, and print it beside its target.
+
+Real gunicorn, a fake Ollama, databases of its own, loopback; minutes. What needs longer, or many
+more cases, is proved by `make campaign`; this prints where.
+"""
+
+import random
+import signal
+import statistics
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.campaign.conftest import percentile, resident_mb
+from tests.campaign.site import Drivers, Producer, Site, ask, compare, issue_key, site, until
+from tests.campaign.test_crash_loop import FAULT_CHANCE, STREAMS, Victim, kill_until
+from tests.fakes.script import Stall, Wait, tokens
+from tests.servers.client import RawClient
+from tests.servers.gunicorn import Gunicorn, manage
+
+KILLS, LEAVERS, FIRSTS, RESTARTS, IN_FLIGHT = 40, 25, 150, 5, 64
+PATH = "/api/generate"
+
+
+@dataclass
+class Figure:
+    """One promise's target, what was measured, and whether it is kept."""
+
+    number: str
+    promise: str
+    target: str
+    measured: str
+    kept: bool
+
+    def __str__(self) -> str:
+        mark = "kept  " if self.kept else "MISSED"
+        return f"{self.number:<7} {mark} {self.promise:<42} {self.measured:<44} ({self.target})"
+
+
+Figures = list[Figure]
+
+
+def within(number: str, promise: str, seconds: float, most: float) -> Figure:
+    """A time that is to stay under a limit."""
+    unit = f"{most * 1000:.0f} ms" if most < 1 else f"{most:.0f} s"
+    return Figure(number, promise, unit, f"{seconds * 1000:.2f} ms", seconds <= most)
+
+
+# --- Crashes -------------------------------------------------------------------------------------
+
+
+def crashes(database: str) -> Figures:
+    """P1, P2, P3, P21: kill -9 under eight streams, then compare the books of all three."""
+    dice, producer = random.Random(1), Producer()
+    with site(database) as place:
+        place.ollama.answer(PATH, producer)
+        victim = Victim(place, dice, FAULT_CHANCE)
+        try:
+            shape = lambda: (dice.randint(1, 25), dice.choice([0, 0.01]))  # noqa: E731
+            with Drivers(lambda: victim.server.url, place.key, STREAMS, shape) as drivers:
+                kill_until(victim, dice, KILLS // 2)
+            victim.disarm()
+            took = place.books_balance(60)
+        finally:
+            victim.server.stop()
+        rows = place.rows()  # Fails where a request has two.
+        compare(drivers.seen, producer, rows)
+    kills, done = victim.deaths.total(), sum(one.done for one in drivers.seen)
+    lost, late = f"0 of {done}, {kills} kills", f"{took:.1f} s after the last kill"
+    return [
+        Figure("P1", f"a seen end is on record, {database}", "0 lost", lost, True),
+        Figure("P2", f"nothing is billed twice, {database}", "1 row each", "1 row each", True),
+        Figure("P3", f"orphans settled, {database}", "30 s", late, took <= 30),
+        Figure("P21", f"books balance, {database}", "0 differences", "0 differences", True),
+    ]
+
+
+# --- Credit --------------------------------------------------------------------------------------
+
+
+def credit(place: Site, server: Gunicorn) -> Figures:
+    """P4: fifty at once against credit for some."""
+    cost = (2 * 103 + 4 * 16) / 1_000_000  # About what one takes; more than one is held for it.
+    poor = manage(place.env, "create_account", "Poor", "--credit", f"{cost * 40:f}")
+    assert poor.returncode == 0, poor.stderr
+    key = issue_key(place, "Poor")
+    go_on, statuses = threading.Event(), Counter[int]()
+    place.ollama.answer(PATH, Wait(go_on), tokens("ab"))
+    threads = [
+        threading.Thread(
+            target=lambda n=n: statuses.update([ask(server.url, key, n, 16).status])  # type: ignore[misc]
+        )
+        for n in range(50)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: statuses[402], 20)
+    time.sleep(2)
+    balance = 'SELECT max(spent + held - "limit") FROM billing_budget'
+    beyond = int(place.query(balance)[0][0])
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    measured = f"{statuses[200]} served, {statuses[402]} refused, {max(beyond, 0)} beyond"
+    return [Figure("P4", "credit is never passed, 50 at once", "0 beyond", measured, beyond <= 0)]
+
+
+# --- Leaving, and a model server that is gone ----------------------------------------------------
+
+
+def leaving(place: Site, server: Gunicorn) -> Figures:
+    """P6: from the client's leaving to the end of the model server's connection."""
+    silent = [left_after(place, server, 0) for _ in range(LEAVERS)]
+    streaming = [left_after(place, server, 2) for _ in range(LEAVERS)]
+    return [
+        within("P6", f"leaving stops the model, {name}, p99", percentile(seconds, 99), 1)
+        for name, seconds in (("silent", silent), ("streaming", streaming))
+    ]
+
+
+def left_after(place: Site, server: Gunicorn, lines: int) -> float:
+    script = [tokens(["x"] * lines, done=False)] if lines else []
+    place.ollama.answer(PATH, *script, Stall(), times=1)
+    before = len(place.ollama.requests)
+    with RawClient(server.url) as client:
+        client.post(PATH, {"model": "llama3", "prompt": "hi"}, key=place.key)
+        received = place.ollama.wait_for(before + 1)[-1]
+        if lines:
+            client.read_head()
+            for _ in range(lines):
+                client.read_line()
+    left = time.monotonic()
+    assert received.left.wait(10)
+    return (received.left_at or left) - left
+
+
+def gone(place: Site, server: Gunicorn) -> Figures:
+    """P8: a model server that refuses connections."""
+    place.ollama.down()
+    took = [ask(server.url, place.key, n) for n in range(20)]
+    place.ollama.up()
+    worst = max(one.seconds for one in took)
+    assert {one.status for one in took} == {503}
+    return [within("P8", "a dead Ollama is said at once, worst", worst, 0.2)]
+
+
+# --- What it adds --------------------------------------------------------------------------------
+
+
+def overhead(place: Site, server: Gunicorn) -> Figures:
+    """P13: the first line and the whole of an answer, asked of us and of the model server."""
+    place.ollama.answer(PATH, tokens(["x"] * 500))
+    ours, theirs = (
+        [timed(url, place.key) for _ in range(FIRSTS)] for url in (server.url, place.ollama.url)
+    )
+    first = [one[0] for one in ours]
+    bare = statistics.median(one[0] for one in theirs)
+    middle, late = statistics.median(first) - bare, percentile(first, 99) - bare
+    whole = statistics.median(one[1] for one in ours) - statistics.median(one[1] for one in theirs)
+    token = whole / 500
+    return [
+        within("P13", "added to the first line, p50", middle, 0.01),
+        within("P13", "added to the first line, p99", late, 0.03),
+        within("P13", "added for each token", token, 0.001),
+    ]
+
+
+def timed(url: str, key: str) -> tuple[float, float]:
+    began = time.monotonic()
+    with RawClient(url) as client:
+        client.post(PATH, {"model": "llama3", "prompt": "hi"}, key=key)
+        client.read_head()
+        client.read_line()
+        first = time.monotonic() - began
+        client.read_all()
+    return first, time.monotonic() - began
+
+
+def memory(place: Site, server: Gunicorn) -> Figures:
+    """P23: what the workers grow by while many streams are in flight."""
+    pids, go_on = server.worker_pids(), threading.Event()
+    before = sum(map(resident_mb, pids))
+    place.ollama.answer(PATH, tokens("ab", done=False), Wait(go_on), tokens("cd"))
+    threads = [
+        threading.Thread(target=ask, args=(server.url, place.key, n)) for n in range(IN_FLIGHT)
+    ]
+    for thread in threads:
+        thread.start()
+    until(lambda: place.ollama.in_flight >= IN_FLIGHT, 30)
+    each = (sum(map(resident_mb, pids)) - before) / IN_FLIGHT
+    go_on.set()
+    for thread in threads:
+        thread.join(60)
+    return [Figure("P23", "memory of one stream", "1 MB", f"{each:.2f} MB", each <= 1)]
+
+
+# --- Restarts ------------------------------------------------------------------------------------
+
+
+def reload(place: Site, server: Gunicorn) -> Figures:
+    """P14: HUP while short requests come."""
+    place.ollama.answer(PATH, tokens("abc"))
+    with Drivers(lambda: server.url, place.key, 6, lambda: (3, 0.0)) as drivers:
+        old = set(server.worker_pids())
+        server.signal(signal.SIGHUP)
+        until(lambda: len(set(server.worker_pids()) - old) == 2, 20)
+        time.sleep(1)
+    failed = sum(not one.done for one in drivers.seen)
+    measured = f"{failed} of {len(drivers.seen)}"
+    return [Figure("P14", "a reload fails no short request", "0", measured, not failed)]
+
+
+def database_restarts() -> Figures:
+    """P15: PostgreSQL stopped and started under eight streams."""
+    producer = Producer()
+    with site("postgresql") as place, place.gateway() as server:
+        assert place.postgres
+        place.ollama.answer(PATH, producer)
+        with Drivers(lambda: server.url, place.key, STREAMS, lambda: (20, 0.02)) as drivers:
+            for _ in range(RESTARTS):
+                time.sleep(1.5)
+                place.postgres.restart()
+            time.sleep(2)
+        place.books_balance()
+        compare(drivers.seen, producer, place.rows())
+    cut = sum(not one.done and one.status == 200 for one in drivers.seen)
+    done = sum(one.done for one in drivers.seen)
+    measured = f"0 rows lost or doubled of {done}; {cut} streams cut"
+    return [Figure("P15", f"{RESTARTS} database restarts lose nothing", "0", measured, not cut)]
+
+
+def revoking(place: Site, server: Gunicorn) -> Figures:
+    """P20: from the end of the command to the first 401, of both workers."""
+    place.ollama.answer(PATH, tokens("abc"))
+    found = place.query("SELECT id FROM accounts_apikey ORDER BY id DESC LIMIT 1")
+    key = issue_key(place)
+    number = int(place.query("SELECT max(id) FROM accounts_apikey")[0][0])
+    assert number > int(found[0][0]) and ask(server.url, key, 1).done
+    done = manage(place.env, "revoke_key", str(number))
+    assert done.returncode == 0, done.stderr
+    began = time.monotonic()
+    late = sum(ask(server.url, key, n).status != 401 for n in range(20))
+    took = time.monotonic() - began
+    measured = f"{late} of 20 served in {took:.1f} s after"
+    return [Figure("P20", "revoked means revoked", "1 s", measured, not late)]
+
+
+ELSEWHERE = """
+Proved by `make campaign` (tests/campaign/), which destroys more and takes longer:
+P1-P3   test_crash_loop       160 kills over both databases, six named fault points
+P7      test_slow_clients     slow and silent clients
+P11     test_upstream_faults  a cut at every byte never looks complete
+P12     test_upstream_faults  what Ollama says arrives however it is sliced
+P14     test_processes        three reloads, four rolling restarts behind nginx
+P15     test_database         20 restarts, 30 cuts, down, hung, read-only, full, locked
+P18     test_secrets          no secret and no prompt in any log or error
+P21     all of them           reconcile after every destruction
+P22     test_backup           the commands of docs/operations.md, under load, then reconcile
+P23     test_processes        a soak of 60 s at full slots
+Not measured, and why: docs/promises.md.
+"""
+
+
+def main() -> int:
+    found: Figures = []
+
+    def note(figures: Figures) -> None:
+        for figure in figures:
+            print(figure, flush=True)
+        found.extend(figures)
+
+    with site("sqlite") as place, place.gateway() as server:
+        ask(server.url, place.key, 1)
+        parts: list[Callable[[Site, Gunicorn], Figures]]
+        parts = [overhead, memory, leaving, gone, credit, revoking, reload]
+        for part in parts:
+            place.ollama.reset()
+            note(part(place, server))
+    note(database_restarts())
+    for database in ("sqlite", "postgresql"):
+        note(crashes(database))
+    print(ELSEWHERE)
+    return sum(not figure.kept for figure in found)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

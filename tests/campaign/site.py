@@ -1,0 +1,310 @@
+"""A gateway of its own on a database of its own, which a test may stop, fill up or take away.
+
+Nothing here uses the tests' own database: what is asserted is read from the site's tables, and
+proved by its own `reconcile`.
+"""
+
+import contextlib
+import os
+import shutil
+import sqlite3
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from billing.money import from_pico
+from tests.fakes.ollama import FakeOllama, Received
+from tests.fakes.script import Sleep, tokens
+from tests.servers.client import BROKEN, Head, RawClient
+from tests.servers.gunicorn import Gunicorn, manage
+from tests.servers.postgres import Postgres
+
+SECRET = "a-secret-for-tests-that-is-long-enough-to-pass-its-own-check"
+DATABASES = ("sqlite", "postgresql")
+ALL_ENDED = "SELECT count(*) FROM billing_hold WHERE state = 'open'"
+
+
+@dataclass
+class Site:
+    """A customer with a key, a model with a price, a database; and gateways on demand."""
+
+    home: Path
+    url: str
+    ollama: FakeOllama
+    postgres: Postgres | None = None
+    key: str = ""
+    more: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def env(self) -> dict[str, str]:
+        return {
+            "DJANGO_SETTINGS_MODULE": "config.settings",
+            "ENV_FILE": str(self.home / "none"),
+            "SECRET_KEY": SECRET,
+            "DATABASE_URL": self.url,
+            "DATABASE_POOL_SIZE": "8",
+            "OLLAMA_BASE": self.ollama.url,
+            "JOURNAL_DIR": str(self.home / "journal"),
+            "GATEWAY_THREADS": "64",
+            "HOLD_LEASE_SECONDS": "3",
+            "ACCESS_LOG": "0",
+            "UPSTREAM_FIRST_LINE_SECONDS": "60",
+            **self.more,
+        }
+
+    def gateway(self, app: str = "config.wsgi", port: int | None = None, **more: str) -> Gunicorn:
+        return Gunicorn(self.env | more, app=app, port=port)
+
+    def query(self, statement: str) -> list[tuple[Any, ...]]:
+        if self.postgres is None:
+            path = self.url.removeprefix("sqlite:///")
+            with contextlib.closing(sqlite3.connect(path, timeout=30)) as database:
+                return database.execute(statement).fetchall()
+        with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
+            cursor = connection.execute(statement)  # type: ignore[arg-type]
+            return cursor.fetchall() if cursor.description else []
+
+    def open_holds(self) -> int:
+        return int(self.query(ALL_ENDED)[0][0])
+
+    def rows(self) -> dict[str, "Row"]:
+        """The usage rows by request id; fails if one request has two."""
+        found = self.query(
+            "SELECT request_id, prompt_tokens, completion_tokens, cost, outcome, billed"
+            " FROM token_usages"
+        )
+        rows = {str(row[0]).replace("-", ""): Row(*row[1:]) for row in found}
+        assert len(rows) == len(found), "a request has two rows"
+        return rows
+
+    def journal_lines(self) -> int:
+        files = (self.home / "journal").glob("*")
+        return sum(len(path.read_text().split("\n")) - 1 for path in files)
+
+    def books_balance(self, seconds: float = 30.0) -> float:
+        """Wait until every hold has ended; return how long. Then every sum is right."""
+        began = time.monotonic()
+        until(lambda: not self.open_holds(), seconds)
+        took = time.monotonic() - began
+        proved = manage(self.env, "reconcile")
+        assert proved.returncode == 0, proved.stdout
+        return took
+
+
+@dataclass(frozen=True)
+class Row:
+    prompt_tokens: int
+    completion_tokens: int
+    pico: int
+    outcome: str
+    billed: bool
+
+    @property
+    def cost(self) -> Decimal:
+        return from_pico(self.pico)
+
+
+@contextlib.contextmanager
+def site(database: str, *, home: Path | None = None, **more: str) -> Iterator[Site]:
+    """A migrated database with Alice's account, credit and key, and llama3 at a price."""
+    with contextlib.ExitStack() as stack:
+        ollama = stack.enter_context(FakeOllama())
+        if home is None:
+            home = Path(tempfile.mkdtemp(prefix="site-"))
+            stack.callback(shutil.rmtree, home, ignore_errors=True)
+        if database == "sqlite":
+            postgres, url = None, f"sqlite:///{home / 'gateway.sqlite3'}"
+        else:
+            postgres = stack.enter_context(Postgres())
+            url = postgres.create("gateway")
+        made = Site(home, url, ollama, postgres, more=more)
+        _furnish(made)
+        yield made
+
+
+def _furnish(made: Site) -> None:
+    for command in (
+        ["migrate", "-v", "0"],
+        ["create_account", "Alice", "--credit", "1000000"],
+        ["set_price", "llama3", "--input", "0.002", "--output", "0.004"],
+    ):
+        done = manage(made.env, *command)
+        assert done.returncode == 0, done.stderr
+    made.key = issue_key(made)
+
+
+def issue_key(made: Site, account: str = "Alice") -> str:
+    issued = manage(made.env, "issue_key", account, "--name", "test")
+    assert issued.returncode == 0, issued.stderr
+    return next(word for word in issued.stdout.split() if word.startswith("olg_"))
+
+
+def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+    """Return what a condition says once it is true; fail after some seconds."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"it did not come true in {seconds} s"
+        time.sleep(0.05)
+    return found
+
+
+# --- The three books: what the fake produced, what clients saw, what the ledger says --------------
+
+
+@dataclass(frozen=True)
+class Produced:
+    """What the fake was told to write for one prompt, and what it had written in the end."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    received: Received
+
+    @property
+    def written(self) -> int:
+        return min(self.received.lines_sent, self.completion_tokens)
+
+
+class Producer:
+    """A script for the fake: prompts `N PIECES PAUSE` are answered so, and noted under N."""
+
+    def __init__(self) -> None:
+        self.produced: dict[int, Produced] = {}
+
+    def __call__(self, received: Received) -> Any:
+        number, pieces, pause = received.json["prompt"].split()
+        # Counts that are nobody else's: the upstream says 1,000 + N read.
+        prompt, completion = 1000 + int(number), int(pieces)
+        self.produced[int(number)] = Produced(prompt, completion, received)
+        return [Sleep(0.001), tokens(["x"] * completion, prompt=prompt, pause=float(pause))]
+
+
+@dataclass
+class Seen:
+    """What one client had in its hands when its connection had nothing more to give."""
+
+    number: int
+    status: int = 0
+    request_id: str = ""
+    pieces: int = 0
+    usage: Mapping[str, Any] | None = None
+    done: bool = False
+    error: str = ""
+    retry_after: str = ""
+    seconds: float = 0.0
+
+
+def ask(
+    url: str, key: str, number: int, pieces: int = 3, pause: float = 0.0, timeout: float = 60.0
+) -> Seen:
+    """Ask for a stream and read whatever comes of it, to its end."""
+    seen, began = Seen(number), time.monotonic()
+    body = {"model": "llama3", "prompt": f"{number} {pieces} {pause}"}
+    body["options"] = {"num_predict": max(pieces, 1)}
+    try:
+        with RawClient(url, timeout=timeout) as client:
+            client.post("/api/generate", body, key=key)
+            _read(client, seen)
+    except (*BROKEN, TimeoutError, ValueError, OSError) as broken:
+        seen.error = seen.error or type(broken).__name__
+    seen.seconds = time.monotonic() - began
+    return seen
+
+
+def _read(client: RawClient, seen: Seen) -> None:
+    head: Head = client.read_head()
+    seen.status, seen.request_id = head.status, head.headers.get("x-request-id", "")
+    seen.request_id = seen.request_id.replace("-", "")
+    seen.retry_after = head.headers.get("retry-after", "")
+    while (line := client.read_json()) is not None:
+        seen.error = seen.error or str(line.get("code", ""))
+        if line.get("done") is True:
+            seen.done, seen.usage = True, line.get("usage")
+        elif "error" not in line:
+            seen.pieces += 1
+
+
+class Drivers:
+    """Clients that ask one stream after the other, until they are told to stop."""
+
+    def __init__(
+        self,
+        urls: Callable[[], str],
+        key: str,
+        count: int,
+        shape: Callable[[], tuple[int, float]],
+    ) -> None:
+        self._urls, self._key, self._shape = urls, key, shape
+        self.seen: list[Seen] = []
+        self._number = iter(range(1, 10**6))
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._threads = [threading.Thread(target=self._drive) for _ in range(count)]
+
+    def __enter__(self) -> "Drivers":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(90)
+
+    def _drive(self) -> None:
+        while not self._stopped.is_set():
+            with self._lock:
+                number, (pieces, pause) = next(self._number), self._shape()
+            seen = ask(self._urls(), self._key, number, pieces, pause)
+            self.seen.append(seen)
+            if not seen.done:
+                self._stopped.wait(0.05)
+
+
+def compare(seen: list[Seen], producer: Producer, rows: dict[str, Row]) -> None:
+    """Every `done` a client saw is billed as it was said, and nothing beyond what was produced."""
+    for one in seen:
+        made = producer.produced.get(one.number)
+        row = rows.pop(one.request_id, None) if one.request_id else None
+        if one.done:
+            assert row and made and one.usage, one
+            said = (made.prompt_tokens, made.completion_tokens)
+            assert (row.prompt_tokens, row.completion_tokens) == said, (one, row)
+            assert row.billed and row.outcome == "complete", (one, row)
+            usage = one.usage
+            assert (usage["prompt_tokens"], usage["completion_tokens"]) == said, one
+            assert Decimal(usage["cost"]) == row.cost == _cost(*said), (one, row)
+        elif row:
+            assert not row.billed or (made and _within(row, made)), (one, row, made)
+    _compare_unseen(seen, producer, rows)
+
+
+def _compare_unseen(seen: list[Seen], producer: Producer, rows: dict[str, Row]) -> None:
+    """Requests whose client did not even see a head: together no more than was produced."""
+    known = {one.number for one in seen if one.request_id}
+    made = sorted(one.written for number, one in producer.produced.items() if number not in known)
+    billed = sorted(row.completion_tokens for row in rows.values() if row.billed)
+    for count in range(1, len(billed) + 1):
+        assert billed[-count] <= made[-count], (billed, made)
+
+
+def _within(row: Row, made: Produced) -> bool:
+    return row.completion_tokens <= made.written and row.prompt_tokens <= made.prompt_tokens
+
+
+def _cost(prompt: int, completion: int) -> Decimal:
+    return (2 * Decimal(prompt) + 4 * Decimal(completion)) / 1_000_000
+
+
+def fill(folder: Path, leave: int) -> Path:
+    """Fill a file system up to `leave` bytes."""
+    path = folder / "ballast"
+    free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize
+    path.write_bytes(b"\0" * max(0, free - leave))
+    return path

@@ -1,0 +1,231 @@
+"""Planted bugs: what proves the books must turn red for each of them, or it proves nothing."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.db import DatabaseError, connection
+from django.db.models import F, QuerySet, Value
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from billing import ledger, reconciliation
+from billing.models import Budget, Hold, ModelPrice
+from gateway.metering import Refused
+from tests.billing.test_ledger import reserve
+from tests.billing.test_ledger import (
+    test_many_who_settle_the_same_hold_bill_once as settle_at_once,
+)
+from tests.billing.test_ledger_machine import Ledger
+from tests.conftest import Caller, new_caller, set_price
+
+RACERS, PAID_FOR = 8, 3
+
+Mutation = Callable[[pytest.MonkeyPatch], None]
+
+
+def settle_without_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever comes, comes through: the state of the hold is not asked."""
+    honest = QuerySet.filter
+
+    def filter_but_not_by_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.model is Hold and "pk" in kwargs:
+            kwargs.pop("state", None)
+        return honest(self, *args, **kwargs)
+
+    monkeypatch.setattr(QuerySet, "filter", filter_but_not_by_state)
+    # The unique request id is the second lock on this door; somebody took it off, too.
+    monkeypatch.setattr(ledger.TokenUsage, "save", lambda *_args, **_kwargs: None)
+
+
+def hold_that_reads_then_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The classic: look whether there is room, then take it."""
+
+    def look_then_take(budget: Budget, amount: int, now: Any) -> bool:
+        seen = Budget.objects.get(pk=budget.pk)
+        if seen.left < amount:
+            return False
+        meet_others()
+        Budget.objects.filter(pk=budget.pk).update(held=F("held") + Value(amount))
+        return True
+
+    monkeypatch.setattr(ledger, "_reserve", look_then_take)
+
+
+def settling_that_forgets_the_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was used is taken, what was held is not given back."""
+    honest = ledger._charge
+
+    def charge(hold: Hold, row: Any, now: Any) -> None:
+        hold.budget_ids = []
+        honest(hold, row, now)
+
+    monkeypatch.setattr(ledger, "_charge", charge)
+
+
+def roll_up_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    honest = ledger._roll_up
+    monkeypatch.setattr(ledger, "_roll_up", lambda row: (honest(row), honest(row)))
+
+
+# --- The stateful machine ------------------------------------------------------------------------
+
+
+def run_machine() -> None:
+    """As the suite does, without the time spent on a smaller example of what was found."""
+    run_state_machine_as_test(
+        Ledger,
+        settings=settings(
+            max_examples=25,
+            stateful_step_count=30,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        ),
+    )
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize(
+    "mutation",
+    [settle_without_the_gate, settling_that_forgets_the_hold, roll_up_counted_twice],
+    ids=lambda mutation: mutation.__name__,
+)
+def test_the_machine_turns_red(monkeypatch: pytest.MonkeyPatch, mutation: Mutation) -> None:
+    mutation(monkeypatch)
+
+    with pytest.raises((AssertionError, DatabaseError)):
+        run_machine()
+
+
+@pytest.mark.django_db
+def test_the_machine_is_green_without_a_mutation() -> None:
+    run_machine()
+
+
+# --- The races -----------------------------------------------------------------------------------
+
+_meeting: list[threading.Barrier] = []
+
+
+def meet_others() -> None:
+    """Where threads may be between a read and a write at once, let them all be."""
+    if _meeting:
+        try:
+            _meeting[0].wait(1)
+        except threading.BrokenBarrierError:
+            return
+
+
+def race_for_the_last_credit(caller: Caller, price: ModelPrice) -> int:
+    """Reserve from many threads at once; return how many were admitted."""
+    admitted: list[Hold] = []
+    start = threading.Barrier(RACERS)
+
+    def run() -> None:
+        try:
+            start.wait(10)
+            admitted.append(reserve(caller, price))
+        except (Refused, DatabaseError):
+            pass
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=run) for _ in range(RACERS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    return len(admitted)
+
+
+def poor_caller() -> tuple[Caller, ModelPrice]:
+    """Somebody with credit for three requests of 0.0006 each."""
+    price = set_price("llama3", "0.002", "0.004")
+    return new_caller("Poor", credit="0.0018"), price
+
+
+@pytest.mark.usefixtures("transactional_db")
+def test_exactly_as_many_as_are_paid_for_are_admitted() -> None:
+    assert race_for_the_last_credit(*poor_caller()) == PAID_FOR
+
+
+@pytest.mark.usefixtures("transactional_db")
+def test_reading_and_then_writing_admits_too_many_where_writers_meet(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On SQLite a transaction takes the only write lock at its start (IMMEDIATE): there the bug
+    cannot show, and the settings are what saves it; `reconcile` would not see it either."""
+    monkeypatch.setattr(f"{__name__}._meeting", [threading.Barrier(RACERS)])
+    hold_that_reads_then_writes(monkeypatch)
+
+    admitted = race_for_the_last_credit(*poor_caller())
+
+    if connection.vendor == "postgresql":
+        assert admitted > PAID_FOR
+    else:
+        assert connection.settings_dict["OPTIONS"]["transaction_mode"] == "IMMEDIATE"
+        assert admitted == PAID_FOR
+
+
+@pytest.mark.django_db(transaction=True)
+def test_settling_at_once_without_the_gate_turns_red(
+    alice: Caller, priced: ModelPrice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settle_without_the_gate(monkeypatch)
+
+    with pytest.raises((AssertionError, DatabaseError)):
+        settle_at_once(alice, priced)
+
+
+@pytest.mark.django_db
+def test_the_unique_request_id_alone_keeps_a_second_row_out(
+    alice: Caller, priced: ModelPrice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two locks on one door: without the gate the database still refuses."""
+    from tests.billing.test_ledger import finish
+
+    hold = reserve(alice, priced)
+    finish(hold)
+    honest = QuerySet.filter
+
+    def filter_but_not_by_state(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.model is Hold:
+            kwargs.pop("state", None)
+        return honest(self, *args, **kwargs)
+
+    monkeypatch.setattr(QuerySet, "filter", filter_but_not_by_state)
+    with pytest.raises(DatabaseError):
+        finish(hold)
+    monkeypatch.undo()
+
+    assert not any(found for _check, found in reconciliation.differences())
+
+
+# --- Reconcile names the row ---------------------------------------------------------------------
+
+TAMPERINGS = {
+    "every row is what its hold was for": "UPDATE billing_hold SET operation = 'embed'",
+    "held amounts are the sums of open holds": (
+        "UPDATE billing_hold SET state = 'open', budget_ids = '[987654]'"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_reconcile_names_the_row_that_somebody_changed(
+    alice: Caller, priced: ModelPrice, name: str
+) -> None:
+    from tests.billing.test_ledger import finish
+
+    hold = reserve(alice, priced)
+    finish(hold)
+    with connection.cursor() as cursor:
+        cursor.execute(TAMPERINGS[name])
+
+    found = {check.name: named for check, named in reconciliation.differences() if named}
+
+    assert any(str(hold.request_id) in line for line in found[name])
