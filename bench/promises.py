@@ -90,9 +90,7 @@ def credit(place: Site, server: Gunicorn) -> Figures:
     go_on, statuses = threading.Event(), Counter[int]()
     place.ollama.answer(PATH, Wait(go_on), tokens("ab"))
     threads = [
-        threading.Thread(
-            target=lambda n=n: statuses.update([ask(server.url, key, n, 16).status])  # type: ignore[misc]
-        )
+        threading.Thread(target=lambda n=n: statuses.update([ask(server.url, key, n, 16).status]))
         for n in range(50)
     ]
     for thread in threads:

@@ -68,7 +68,7 @@ class Site:
             with contextlib.closing(sqlite3.connect(path, timeout=30)) as database:
                 return database.execute(statement).fetchall()
         with psycopg.connect(self.url, autocommit=True, connect_timeout=5) as connection:
-            cursor = connection.execute(statement)  # type: ignore[arg-type]
+            cursor = connection.execute(statement)
             return cursor.fetchall() if cursor.description else []
 
     def open_holds(self) -> int:
@@ -205,8 +205,11 @@ def ask(
 ) -> Seen:
     """Ask for a stream and read whatever comes of it, to its end."""
     seen, began = Seen(number), time.monotonic()
-    body = {"model": "llama3", "prompt": f"{number} {pieces} {pause}"}
-    body["options"] = {"num_predict": max(pieces, 1)}
+    body = {
+        "model": "llama3",
+        "prompt": f"{number} {pieces} {pause}",
+        "options": {"num_predict": max(pieces, 1)},
+    }
     try:
         with RawClient(url, timeout=timeout) as client:
             client.post("/api/generate", body, key=key)
