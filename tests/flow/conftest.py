@@ -53,6 +53,7 @@ def gateway_env(ollama: FakeOllama, **more: str) -> dict[str, str]:
         "DATABASE_URL": database_url(),
         "DATABASE_POOL_SIZE": "8",
         "OLLAMA_BASE": ollama.url,
+        "JOURNAL_DIR": django_settings.JOURNAL_DIR,
         **more,
     }
 
