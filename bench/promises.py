@@ -1,4 +1,3 @@
-# ruff: noqa: T201, S311
 """`make promises`: measure what docs/promises.md promises, and print it beside its target.
 
 Real gunicorn, a fake Ollama, databases of its own, loopback; minutes. What needs longer, or many

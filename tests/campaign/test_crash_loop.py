@@ -147,6 +147,32 @@ def _wait_for(victim: Victim, point: str) -> None:
         time.sleep(0.1)
 
 
+def test_death_in_the_replay_of_a_journal_bills_each_ending_once(dice: random.Random) -> None:
+    """A line is settled, its file is still there: the next worker takes the file over."""
+    producer = Producer()
+    with site("postgresql") as place:
+        assert place.postgres
+        place.ollama.answer("/api/generate", producer)
+        victim = Victim(place, dice, 0.5, "in_replay")
+        try:
+            shape = lambda: (40, 0.05)  # noqa: E731
+            with Drivers(lambda: victim.server.url, place.key, STREAMS, shape) as drivers:
+                place.ollama.wait_for(STREAMS, timeout=20)
+                place.postgres.go_down()
+                time.sleep(5)
+            assert place.journal_lines()
+            place.postgres.come_up()
+            _wait_for(victim, "in_replay")
+            victim.disarm()
+            place.books_balance(SETTLED_WITHIN)
+        finally:
+            victim.server.stop()
+
+        print(f"\n{dict(victim.deaths)}; {sum(one.done for one in drivers.seen)} streams ended")
+        assert sum(one.done for one in drivers.seen) >= STREAMS
+        compare(drivers.seen, producer, place.rows())
+
+
 def test_orphans_are_settled_in_time_by_themselves(place: Site) -> None:
     """With the lease as it ships. Nobody runs a command; the next worker finds that they are dead.
 

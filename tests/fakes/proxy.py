@@ -15,19 +15,16 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 READ_BYTES = 65_536
-# How late an end is noticed; bytes are noticed at once.
-TICK = 0.05
-# No pause is longer than this, whatever a test forgets.
+TICK = 0.05  # How late an end is noticed; bytes are noticed at once.
 LONGEST_PAUSE = 60.0
-# Closing a socket with this on sends RST instead of FIN.
-LINGER_ZERO = struct.pack("ii", 1, 0)
+LINGER_ZERO = struct.pack("ii", 1, 0)  # Closing a socket with this on sends RST, not FIN.
 
 
+@dataclass
 class Broken(Exception):
     """A toxic ends the connection here."""
 
-    def __init__(self, reset: bool) -> None:
-        self.reset = reset
+    reset: bool
 
 
 @dataclass
@@ -73,9 +70,8 @@ class Bandwidth(Toxic):
     def passes(self, data: bytes, link: "Link") -> Iterator[bytes]:
         step = max(1, self.rate // 20)
         for at in range(0, len(data), step):
-            piece = data[at : at + step]
-            link.pause(len(piece) / self.rate)
-            yield piece
+            link.pause(step / self.rate)
+            yield data[at : at + step]
 
 
 @dataclass
@@ -170,12 +166,9 @@ class Link:
         return b""
 
     def _through(self, toxics: list[Toxic], data: bytes) -> Iterator[bytes]:
-        if not toxics:
-            yield data
-            return
-        for piece in toxics[0].passes(data, self):
-            if piece:
-                yield from self._through(toxics[1:], piece)
+        pieces = toxics[0].passes(data, self) if toxics else [data]
+        for piece in filter(None, pieces):
+            yield from self._through(toxics[1:], piece) if toxics else [piece]
 
 
 class Proxy:
@@ -183,8 +176,7 @@ class Proxy:
 
     def __init__(self, target: int) -> None:
         self.target = target
-        self._toxics: list[Toxic] = []
-        self._links: list[Link] = []
+        self._toxics, self._links = list[Toxic](), list[Link]()
         self._listener: socket.socket | None = None
         self._reserved = _bound(0)
         self.port: int = self._reserved.getsockname()[1]
@@ -235,19 +227,17 @@ class Proxy:
         while True:
             try:
                 client, _ = listener.accept()
-            except OSError:
-                return
-            try:
                 server = socket.create_connection(("127.0.0.1", self.target), timeout=5)
-            except OSError:
+            except ConnectionRefusedError:
                 client.close()
                 continue
+            except OSError:
+                return
             self._links.append(Link(client, server, self._toxics))
 
 
 def _start(target: Callable[..., None], *args: Any) -> threading.Thread:
-    thread = threading.Thread(target=target, args=args, daemon=True)
-    thread.start()
+    (thread := threading.Thread(target=target, args=args, daemon=True)).start()
     return thread
 
 
