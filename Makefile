@@ -40,7 +40,7 @@ test-sqlite: $(VENV)/dev
 
 test-postgresql: $(VENV)/dev
 	$(BIN)/python -m tests.servers.postgres --max-connections 200 -- \
-		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not sqlite_only"
+		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-js: $(VENV)/dev  ## Run the JavaScript clients' tests; needs node and npm
 	@if command -v node >/dev/null && command -v npm >/dev/null; then \
