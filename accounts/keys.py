@@ -1,10 +1,12 @@
 """Issue and revoke keys: the only writer of ApiKey."""
 
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.contrib.auth.models import User
 from django.db import transaction
+from django.db.models import Q
 from django.utils import timezone
 
 from accounts.models import CUSTOMER_SCOPES, Account, ApiKey, Membership
@@ -47,10 +49,26 @@ def owner_of(account: Account) -> User:
 
 
 def revoke(key_id: int, *, now: datetime | None = None) -> bool:
-    """Revoke a key; tell whether it was still in force. Effective with the next request."""
+    """Revoke a key; tell whether it was still in force.
+
+    Effective with the next request, and for running answers within a second.
+    """
     in_force = ApiKey.objects.filter(pk=key_id, revoked_at=None)
     revoked: int = in_force.update(revoked_at=now or timezone.now())
     return revoked == 1
+
+
+def in_force(key_ids: Collection[int], now: datetime) -> set[int]:
+    """Return those of the keys that open the door, as authentication decides it for one."""
+    lasting = Q(expiry=None) | Q(expiry__gt=now)
+    found = ApiKey.objects.filter(
+        lasting,
+        pk__in=key_ids,
+        revoked_at=None,
+        user__is_active=True,
+        account__status=Account.Status.ACTIVE,
+    )
+    return set(found.values_list("pk", flat=True))
 
 
 def rename(key_id: int, name: str) -> None:

@@ -11,6 +11,10 @@ from gateway.metering import Outcome, Usage
 MAX_PRICE = 10**11
 
 
+# Ends that come from the client's side or ours, not from the model server.
+CUT = (Outcome.CLIENT_LEFT, Outcome.KEY_REVOKED, Outcome.GATEWAY_STOPPED, Outcome.EXPIRED)
+
+
 class InvalidPrice(ValueError):
     """Not a price; the message says why."""
 
@@ -35,13 +39,14 @@ def cost(rates: Rates, prompt_tokens: int, completion_tokens: int) -> int:
 def is_billed(outcome: Outcome, usage: Usage, *, bill_broken: bool) -> bool:
     """Tell whether an answer that ended like this is charged.
 
-    Whole: yes. Left, or cut by a restart or crash of ours: what was produced, if it had begun.
+    Whole: yes. Left, revoked, or cut by a restart or crash of ours: what was produced, if it had
+    begun.
     Broken by the model server: only if the operator bills that, and something had begun.
     Never: what the model server or the gateway failed to begin.
     """
     if outcome is Outcome.COMPLETE:
         return True
-    if outcome in (Outcome.CLIENT_LEFT, Outcome.GATEWAY_STOPPED, Outcome.EXPIRED):
+    if outcome in CUT:
         return usage.started
     if outcome in (Outcome.UPSTREAM_BROKE, Outcome.UPSTREAM_STALLED):
         return usage.started and usage.completion_tokens > 0 and bill_broken

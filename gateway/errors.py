@@ -2,7 +2,7 @@
 
 GatewayError 500
 ├── BadRequest 400
-│   ├── Unauthenticated 401
+│   ├── Unauthenticated 401 ── KeyRevoked
 │   ├── Forbidden 403
 │   ├── NotFound 404 ── ModelNotFound
 │   ├── MethodNotAllowed 405
@@ -44,6 +44,11 @@ class BadRequest(GatewayError):
 
 class Unauthenticated(BadRequest):
     status, code = 401, "invalid_api_key"
+
+
+class KeyRevoked(Unauthenticated):
+    code = "key_revoked"
+    message = "The API key was revoked or its account suspended before the answer ended."
 
 
 class Forbidden(BadRequest):

@@ -20,6 +20,8 @@ from collections.abc import Callable
 
 from django.conf import settings
 
+from gateway.errors import ClientLeft, GatewayError, GatewayStopping, UpstreamStalled
+
 logger = logging.getLogger(__name__)
 
 # How late a passed deadline may be noticed, in seconds. Hang-ups are noticed at once.
@@ -27,15 +29,14 @@ TICK = 0.25
 
 
 class Watch:
-    """One request in flight: is its client still there, is it still in time."""
+    """One request in flight: whose it is, whether its client is still there, and until when it may
+    take. `cut` says why its answer was broken off, once it was."""
 
-    def __init__(self, client: socket.socket | None) -> None:
+    def __init__(self, client: socket.socket | None, key_id: int | None = None) -> None:
         self.client_fd = -1 if client is None else client.fileno()
-        self.client_left = False
-        self.overdue = False
-        self.stopping = False
-        self.dropped = False
+        self.key_id = key_id
         self.deadline = float("inf")
+        self.cut: type[GatewayError] | None = None
         self._upstream: socket.socket | None = None
         self._lock = threading.Lock()
 
@@ -47,8 +48,8 @@ class Watch:
         """Hold the upstream connection, and break it off at once if it is too late already."""
         with self._lock:
             self._upstream = upstream
-        if self.client_left or self.overdue or self.stopping or self.dropped:
-            self._break_off()
+            if self.cut:
+                self._shut_down()
 
     def silence(self, seconds: float) -> None:
         """Bound how long the upstream connection may be silent between two reads."""
@@ -56,25 +57,11 @@ class Watch:
             if self._upstream is not None:
                 self._upstream.settimeout(seconds)
 
-    def leave(self) -> None:
-        """The client hung up."""
-        self.client_left = True
-        self._break_off()
-
-    def expire(self) -> None:
-        """The deadline passed."""
-        self.overdue = True
-        self._break_off()
-
-    def stop(self) -> None:
-        """This process is to end, and has waited for the answer long enough."""
-        self.stopping = True
-        self._break_off()
-
-    def drop(self) -> None:
-        """Nobody wants the answer any more: break it off, now or as soon as it begins."""
-        self.dropped = True
-        self._break_off()
+    def break_off(self, reason: type[GatewayError]) -> None:
+        """End the answer, now or as soon as it begins. Of several reasons the first stands."""
+        with self._lock:
+            self.cut = self.cut or reason
+            self._shut_down()
 
     def end(self) -> None:
         """Let go of both connections. Call before the server closes the client's."""
@@ -82,8 +69,8 @@ class Watch:
         with self._lock:
             self._upstream = None
 
-    def _break_off(self) -> None:
-        with self._lock, contextlib.suppress(OSError):
+    def _shut_down(self) -> None:
+        with contextlib.suppress(OSError):
             if self._upstream is not None:
                 # Not SSLSocket.shutdown, which takes the TLS state away from under the reader.
                 socket.socket.shutdown(self._upstream, socket.SHUT_RDWR)
@@ -136,13 +123,13 @@ class Watcher:
 
     def _look(self) -> None:
         for watch in self._hung_up():
-            watch.leave()
+            watch.break_off(ClientLeft)
         now = time.monotonic()
-        for watch in self._all():
-            if now > watch.deadline and not watch.overdue:
-                watch.expire()
-            if now > self._drained_at and not watch.stopping:
-                watch.stop()
+        for watch in self.running():
+            if now > watch.deadline:
+                watch.break_off(UpstreamStalled)
+            if now > self._drained_at:
+                watch.break_off(GatewayStopping)
         if self._drained_at == float("inf") and self._is_ending():
             self._drained_at = now + settings.DRAIN_SECONDS
 
@@ -158,22 +145,24 @@ class Watcher:
                 self._forget(fd)
         return gone
 
-    def _all(self) -> list[Watch]:
+    def running(self) -> list[Watch]:
+        """Return the requests in flight whose answers were not broken off."""
         with self._lock:
-            return list(self._watches.values())
+            return [watch for watch in self._watches.values() if watch.cut is None]
 
 
 watcher = Watcher()
 
 
-def watch(client: socket.socket | None) -> Watch:
+def watch(client: socket.socket | None, key_id: int | None = None) -> Watch:
     """Return a Watch over a request's client socket, or over its deadlines alone without one.
 
     A client that left while its request waited for a thread is known to have left at once, so that
     the model server is never asked.
     """
-    found = Watch(client)
-    found.client_left = _has_hung_up(found.client_fd)
+    found = Watch(client, key_id)
+    if _has_hung_up(found.client_fd):
+        found.break_off(ClientLeft)
     watcher.add(found)
     return found
 

@@ -22,6 +22,7 @@ from gateway.errors import (
     ClientLeft,
     GatewayError,
     GatewayStopping,
+    KeyRevoked,
     UpstreamBroke,
     UpstreamStalled,
 )
@@ -36,6 +37,7 @@ logger = logging.getLogger(__name__)
 OUTCOMES: dict[type[GatewayError], Outcome] = {
     ClientLeft: Outcome.CLIENT_LEFT,
     GatewayStopping: Outcome.GATEWAY_STOPPED,
+    KeyRevoked: Outcome.KEY_REVOKED,
     UpstreamBroke: Outcome.UPSTREAM_BROKE,
     UpstreamStalled: Outcome.UPSTREAM_STALLED,
 }
@@ -185,7 +187,8 @@ class MeteredStream:
 
     def _let_go(self) -> None:
         if isinstance(self._chunks, Pump):
-            self._watch.drop()  # Its thread may be in a read, from which only this frees it.
+            # Its thread may be in a read, from which only this frees it.
+            self._watch.break_off(ClientLeft)
         # The watch first: it must not break off a connection that is being closed in good order.
         self._watch.end()
         self._chunks.close()

@@ -23,9 +23,7 @@ from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
 
 from gateway.dialects.ollama import refusal
 from gateway.errors import (
-    ClientLeft,
     GatewayError,
-    GatewayStopping,
     UpstreamBroke,
     UpstreamDown,
     UpstreamError,
@@ -147,7 +145,7 @@ class Answer:
     def lines(self) -> Iterator[bytes]:
         """Yield the answer's lines, cut at the byte `\\n` only; the last may lack its newline.
 
-        Raises UpstreamBroke, UpstreamStalled or ClientLeft.
+        Raises UpstreamBroke, UpstreamStalled, or why the Watch broke it off.
         """
         buffer = bytearray()
         while piece := self._read():
@@ -177,14 +175,12 @@ def send(
 ) -> Answer:
     """Ask the model server and return its answer once its status line is there.
 
-    `patience`: seconds to wait for that, instead of the setting. Raises ClientLeft before anything
-    is sent if the client is gone, UpstreamDown if nobody listens, UpstreamStalled, UpstreamBroke,
-    or what its refusal means.
+    `patience`: seconds to wait for that, instead of the setting. Raises why the Watch broke it
+    off, before anything is sent if it was by then; UpstreamDown if nobody listens, UpstreamStalled,
+    UpstreamBroke, or what its refusal means.
     """
-    if watch.client_left:
-        raise ClientLeft()
-    if watch.stopping:
-        raise GatewayStopping()
+    if watch.cut:
+        raise watch.cut()
     patience = patience or settings.UPSTREAM_FIRST_LINE_SECONDS
     watch.limit(patience)
     response = _request(route, body, watch, patience)
@@ -230,11 +226,9 @@ def _refused(response: requests.Response, model: str) -> GatewayError:
 
 def _as_gateway_error(error: Exception, watch: Watch) -> GatewayError:
     """Translate a fault of the connection to the most specific error of ours."""
-    if watch.client_left:
-        return ClientLeft()
-    if watch.stopping:
-        return GatewayStopping()
-    if watch.overdue or isinstance(error, (requests.ReadTimeout, ReadTimeoutError, TimeoutError)):
+    if watch.cut:
+        return watch.cut()
+    if isinstance(error, (requests.ReadTimeout, ReadTimeoutError, TimeoutError)):
         return UpstreamStalled()
     if isinstance(error, (requests.ConnectTimeout, NewConnectionError)) or _never_connected(error):
         return UpstreamDown()

@@ -132,4 +132,4 @@ def request_id(request: Request) -> str:
 
 def watch_of(request: Request) -> hangup.Watch:
     """Watch the request's client; only gunicorn hands its socket over."""
-    return hangup.watch(request._request.META.get("gunicorn.socket"))
+    return hangup.watch(request._request.META.get("gunicorn.socket"), key_of(request).pk)

@@ -137,6 +137,8 @@ BILLED = [
     (Outcome.CLIENT_LEFT, NEVER_BEGAN, False, False),
     (Outcome.CLIENT_LEFT, NOTHING_YET, True, True),
     (Outcome.CLIENT_LEFT, SOME, True, True),
+    (Outcome.KEY_REVOKED, NEVER_BEGAN, False, False),
+    (Outcome.KEY_REVOKED, SOME, True, True),
     (Outcome.GATEWAY_STOPPED, NEVER_BEGAN, False, False),
     (Outcome.GATEWAY_STOPPED, SOME, True, True),
     (Outcome.EXPIRED, NEVER_BEGAN, False, False),

@@ -1,0 +1,86 @@
+"""A key that stops opening the door ends the answers that run on it, at once and settled."""
+
+import json
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+from django.utils import timezone
+
+from accounts import keys
+from accounts.models import ApiKey
+from billing import reconciliation
+from tests.conftest import Caller
+from tests.fakes.script import Stall, tokens
+from tests.flow.conftest import House, eventually, the_row
+from tests.servers.client import RawClient
+
+pytestmark = pytest.mark.usefixtures("priced")
+
+# The promise is a second; a busy machine gets more before the test calls it broken.
+SOON = 5.0
+
+
+def revoke(key: ApiKey) -> None:
+    keys.revoke(key.pk)
+
+
+def expire(key: ApiKey) -> None:
+    ApiKey.objects.filter(pk=key.pk).update(expiry=timezone.now() - timedelta(seconds=1))
+
+
+def suspend(key: ApiKey) -> None:
+    key.account.status = "suspended"
+    key.account.save()
+
+
+def deactivate(key: ApiKey) -> None:
+    key.user.is_active = False
+    key.user.save()
+
+
+def ask(house: House, alice: Caller, path: str = "/api/generate", **more: object) -> RawClient:
+    client = house.client(timeout=15)
+    client.post(path, {"model": "llama3", "prompt": "hi", **more}, key=alice.secret)
+    house.ollama.wait_for(1)
+    return client
+
+
+@pytest.mark.parametrize("close", [revoke, expire, suspend, deactivate])
+def test_a_running_answer_ends_soon_after_its_key(
+    house: House, alice: Caller, close: Callable[[ApiKey], None]
+) -> None:
+    house.ollama.answer("/api/generate", tokens(["x"] * 3000, pause=0.01))
+    with ask(house, alice) as client:
+        client.read_head()
+
+        close(alice.key)
+        closed_at = time.monotonic()
+
+        last = json.loads(client.read_all().splitlines()[-1])
+        assert last["code"] == "key_revoked" and time.monotonic() - closed_at < SOON
+    row = eventually(the_row)
+    assert (row.outcome, row.billed) == ("key_revoked", True)
+    assert 0 < row.completion_tokens <= house.ollama.requests[0].lines_sent
+    assert not any(found for _check, found in reconciliation.differences())
+
+
+def test_an_answer_that_has_not_begun_costs_nothing(house: House, alice: Caller) -> None:
+    house.ollama.answer("/api/generate", Stall())
+    with ask(house, alice) as client:
+        revoke(alice.key)
+
+        assert client.read_head().status == 401
+    assert house.ollama.requests[0].left.wait(SOON), "the model server still works for nobody"
+    row = the_row()
+    assert (row.outcome, row.billed, row.cost) == ("key_revoked", False, 0)
+
+
+def test_the_answers_of_other_keys_go_on(house: House, alice: Caller) -> None:
+    other, _secret = keys.issue(alice.key.account, name="other")
+    house.ollama.answer("/api/generate", tokens(["x"] * 100, pause=0.02))
+    with ask(house, alice) as client:
+        revoke(other)
+
+        assert json.loads(client.read_all().splitlines()[-1])["done"] is True
