@@ -115,7 +115,7 @@ class LedgerMeter:
             except (DatabaseError, InterfaceError):
                 if attempt == TRIES or time.monotonic() > give_up_at:
                     raise
-                release_connection()
+                drop_connection()
         raise AssertionError("unreachable")
 
 
@@ -127,6 +127,15 @@ def receipt_of(row: TokenUsage) -> Receipt:
 
 
 def release_connection() -> None:
-    """Give the database connection back, so that none is held while an answer streams."""
+    """Give a pooled connection back, so that none is held while an answer streams.
+
+    SQLite has no pool, and to open a connection anew costs more than the transaction does.
+    """
+    if connection.vendor != "sqlite":
+        drop_connection()
+
+
+def drop_connection() -> None:
+    """Close the connection, so that the next statement gets a fresh one."""
     if not connection.in_atomic_block:
         connection.close()

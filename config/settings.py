@@ -88,9 +88,11 @@ WHITENOISE_USE_FINDERS = True
 DATABASES = {"default": env.db("DATABASE_URL", default=f"sqlite:///{BASE_DIR / 'db.sqlite3'}")}
 DATABASE_POOL_SIZE: int = env.int("DATABASE_POOL_SIZE", default=8)
 # How long the gateway waits for one statement. Management commands wait as long as it takes.
-DATABASE_ANSWER_SECONDS: float = env.float("DATABASE_ANSWER_SECONDS", default=4.0)
+DATABASE_ANSWER_SECONDS: float = env.float("DATABASE_ANSWER_SECONDS", default=2.5)
 
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    # A thread keeps its connection: whoever closes the last one pays for a checkpoint.
+    DATABASES["default"]["CONN_MAX_AGE"] = None
     DATABASES["default"]["OPTIONS"] = {
         # A transaction that reads and then writes must take the write lock at its start:
         # a DEFERRED one fails at once when another writer came in between.
