@@ -7,12 +7,15 @@ The invariants, each kept by the statement that could break it:
   all that moves money or counts tokens happens in the gate's transaction.
 - held = sum of open holds; spent = sum of billed usage; limit of a wallet = sum of entries;
   roll-up = sum of usage rows. `reconciliation.py` proves them from the rows.
-- Locks are taken in one order everywhere: hold, budgets by id, roll-up. So nothing deadlocks.
+- A month that is over stays over: requests end out of order, and a late one must not open it again.
+- Locks are taken in one order everywhere: hold, usage row, budgets by id, roll-up. So nothing
+  deadlocks. A new hold's row comes last, but nobody else can wait for it.
+- Holds and bills are durable: never part of another transaction, whose rollback would undo them.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -56,7 +59,8 @@ class Reservation:
 
 @transaction.atomic(durable=True)
 def hold(reservation: Reservation) -> Hold:
-    """Set a request's most aside in every budget that applies, or in none; raise Refused."""
+    """Set a request's most aside in every budget that applies; raise Refused, which rolls back
+    what earlier budgets gave."""
     demand = reservation.demand
     budgets = list(_budgets_of(demand.account_id, demand.key_id))
     for budget in budgets:
@@ -88,22 +92,36 @@ def _budgets_of(account_id: int, key_id: int) -> QuerySet[Budget]:
 
 def _reserve(budget: Budget, amount: int, now: datetime) -> bool:
     """Take an amount from a budget if it has it. The WHERE is the limit; the row count decides."""
-    spent, period = _spent_now(budget, now)
+    spent, period = _spent_with(budget, 0, now)
     room = Budget.objects.filter(pk=budget.pk, limit__gte=spent + F("held") + Value(amount))
     return room.update(held=F("held") + Value(amount), spent=spent, period=period) == 1
 
 
-def _spent_now(budget: Budget, now: datetime) -> tuple[Combinable, str]:
-    """Return what counts as spent, and of which period: a month that is over counts no more."""
+def _spent_with(budget: Budget, used: int, now: datetime) -> tuple[Combinable, Combinable | str]:
+    """Return what counts as spent when an amount is used now, and in which period.
+
+    A month begins with the first request in it. What comes late, of the month before, counts for
+    its day in the usage but for no cap any more. Only of the month before: a clock that was once
+    far ahead must not keep a cap from counting until then.
+    """
     if budget.window == Budget.Window.TOTAL:
-        return F("spent"), ""
-    period = period_of(now)
-    same_period = When(period=period, then=F("spent"))
-    return Case(same_period, default=Value(0), output_field=BigIntegerField()), period
+        return F("spent") + Value(used), ""
+    this, following = period_of(now), period_after(now)
+    spent = Case(
+        When(period=this, then=F("spent") + Value(used)),
+        When(period=following, then=F("spent")),
+        default=Value(used),
+        output_field=BigIntegerField(),
+    )
+    return spent, Case(When(period=following, then=F("period")), default=Value(this))
 
 
 def period_of(now: datetime) -> str:
     return f"{now:%Y-%m}"
+
+
+def period_after(now: datetime) -> str:
+    return period_of(now.replace(day=1) + timedelta(days=31))
 
 
 def _refusal(budget: Budget, amount: int) -> Refused:
@@ -115,7 +133,8 @@ def _refusal(budget: Budget, amount: int) -> Refused:
             "Ask for fewer tokens, or top the account up."
         )
     unit = "money" if budget.unit == Budget.Unit.MONEY else "tokens"
-    return CapReached(f"This request may take up to {needed} ({unit}), more than its cap has left.")
+    most = f"{needed:f}" if budget.unit == Budget.Unit.MONEY else str(needed)
+    return CapReached(f"This request may take up to {most} ({unit}), more than its cap has left.")
 
 
 # --- Settle, when the answer has ended ------------------------------------------------------------
@@ -123,16 +142,27 @@ def _refusal(budget: Budget, amount: int) -> Refused:
 
 @transaction.atomic(durable=True)
 def settle(
-    request_id: UUID, usage: Usage, *, outcome: Outcome, billed: bool, now: datetime
+    request_id: UUID,
+    usage: Usage,
+    *,
+    outcome: Outcome,
+    billed: bool,
+    now: datetime,
+    lease_until: datetime | None = None,
 ) -> TokenUsage | None:
-    """End a hold and write its usage row; return None if it had ended already."""
+    """End a hold and write its usage row; return None if it had ended already.
+
+    `lease_until`: end it only if its lease was not renewed since it was read.
+    """
     gate = Hold.objects.filter(pk=request_id, state=Hold.State.OPEN)
+    if lease_until is not None:
+        gate = gate.filter(lease_until=lease_until)
     if gate.update(state=_final_state(outcome, billed), closed_at=now) != 1:
         return None
-    hold = Hold.objects.select_related("price").get(pk=request_id)
-    row = _usage_row(hold, usage, outcome=outcome, billed=billed, now=now)
+    ended = Hold.objects.select_related("price").get(pk=request_id)
+    row = _usage_row(ended, usage, outcome=outcome, billed=billed, now=now)
     row.save(force_insert=True)
-    _charge(hold, row, now)
+    _charge(ended, row, now)
     _roll_up(row)
     return row
 
@@ -170,16 +200,17 @@ def _usage_row(
     )
 
 
-def _charge(hold: Hold, row: TokenUsage, now: datetime) -> None:
-    """Give back what was held and take what was used, in every budget that applies now."""
-    for budget in _budgets_of(hold.account_id, hold.key_id):
+def _charge(ended: Hold, row: TokenUsage, now: datetime) -> None:
+    """Give back what was held and take what was used, in every budget that applies now: one that
+    was opened since the hold gave nothing to it, but counts what it used."""
+    for budget in _budgets_of(ended.account_id, ended.key_id):
         money = budget.unit == Budget.Unit.MONEY
-        held = to_pico(hold.amount) if money else hold.tokens
+        held = to_pico(ended.amount) if money else ended.tokens
         used = (to_pico(row.cost) if money else row.total_tokens) if row.billed else 0
-        given = held if budget.pk in hold.budget_ids else 0
-        spent, period = _spent_now(budget, now)
+        given = held if budget.pk in ended.budget_ids else 0
+        spent, period = _spent_with(budget, used, now)
         Budget.objects.filter(pk=budget.pk).update(
-            held=F("held") - Value(given), spent=spent + Value(used), period=period
+            held=F("held") - Value(given), spent=spent, period=period
         )
 
 
@@ -218,6 +249,11 @@ def renew(produced: Mapping[UUID, int], lease_until: datetime) -> None:
     open_holds.update(progress=progress, lease_until=lease_until)
 
 
+def open_holds() -> QuerySet[Hold]:
+    """Return the holds that have not ended, oldest first."""
+    return Hold.objects.filter(state=Hold.State.OPEN).order_by("request_id")
+
+
 # --- Money in and out, and limits -----------------------------------------------------------------
 
 
@@ -251,10 +287,11 @@ def open_budget(
 ) -> Budget:
     """Return a budget, made if it is not there; a new one counts what was spent before it."""
     same = Budget.objects.filter(account=account, key=key, unit=unit, window=window)
-    found = same.first()
-    if found is not None:
+    if found := same.first():
         return found
     _stop_settling()
+    if found := same.first():
+        return found  # Another was opening it too, and was first.
     budget = Budget(account=account, key=key, unit=unit, window=window)
     past = UsageDaily.objects.filter(account=account, **({"key": key} if key else {}))
     if window == Budget.Window.MONTH:
@@ -267,19 +304,14 @@ def open_budget(
     return budget
 
 
-def set_limit(budget: Budget, limit: int) -> None:
-    """Change a cap, in pico or tokens. A wallet's limit moves by entries alone."""
-    if budget.is_wallet:
-        raise ValueError("A wallet is filled by entries.")
-    Budget.objects.filter(pk=budget.pk).update(limit=limit)
-
-
 def _stop_settling() -> None:
-    """Let no settling transaction be half-way while a new budget sums up the past: it would
-    count for neither. SQLite has one writer, and that is us."""
+    """Wait for settling transactions that are half-way, and let none begin, while a new budget
+    sums up the past: such a one would count for neither. Each of them inserts a usage row before
+    it looks for budgets, so that table is the one to lock. SQLite has one writer, and that is us.
+    """
     if connection.vendor == "postgresql":
         with connection.cursor() as cursor:
-            cursor.execute("LOCK TABLE billing_budget IN SHARE ROW EXCLUSIVE MODE")
+            cursor.execute(f"LOCK TABLE {TokenUsage._meta.db_table} IN SHARE ROW EXCLUSIVE MODE")
 
 
 def _spent_in(past: QuerySet[UsageDaily], unit: Budget.Unit) -> int:
@@ -291,6 +323,8 @@ def _spent_in(past: QuerySet[UsageDaily], unit: Budget.Unit) -> int:
     return int((totals["prompt"] or 0) + (totals["completion"] or 0))
 
 
-def open_holds() -> QuerySet[Hold]:
-    """Return the holds that have not ended, oldest first."""
-    return Hold.objects.filter(state=Hold.State.OPEN).order_by("request_id")
+def set_limit(budget: Budget, limit: int) -> None:
+    """Change a cap, in pico or tokens. A wallet's limit moves by entries alone."""
+    if budget.is_wallet:
+        raise ValueError("A wallet is filled by entries.")
+    Budget.objects.filter(pk=budget.pk).update(limit=limit)
