@@ -1,10 +1,17 @@
 """What could not be settled while the database was away, kept on this machine's disk.
 
-One append-only file for each process, a line for each answer that ended, on the disk before the
+An append-only file for each process, a line for each answer that ended, on the disk before the
 client sees the end. The keeper replays it when the database is back, and takes over the files of
 processes that died. Replaying twice is harmless: the ledger's gate lets each hold end once.
+
+Whoever writes or replays a file holds its lock, which the kernel takes back when he dies: so no
+file is read that still grows, none is read by two, and none is forgotten. A file's name begins with
+the name of the process that wrote it, whoever replays it.
 """
 
+import contextlib
+import errno
+import fcntl
 import json
 import logging
 import os
@@ -12,6 +19,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from io import FileIO
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -22,7 +30,11 @@ from gateway.metering import CountSource, Outcome, Usage
 
 logger = logging.getLogger(__name__)
 
+SUFFIX = ".ndjson"
+
 _lock = threading.Lock()
+# What this process writes to; none until there is something to write.
+_own: FileIO | None = None
 # What the disk did not take either. It lasts as long as this process, and is tried first.
 _unwritten: "deque[Ending]" = deque()
 
@@ -37,24 +49,51 @@ class Ending:
     billed: bool
 
 
+# --- Write --------------------------------------------------------------------------------------
+
+
 def write(ending: Ending) -> None:
     """Put an ending on the disk, durably; where that cannot be keep it here and raise OSError."""
     line = json.dumps(asdict(ending), default=str) + "\n"
     try:
         with _lock:
-            _append(line)
+            _append(line.encode("ascii"))
     except OSError:
         _unwritten.append(ending)
         raise
 
 
-def _append(line: str) -> None:
+def _append(line: bytes) -> None:
+    global _own
+    _own = _own or _new_file()
+    # A full disk may have left half a line there; the newline ends it.
+    data = b"\n" + line if _own.tell() else line
+    if _own.write(data) != len(data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(_own.fileno())
+
+
+def _new_file() -> FileIO:
     _folder().mkdir(parents=True, exist_ok=True)
-    with _own_file().open("a", encoding="ascii") as file:
-        # A full disk may have left half a line there; the newline ends it.
-        file.write("\n" + line if file.tell() else line)
-        file.flush()
-        os.fsync(file.fileno())
+    path = _folder() / f"{workers.local_identity()}.{uuid4().hex}.new"
+    file = path.open("xb", buffering=0)
+    _is_locked(file)
+    # Under its own name only when it is locked: another would find it empty, and remove it.
+    path.rename(path.with_suffix(SUFFIX))
+    _sync_folder()
+    return file
+
+
+def _sync_folder() -> None:
+    """Put the names of the files on the disk too."""
+    folder = os.open(_folder(), os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+# --- Replay -------------------------------------------------------------------------------------
 
 
 def replay(settle: Callable[[Ending], None]) -> int:
@@ -67,51 +106,63 @@ def replay(settle: Callable[[Ending], None]) -> int:
         settle(_unwritten[0])
         _unwritten.popleft()
         done += 1
-    for path in list(_claimed()):
-        for ending in _endings(path):
+    let_go()
+    for path in sorted(_folder().glob("*" + SUFFIX)):
+        done += _replay_file(path, settle)
+    return done
+
+
+def owners() -> set[str]:
+    """Return the local names of the processes of which a journal waits to be replayed."""
+    return {path.name.partition(".")[0] for path in _folder().glob("*" + SUFFIX)}
+
+
+def let_go() -> None:
+    """Write to our file no more, so that it can be replayed; the next ending begins another."""
+    global _own
+    with _lock:
+        if _own is not None:
+            _own.close()
+        _own = None
+
+
+def _replay_file(path: Path, settle: Callable[[Ending], None]) -> int:
+    """Settle a file's lines and remove it, unless another holds it; return how many."""
+    done = 0
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context(path.open("rb", buffering=0))
+        except FileNotFoundError:
+            return 0  # Another was quicker.
+        except OSError as error:
+            logger.error("The journal %s cannot be read: %s", path.name, error)
+            return 0
+        if not _is_locked(file):
+            return 0
+        for ending in _endings(file.read().decode("ascii", "replace")):
             settle(ending)
             done += 1
         path.unlink(missing_ok=True)
     return done
 
 
-def _folder() -> Path:
-    return Path(settings.JOURNAL_DIR)
-
-
-def _own_file() -> Path:
-    return _folder() / f"{workers.local_identity()}.ndjson"
-
-
-def _claimed() -> Iterator[Path]:
-    """Yield files that are ours alone to replay: nobody writes to them, nobody else reads them."""
-    for path in sorted(_folder().glob("*.ndjson")):
-        owner = path.name.partition(".")[0]
-        if owner == workers.local_identity() or workers.is_known_dead_here(owner):
-            # A name that is new each time: an earlier file may wait yet for the database.
-            claimed = path.with_suffix(f".{workers.local_identity()}.{uuid4().hex}.replay")
-            try:
-                with _lock:
-                    path.rename(claimed)
-            except OSError:
-                continue  # Another process was quicker.
-    for path in sorted(_folder().glob("*.replay")):
-        reader = path.name.split(".")[1]
-        if reader == workers.local_identity() or workers.is_known_dead_here(reader):
-            yield path
-
-
-def _endings(path: Path) -> Iterator[Ending]:
+def _is_locked(file: FileIO) -> bool:
+    """Take a file's lock for as long as it is open; tell whether nobody else has it."""
     try:
-        lines = path.read_text(encoding="ascii").split("\n")
-    except FileNotFoundError:
-        return  # Two took over a dead reader's file, and the other is through with it.
-    for line in filter(None, lines):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _endings(text: str) -> Iterator[Ending]:
+    for line in filter(str.strip, text.split("\n")):
         try:
             yield _read(json.loads(line))
         except (ValueError, KeyError, TypeError):
-            # Half a line: the power went while it was written, so its client saw no end.
-            logger.error("A line of the journal cannot be read: %s", path.name)
+            # Half a line: the disk was full or the power went, so its client saw no cost. Or one of
+            # a later version. It goes to the log whole; it holds numbers only.
+            logger.error("A line of the journal cannot be read: %r", line[:1000])
 
 
 def _read(found: dict[str, object]) -> Ending:
@@ -125,3 +176,7 @@ def _read(found: dict[str, object]) -> Ending:
         outcome=Outcome(str(found["outcome"])),
         billed=found["billed"] is True,
     )
+
+
+def _folder() -> Path:
+    return Path(settings.JOURNAL_DIR)

@@ -32,7 +32,8 @@ class Keeper:
         self._kept: dict[UUID, Producing] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._sweeps_after = 0.0
+        # Until then a lease that has run out proves nothing.
+        self._believes_leases_after = 0.0
 
     def keep(self, request_id: UUID, answer: Producing) -> None:
         """Renew a hold's lease from now on."""
@@ -49,8 +50,14 @@ class Keeper:
         """Start the thread unless it runs. Only in a process that will not fork any more."""
         with self._lock:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
-                self._thread.start()
+                # The database may just be back; let others renew their leases first.
+                self._distrust_leases(settings.HOLD_LEASE_SECONDS / 2)
+                thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+                thread.start()
+                self._thread = thread
+
+    def _distrust_leases(self, seconds: float) -> None:
+        self._believes_leases_after = time.monotonic() + seconds
 
     def tick(self) -> None:
         """Renew our leases, then settle what the journal holds, then orphans: in this order, since
@@ -60,8 +67,7 @@ class Keeper:
             produced = {request_id: answer.produced for request_id, answer in self._kept.items()}
         ledger.renew(produced, now + timedelta(seconds=settings.HOLD_LEASE_SECONDS))
         journal.replay(settle_from_journal)
-        if time.monotonic() > self._sweeps_after:
-            orphans.settle_all(now)
+        orphans.settle_all(now, lapsed=time.monotonic() > self._believes_leases_after)
 
     def _run(self) -> None:
         pause = threading.Event()
@@ -69,8 +75,8 @@ class Keeper:
             try:
                 self.tick()
             except (DatabaseError, InterfaceError) as error:
-                # Others could not renew their leases either; let them, before anything is swept.
-                self._sweeps_after = time.monotonic() + settings.HOLD_LEASE_SECONDS
+                # Others could not renew their leases either.
+                self._distrust_leases(settings.HOLD_LEASE_SECONDS)
                 logger.warning("Leases are not renewed: %s", type(error).__name__)
             except Exception:
                 logger.exception("The keeper failed; it goes on")

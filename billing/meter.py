@@ -57,13 +57,8 @@ class LedgerMeter:
             opened_at=now,
             lease_until=now + timedelta(seconds=settings.HOLD_LEASE_SECONDS),
         )
-        try:
-            ledger.hold(reservation)
-        except (DatabaseError, InterfaceError):
-            # The commit may have been done and only its answer lost; then this gives it back.
-            ending = journal.Ending(self.request_id, Usage(), Outcome.GATEWAY_FAILED, billed=False)
-            self._keep_for_later(ending)
-            raise
+        # Where the commit was done and only its answer lost, nobody renews the lease.
+        ledger.hold(reservation)
         self._is_open, self._rates = True, price.rates
         keeper.keep(self.request_id, self)
         release_connection()

@@ -3,10 +3,11 @@
 import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta
+from functools import cache
 
-from django.db import IntegrityError
+from django.db import DataError, IntegrityError
 
-from billing import ledger, pricing, workers
+from billing import journal, ledger, pricing, workers
 from billing.models import Hold
 from gateway.metering import CountSource, Outcome, Usage
 
@@ -15,34 +16,42 @@ GRACE = timedelta(hours=1)
 logger = logging.getLogger(__name__)
 
 
-def settle_all(now: datetime) -> int:
+def settle_all(now: datetime, *, lapsed: bool = True) -> int:
     """Settle every orphan; return how many. Any number of processes may do so at once."""
-    return sum(_settle_or_report(hold, now) for hold in find(now))
+    return sum(_settle_or_report(hold, now) for hold in find(now, lapsed=lapsed))
 
 
-def find(now: datetime) -> Iterator[Hold]:
-    """Yield open holds whose worker is known to be dead, or whose lease has run out.
+def find(now: datetime, *, lapsed: bool = True) -> Iterator[Hold]:
+    """Yield open holds whose worker is known to be dead, or (`lapsed`) whose lease has run out.
 
-    Another worker of this machine that is known to run keeps its holds for GRACE longer: it may
-    have been unable to renew them while the database was away. Our own were renewed just before.
+    GRACE longer wait those of another worker of this machine that is known to run: it may have been
+    unable to renew them while the database was away; and those of a worker whose journal waits to
+    be replayed, for there stands what they used.
     """
-    mine = workers.identity()
-    dead: dict[str, bool] = {}
-    alive: dict[str, bool] = {}
+    dead, alive, journalled = cache(workers.is_known_dead), cache(_runs), cache(_has_journal)
     for hold in ledger.open_holds():
-        if hold.worker not in dead:
-            dead[hold.worker] = workers.is_known_dead(hold.worker)
-            alive[hold.worker] = hold.worker != mine and workers.is_known_alive(hold.worker)
-        lapsed = hold.lease_until < (now - GRACE if alive[hold.worker] else now)
-        if dead[hold.worker] or lapsed:
+        # In this order: a worker that is dead by now writes no journal any more.
+        is_dead = dead(hold.worker) and not journalled(hold.worker)
+        waits = alive(hold.worker) or journalled(hold.worker)
+        ran_out = hold.lease_until < (now - GRACE if waits else now)
+        if is_dead or (lapsed and ran_out):
             yield hold
+
+
+def _runs(worker: str) -> bool:
+    """Tell whether a worker is another of this machine that runs; ours were renewed just now."""
+    return worker != workers.identity() and workers.is_known_alive(worker)
+
+
+def _has_journal(worker: str) -> bool:
+    return worker.rpartition("/")[2] in journal.owners()
 
 
 def _settle_or_report(hold: Hold, now: datetime) -> bool:
     """Settle an orphan; one that cannot be settled must not keep the others from it."""
     try:
         return _settle(hold, now)
-    except IntegrityError:
+    except (IntegrityError, DataError):
         logger.exception("Hold %s contradicts the books; see `reconcile`.", hold.request_id)
         return False
 
@@ -56,8 +65,15 @@ def _settle(hold: Hold, now: datetime) -> bool:
         started=started,
     )
     billed = pricing.is_billed(Outcome.EXPIRED, usage, bill_broken=False)
-    row = ledger.settle(hold.request_id, usage, outcome=Outcome.EXPIRED, billed=billed, now=now)
+    row = ledger.settle(
+        hold.request_id,
+        usage,
+        outcome=Outcome.EXPIRED,
+        billed=billed,
+        now=now,
+        lease_until=hold.lease_until,
+    )
     if row is None:
-        return False  # Somebody else was first; the gate in the ledger lets one through.
+        return False  # Somebody else was first, or it is being served again.
     logger.warning("Hold %s of %s was orphaned; settled.", hold.request_id, hold.worker)
     return True

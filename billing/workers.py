@@ -9,6 +9,9 @@ import socket
 from functools import cache
 from pathlib import Path
 
+# States of a process that has ended, and of which only its parent has not taken note.
+GONE = (b"Z", b"X")
+
 
 def identity() -> str:
     """Return this process's name: host, process number, start time."""
@@ -53,10 +56,11 @@ def _started(process: int) -> str | None:
     """Return a process's start time in clock ticks since boot; empty if it is gone, None if that
     cannot be known: a process without a file left to open must not think the others dead."""
     try:
-        stat = Path(f"/proc/{process}/stat").read_text()
+        stat = Path(f"/proc/{process}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return ""
     except OSError:
         return None
-    # The second field, the command, may hold blanks and brackets; the start time is field 22.
-    return stat.rpartition(")")[2].split()[19]
+    # The second field, the command, may hold anything; state is field 3, the start time field 22.
+    fields = stat.rpartition(b")")[2].split()
+    return "" if fields[0] in GONE else fields[19].decode("ascii")

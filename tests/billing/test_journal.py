@@ -1,26 +1,35 @@
 """What cannot be settled while the database is away is settled exactly once when it is back."""
 
+import contextlib
 import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
+from uuid import UUID
 
 import pytest
 from django.db import OperationalError
+from django.utils import timezone
 
-from billing import journal, keeper, ledger
-from billing.models import Hold, TokenUsage
+from billing import journal, keeper, ledger, orphans, workers
+from billing.models import Hold, ModelPrice, TokenUsage
 from gateway.metering import CountSource, Outcome, Usage
 from gateway.request_ids import new_request_id
-from tests.billing.test_ledger import books_balance
-from tests.billing.test_orphans import dead_worker
+from tests.billing.test_ledger import books_balance, reserve
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, settings: Any) -> Path:
+def folder(tmp_path: Path, settings: Any) -> Iterator[Path]:
+    journal.let_go()
     settings.JOURNAL_DIR = str(tmp_path)
-    return tmp_path
+    yield tmp_path
+    journal.let_go()
 
 
 @pytest.fixture
@@ -62,30 +71,98 @@ def test_a_replay_that_fails_is_taken_up_again(folder: Path) -> None:
     assert journal.replay(lambda _ending: None) == 1
 
 
-def test_the_journal_of_a_dead_process_is_taken_over(folder: Path) -> None:
+WRITER = """
+import sys, django
+from django.conf import settings
+settings.configure(JOURNAL_DIR=sys.argv[1])
+from uuid import UUID
+from billing import journal
+from gateway.metering import Outcome, Usage
+journal.write(journal.Ending(UUID(sys.argv[2]), Usage(3, 4, started=True), Outcome.COMPLETE, True))
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextlib.contextmanager
+def writer(folder: Path, request_id: UUID) -> Iterator[subprocess.Popen[str]]:
+    """Another process, which has written one ending and lives until its input ends."""
+    arguments = [sys.executable, "-c", WRITER, str(folder), str(request_id)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(arguments, stdin=pipe, stdout=pipe, text=True) as process:
+        assert process.stdout and process.stdout.readline() == "written\n"
+        yield process
+
+
+def test_the_journal_of_another_process_is_taken_over_when_it_has_died(folder: Path) -> None:
+    with writer(folder, new_request_id()) as process:
+        assert journal.replay(lambda _ending: None) == 0
+        process.kill()
+
+    assert journal.replay(lambda _ending: None) == 1 and not list(folder.iterdir())
+
+
+def test_what_is_written_while_a_replay_fails_is_kept_too(folder: Path) -> None:
+    written = [ending(), ending()]
+    journal.write(written[0])
+    with pytest.raises(OperationalError):
+        journal.replay(Mock(side_effect=OperationalError))
+    journal.write(written[1])
+    replayed: list[journal.Ending] = []
+
+    journal.replay(replayed.append)
+
+    assert sorted(one.request_id for one in replayed) == [one.request_id for one in written]
+
+
+def test_a_journal_that_may_not_be_read_keeps_no_other_from_being_settled(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (folder / "0-0.a-folder.ndjson").mkdir()
     journal.write(ending())
-    [own] = folder.iterdir()
-    own.rename(folder / f"{dead_worker().rpartition('/')[2]}.ndjson")
 
     assert journal.replay(lambda _ending: None) == 1
+    assert "cannot be read" in caplog.text
 
 
-def test_the_journal_of_a_living_process_is_left_alone(folder: Path) -> None:
-    """Process 1 always runs."""
+def test_half_a_line_keeps_nothing_else_from_being_settled(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     journal.write(ending())
     [own] = folder.iterdir()
-    started = Path("/proc/1/stat").read_text().rpartition(")")[2].split()[19]
-    own.rename(folder / f"1-{started}.ndjson")
-
-    assert journal.replay(lambda _ending: None) == 0
-
-
-def test_half_a_line_keeps_nothing_else_from_being_settled(folder: Path) -> None:
-    journal.write(ending())
-    [own] = folder.iterdir()
-    own.write_text('{"request_id": "01a2\n' + own.read_text() + "[]\n")
+    own.write_text('{"request_id": "01a2\n' + own.read_text() + '{"a": "later version"}\n')
 
     assert journal.replay(lambda _ending: None) == 1
+    assert "01a2" in caplog.text and "later version" in caplog.text
+
+
+@pytest.mark.usefixtures("priced")
+def test_no_sweeper_takes_what_stands_in_the_journal_of_the_dead(
+    alice: Caller, priced: ModelPrice, folder: Path
+) -> None:
+    """One process replays it while another looks for orphans: both have just been started."""
+    hold = reserve(alice, priced)
+    with writer(folder, hold.request_id) as process:
+        local = next(folder.iterdir()).name.partition(".")[0]
+        host = workers.identity().rpartition("/")[0]
+        Hold.objects.filter(pk=hold.pk).update(worker=f"{host}/{local}")
+        process.kill()
+    assert workers.is_known_dead(Hold.objects.get().worker)
+
+    assert orphans.settle_all(timezone.now()) == 0
+
+    journal.replay(keeper.settle_from_journal)
+    assert TokenUsage.objects.get().outcome == "complete" and books_balance()
+
+
+def test_a_journal_that_nobody_can_replay_is_not_waited_for_for_ever(
+    alice: Caller, priced: ModelPrice, folder: Path
+) -> None:
+    hold = reserve(alice, priced)
+    (folder / f"{hold.worker.rpartition('/')[2]}.stuck.ndjson").mkdir()
+
+    assert orphans.settle_all(hold.lease_until + timedelta(minutes=59)) == 0
+    assert orphans.settle_all(hold.lease_until + timedelta(minutes=61)) == 1
 
 
 @pytest.mark.usefixtures("priced")

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 from uuid import UUID
 
 import pytest
@@ -35,6 +37,15 @@ def test_this_process_is_not_dead_and_one_that_ended_is() -> None:
     assert workers.is_known_dead(dead_worker())
 
 
+def test_a_process_of_which_only_its_parent_took_no_note_is_dead() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        stat = Path(f"/proc/{process.pid}/stat").read_text()
+        name = workers.identity().rpartition("/")[0] + f"/{process.pid}-{stat.split()[21]}"
+
+        assert workers.is_known_dead(name) and not workers.is_known_alive(name)
+
+
 @pytest.mark.parametrize("worker", ["", "elsewhere/1/1", "a/b/c/1/2", "host/x/y", "///"])
 def test_of_other_machines_nothing_is_known(worker: str) -> None:
     assert not workers.is_known_dead(worker)
@@ -58,6 +69,30 @@ def test_a_dead_worker_is_not_waited_for(alice: Caller, priced: ModelPrice) -> N
     row = TokenUsage.objects.get()
     assert (row.billed, row.completion_tokens, row.count_source) == (True, 7, "estimated")
     assert Hold.objects.get().state == "expired" and books_balance()
+
+
+def test_a_lease_renewed_meanwhile_is_left_alone(alice: Caller, priced: ModelPrice) -> None:
+    orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
+    [found] = orphans.find(timezone.now())
+    ledger.renew({found.request_id: 3}, timezone.now() + timedelta(seconds=30))
+
+    assert not orphans._settle(found, timezone.now())
+    assert Hold.objects.get().state == "open"
+
+
+def test_a_keeper_that_just_started_believes_no_lease(
+    alice: Caller, priced: ModelPrice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their workers may have been unable to renew them until now; of the dead it is sure."""
+    monkeypatch.setattr(keeper.threading, "Thread", Mock())
+    orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
+    dead = orphan(alice, priced, worker=dead_worker())
+    fresh = keeper.Keeper()
+    fresh.start()
+
+    fresh.tick()
+
+    assert TokenUsage.objects.get().request_id == dead.request_id
 
 
 def test_a_hold_that_is_served_is_left_alone(alice: Caller, priced: ModelPrice) -> None:
