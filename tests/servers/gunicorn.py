@@ -142,7 +142,7 @@ def _pids() -> list[int]:
 def _parent(pid: int) -> int | None:
     """The parent of a process that lives, by /proc."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
     # The command's name stands in parentheses and may hold anything, blanks too.
