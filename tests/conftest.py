@@ -109,6 +109,14 @@ def olga(db: None) -> Caller:
 
 
 @pytest.fixture
+def office(db: None) -> Client:
+    """The browser of an operator, logged in to the back-office."""
+    client = Client()
+    client.force_login(User.objects.create_superuser("olga-the-operator"))
+    return client
+
+
+@pytest.fixture
 def priced(db: None) -> ModelPrice:
     """llama3 at 0.002 read and 0.004 written per 1,000 tokens; mistral and embeddings too."""
     llama3 = set_price("llama3", "0.002", "0.004")

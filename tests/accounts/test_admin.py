@@ -21,14 +21,6 @@ ACCOUNTS, KEYS = "/admin/accounts/account/", "/admin/accounts/apikey/"
 SECRET = re.compile(r"olg_[0-9a-f]{64}")
 
 
-@pytest.fixture
-def office(db: None) -> Client:
-    """Olga's browser, logged in."""
-    client = Client()
-    client.force_login(User.objects.create_superuser("olga-the-operator"))
-    return client
-
-
 def clerk(*permissions: str) -> Client:
     """A member of staff with these rights alone."""
     user = User.objects.create_user("clerk", is_staff=True)

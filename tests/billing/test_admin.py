@@ -23,14 +23,6 @@ USAGE, HOLDS, DAYS = f"{OFFICE}tokenusage/", f"{OFFICE}hold/", f"{OFFICE}usageda
 MONTHLY = {"unit": Budget.Unit.TOKENS, "window": Budget.Window.MONTH}
 
 
-@pytest.fixture
-def office(db: None) -> Client:
-    """Olga's browser, logged in."""
-    client = Client()
-    client.force_login(User.objects.create_superuser("olga-the-operator"))
-    return client
-
-
 def text_of(page: Any) -> str:
     assert page.status_code == 200
     text: str = page.content.decode()

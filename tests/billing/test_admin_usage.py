@@ -6,7 +6,6 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -20,14 +19,6 @@ from tests.conftest import Caller
 
 OFFICE = "/admin/billing/"
 USAGE, HOLDS, DAYS = f"{OFFICE}tokenusage/", f"{OFFICE}hold/", f"{OFFICE}usagedaily/"
-
-
-@pytest.fixture
-def office(db: None) -> Client:
-    """Olga's browser, logged in."""
-    client = Client()
-    client.force_login(User.objects.create_superuser("olga-the-operator"))
-    return client
 
 
 def text_of(page: Any) -> str:
