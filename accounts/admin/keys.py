@@ -71,6 +71,7 @@ class ApiKeyAdmin(OfficeAdmin):
         moment("last_used_at", "last used", never="never"),
     ]
     list_filter = [KeyStateFilter, ScopeFilter]
+    linked_by = ("account__exact",)
     list_select_related = ["account"]
     search_fields = ["name", "account__name", "=last_four"]
     search_help_text = "By name of the key or the account, or the key's last four characters."

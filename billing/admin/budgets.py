@@ -97,6 +97,7 @@ class EntryAdmin(ReadOnlyAdmin):
     ]
     list_display_links = None
     list_filter = ["kind"]
+    linked_by = ("account__exact",)
     list_select_related = ["account", "created_by"]
     sortable_by = ()
     search_fields = ["account__name", "reason"]

@@ -116,6 +116,7 @@ class EndlessAdmin(ReadOnlyAdmin):
     show_full_result_count = False
     sortable_by = ()
     ordering = ["-pk"]
+    linked_by: tuple[str, ...] = (CURSOR,)
     # Parameters of filters that would have to look through the whole table.
     narrowed_by_day: tuple[str, ...] = ()
 

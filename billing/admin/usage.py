@@ -11,7 +11,7 @@ from django.http import HttpRequest
 
 from accounts.admin.base import Column, column, figure, moment
 from billing.admin.figures import money, tokens
-from billing.admin.lists import DayFilter, EndlessAdmin, RequestAdmin, RequestDayFilter
+from billing.admin.lists import CURSOR, DayFilter, EndlessAdmin, RequestAdmin, RequestDayFilter
 from billing.models import Hold, TokenUsage, UsageDaily
 from billing.money import from_pico
 from gateway.metering import CountSource
@@ -77,6 +77,7 @@ class TokenUsageAdmin(RequestAdmin):
         column("outcome", "outcome", outcome_of),
     ]
     list_filter = [DayFilter, "outcome", "billed", "count_source", OperationFilter]
+    linked_by = (CURSOR, "account__exact")
     list_select_related = ["account", "key"]
     narrowed_by_day = ("outcome__exact", "billed__exact", "count_source__exact", "operation")
     fields = [
@@ -172,6 +173,7 @@ class UsageDailyAdmin(EndlessAdmin):
     ]
     list_display_links = None
     list_filter = [DayFilter]
+    linked_by = (CURSOR, "account__exact")
     list_select_related = ["account", "key"]
     fields = [*list_display, "price"]
     readonly_fields = fields
