@@ -2,7 +2,12 @@
 
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
-TABLES = ("model_prices", "token_usages", "billing_entry")
+# Each with what tells a row that is written from one that is there, besides its id.
+TABLES = {
+    "model_prices": "model = NEW.model AND effective_from = NEW.effective_from",
+    "token_usages": "request_id = NEW.request_id",
+    "billing_entry": "FALSE",
+}
 
 _POSTGRESQL = """
 CREATE OR REPLACE FUNCTION refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -26,16 +31,22 @@ _SQLITE = (
     BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END""",
     """CREATE TRIGGER {table}_delete BEFORE DELETE ON {table}
     BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END""",
+    # INSERT OR REPLACE deletes the row that is in its way, and fires no trigger for that.
+    """CREATE TRIGGER {table}_replace BEFORE INSERT ON {table}
+    WHEN EXISTS (SELECT 1 FROM {table} WHERE id = NEW.id)
+        OR EXISTS (SELECT 1 FROM {table} WHERE {same})
+    BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END""",
 )
 
 _SQLITE_OFF = (
     "DROP TRIGGER IF EXISTS {table}_update",
     "DROP TRIGGER IF EXISTS {table}_delete",
+    "DROP TRIGGER IF EXISTS {table}_replace",
 )
 
 
 def protect(editor: BaseDatabaseSchemaEditor) -> None:
-    """Refuse UPDATE, DELETE and TRUNCATE on every append-only table."""
+    """Refuse UPDATE, DELETE, REPLACE and TRUNCATE on every append-only table."""
     _run(editor, (_POSTGRESQL,) if _is_postgresql(editor) else _SQLITE)
 
 
@@ -49,6 +60,6 @@ def _is_postgresql(editor: BaseDatabaseSchemaEditor) -> bool:
 
 
 def _run(editor: BaseDatabaseSchemaEditor, statements: tuple[str, ...]) -> None:
-    for table in TABLES:
+    for table, same in TABLES.items():
         for statement in statements:
-            editor.execute(statement.format(table=table), params=None)
+            editor.execute(statement.format(table=table, same=same), params=None)

@@ -285,9 +285,10 @@ def test_an_entry_that_cannot_be_is_refused(alice: Caller, amount: str, reason: 
 # --- The database guards itself ------------------------------------------------------------------
 
 CHANGES = ["UPDATE {table} SET id = id", "DELETE FROM {table}"]
+GUARDED = ["model_prices", "token_usages", "billing_entry"]
 
 
-@pytest.mark.parametrize("table", ["model_prices", "token_usages", "billing_entry"])
+@pytest.mark.parametrize("table", GUARDED)
 @pytest.mark.parametrize("change", CHANGES)
 def test_append_only_tables_refuse_change_in_raw_sql(
     alice: Caller, priced: ModelPrice, table: str, change: str
@@ -297,6 +298,29 @@ def test_append_only_tables_refuse_change_in_raw_sql(
     refused = pytest.raises(DatabaseError, match="append-only")
     with refused, transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(change.format(table=table))
+
+
+@pytest.mark.parametrize(
+    ("model", "unique"),
+    [
+        *((ModelPrice, "id"), (ModelPrice, "effective_from"), (Entry, "id")),
+        *((TokenUsage, "id"), (TokenUsage, "request_id")),
+    ],
+)
+def test_a_row_cannot_be_replaced(
+    alice: Caller, priced: ModelPrice, model: Any, unique: str
+) -> None:
+    """SQLite's REPLACE deletes the row that is in its way, and fires no trigger for that."""
+    if connection.vendor != "sqlite":
+        pytest.skip("PostgreSQL has no REPLACE")
+    finish(reserve(alice, priced))
+    table, columns = model._meta.db_table, [each.column for each in model._meta.concrete_fields]
+    # With an id of its own, the new row meets the old one by another unique column.
+    names = ", ".join(name for name in columns if name != "id" or unique == "id")
+
+    refused = pytest.raises(DatabaseError, match="append-only")
+    with refused, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"REPLACE INTO {table} ({names}) SELECT {names} FROM {table}")
 
 
 @pytest.mark.parametrize("model", [ModelPrice, TokenUsage, Entry])
@@ -309,11 +333,13 @@ def test_append_only_rows_refuse_change_through_the_orm(
         model.objects.first().save()
 
 
-def test_truncate_is_refused_too(alice: Caller, priced: ModelPrice) -> None:
+@pytest.mark.parametrize("table", GUARDED)
+def test_truncate_is_refused_too(alice: Caller, priced: ModelPrice, table: str) -> None:
     if connection.vendor != "postgresql":
         pytest.skip("SQLite has no TRUNCATE")
-    with pytest.raises(DatabaseError), transaction.atomic(), connection.cursor() as cursor:
-        cursor.execute("TRUNCATE token_usages CASCADE")
+    refused = pytest.raises(DatabaseError, match=f"{table} is append-only")
+    with refused, transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute(f"TRUNCATE {table} CASCADE")
 
 
 def test_a_row_whose_cost_is_not_tokens_times_prices_cannot_be_written(
