@@ -1,6 +1,5 @@
 """How gunicorn serves the gateway; each setting with its reason."""
 
-import contextlib
 import logging
 import os
 import resource
@@ -8,12 +7,9 @@ import socket
 import struct
 import subprocess
 import sys
-import threading
-import time
 from typing import Any
 
-from gunicorn.util import close_graceful
-from gunicorn.workers.gthread import _DEFER, ThreadWorker
+from config.worker import CLIENT_SECONDS
 
 bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
 
@@ -41,71 +37,13 @@ worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 accesslog = "-" if os.environ.get("ACCESS_LOG", "1") == "1" else None
 access_log_format = '%(t)s "%(m)s %(U)s" %(s)s %(B)s %(L)ss %({x-request-id}o)s'
 
-# Seconds that a client may take for the head of its request, to send the next byte of its body, or
-# to take the next of its answer. Accepted connections inherit the last two from the listening one.
-CLIENT_SECONDS = float(os.environ.get("CLIENT_SECONDS", "30"))
-
 # Each answer needs two files, its client's connection and the model server's; the usual limit of
 # 1,024 would be met before the threads are, and gunicorn's worker does not survive meeting it.
 OPEN_FILES = 65_536
 
-
-# How long a client may take to close after its answer, before it may miss the end of it.
-LINGER_SECONDS = 1.0
-
-
-class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's gthread, with less patience: a thread is what is sold, so none is had for nothing.
-
-    - A connection on which nothing was said yet waits in the poller. Stock lends it a thread for
-      five seconds, so that a few hundred idle connections keep every other client waiting.
-    - The head of a request must be whole in CLIENT_SECONDS, however it trickles in. A time-out of
-      the socket bounds silence only, never the whole.
-    - A thread of the pool waits for a client to close after its answer. Stock waits in its main
-      thread, up to two seconds for each client: fifteen that do not close, and the worker counts
-      as dead and is killed with every answer in it.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # By thread: when the head it reads must be whole, and the connection.
-        self._heads: dict[int, tuple[float, Any]] = {}
-
-    def handle(self, conn: Any) -> Any:
-        """Serve a connection's next request, in a thread of the pool."""
-        if not conn.initialized and not conn.wait_for_data(0):
-            return _DEFER
-        self._heads[threading.get_ident()] = (time.monotonic() + CLIENT_SECONDS, conn)
-        try:
-            stays = super().handle(conn)
-        finally:
-            self.head_is_whole()
-        if stays is False:
-            close_graceful(conn.sock, LINGER_SECONDS)
-            conn.close = done_already
-        return stays
-
-    def head_is_whole(self) -> None:
-        self._heads.pop(threading.get_ident(), None)
-
-    def notify(self) -> None:
-        """Called by gunicorn about once a second, in the main thread."""
-        super().notify()
-        now = time.monotonic()
-        for deadline, conn in list(self._heads.values()):
-            if now > deadline:
-                # Its thread reads the end of the connection, and is free.
-                with contextlib.suppress(OSError):
-                    conn.sock.shutdown(socket.SHUT_RD)
-
-
-def done_already(graceful: bool = False) -> None:
-    """Stand in for the closing of a connection that is closed."""
-
-
 # The stack is synchronous (REST framework, knox, requests), and Django under ASGI would gather a
 # synchronous stream whole before sending its first byte.
-worker_class = Worker
+worker_class = "config.worker.Worker"
 
 
 def on_starting(server: Any) -> None:
