@@ -19,7 +19,7 @@ from django.conf import settings
 from requests.adapters import HTTPAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import HTTPError, NewConnectionError, ReadTimeoutError
+from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
 
 from gateway.dialects.ollama import refusal
 from gateway.errors import (
@@ -69,23 +69,27 @@ BREAKS = (requests.RequestException, HTTPError, HTTPException, OSError, ValueErr
 _current = threading.local()
 
 
-def _attach(connection: HTTPConnection) -> None:
-    """Hand the connection's socket to the request's Watch before the answer is awaited."""
+def _hold(connection: HTTPConnection) -> None:
+    """Hand a connection that was just made to the request's Watch, and give what is sent on it the
+    patience for the first line: `requests` would give the whole prompt the time to connect."""
     watch: Watch | None = getattr(_current, "watch", None)
     if watch is not None and connection.sock is not None:
+        # Both: urllib3 sets the socket's from the connection's again, once for TLS.
+        connection.timeout = _current.patience
+        connection.sock.settimeout(_current.patience)
         watch.attach(connection.sock)
 
 
 class _Connection(HTTPConnection):
-    def getresponse(self) -> Any:
-        _attach(self)
-        return super().getresponse()
+    def connect(self) -> None:
+        super().connect()
+        _hold(self)
 
 
 class _TLSConnection(HTTPSConnection):
-    def getresponse(self) -> Any:
-        _attach(self)
-        return super().getresponse()
+    def connect(self) -> None:
+        super().connect()
+        _hold(self)
 
 
 class _Pool(HTTPConnectionPool):
@@ -196,7 +200,7 @@ def _request(
     route: str, body: dict[str, Any] | None, watch: Watch, patience: float
 ) -> requests.Response:
     method, path = ROUTES[route]
-    _current.watch = watch
+    _current.watch, _current.patience = watch, patience
     try:
         return _session.request(
             method,
@@ -228,11 +232,19 @@ def _as_gateway_error(error: Exception, watch: Watch) -> GatewayError:
     """Translate a fault of the connection to the most specific error of ours."""
     if watch.cut:
         return watch.cut()
-    if isinstance(error, (requests.ReadTimeout, ReadTimeoutError, TimeoutError)):
+    if _waited_too_long(error):
         return UpstreamStalled()
     if isinstance(error, (requests.ConnectTimeout, NewConnectionError)) or _never_connected(error):
         return UpstreamDown()
     return UpstreamBroke()
+
+
+def _waited_too_long(error: Exception) -> bool:
+    """Tell a read that timed out, or a write, which urllib3 and `requests` both wrap."""
+    cause = error.args[0] if error.args else None
+    if isinstance(cause, ProtocolError):
+        error = cause.args[-1]
+    return isinstance(error, (requests.ReadTimeout, ReadTimeoutError, TimeoutError))
 
 
 def _never_connected(error: Exception) -> bool:
