@@ -161,8 +161,18 @@ class Answer:
                 start = 0
             if len(buffer) > self._longest:
                 raise UpstreamBroke()
-        if buffer.strip():
-            yield bytes(buffer)
+        yield from self._rest(bytes(buffer))
+
+    def _rest(self, rest: bytes) -> Iterator[bytes]:
+        """Yield what stands after the last newline; raise why the Watch broke the answer off.
+
+        Where only the close ends an answer, our break-off reads like its end. What is left is then
+        half a line, unless it was the whole last one that came in the same moment.
+        """
+        if rest.strip() and not (self._watch.cut and _is_half(rest)):
+            yield rest
+        if self._watch.cut:
+            raise self._watch.cut()
 
     def _read(self) -> bytes:
         try:
@@ -172,6 +182,14 @@ class Answer:
 
     def close(self) -> None:
         self._response.close()
+
+
+def _is_half(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return True
+    return False
 
 
 def send(

@@ -9,7 +9,7 @@ from billing import reconciliation
 from billing.models import Hold
 from tests.conftest import Caller
 from tests.fakes.ollama import Received
-from tests.fakes.script import Line, Sleep, Stall, tokens
+from tests.fakes.script import Line, Sleep, Stall, Status, tokens
 from tests.flow.conftest import House, eventually, the_row
 
 pytestmark = pytest.mark.usefixtures("priced")
@@ -75,6 +75,19 @@ def test_who_leaves_in_mid_stream_pays_for_what_was_produced(
     assert (row.outcome, row.billed, row.count_source) == ("client_left", True, "counted")
     assert (row.completion_tokens, row.prompt_tokens) == (3, 7 if "chat" in path else 3)
     assert Hold.objects.get().state == "settled"
+
+
+def test_who_leaves_an_answer_without_a_length_pays_for_what_was_produced(
+    house: House, alice: Caller
+) -> None:
+    """Only the close ends it, so that our own break-off reads like its end."""
+    endless = Status(200, chunked=False)
+    house.ollama.answer("/api/generate", endless, tokens("abc", done=False), Stall())
+
+    leave(house, alice, "/api/generate", stream=True, after=3)
+
+    row = the_row()
+    assert (row.outcome, row.billed, row.completion_tokens) == ("client_left", True, 3)
 
 
 def test_who_leaves_while_lines_still_come_stops_them(house: House, alice: Caller) -> None:

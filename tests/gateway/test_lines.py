@@ -11,7 +11,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from gateway import upstream
-from gateway.errors import UpstreamBroke
+from gateway.errors import ClientLeft, UpstreamBroke
 from gateway.hangup import Watch
 from gateway.upstream import Answer
 from tests.conftest import Caller
@@ -35,8 +35,12 @@ class Pieces:
         pass
 
 
+def answer(*pieces: bytes, watch: Watch | None = None) -> Answer:
+    return Answer(Pieces(iter(pieces)), watch or Watch(None))  # type: ignore[arg-type]
+
+
 def lines_of(*pieces: bytes) -> list[bytes]:
-    return list(Answer(Pieces(iter(pieces)), Watch(None)).lines())  # type: ignore[arg-type]
+    return list(answer(*pieces).lines())
 
 
 def cut(data: bytes, at: list[int]) -> list[bytes]:
@@ -80,6 +84,27 @@ def test_a_line_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
     assert lines_of(b"x" * 1000 + b"\n") == [b"x" * 1000]
     with pytest.raises(UpstreamBroke):
         lines_of(b"x" * 999, b"x" * 2, b"\n")
+
+
+@pytest.mark.parametrize("rest", [b"", b" \r", b'{"done":tr'], ids=["none", "blank", "half"])
+def test_an_end_after_a_break_off_is_the_break_off(rest: bytes) -> None:
+    """Without length or chunks a connection that we shut down reads like one that ended."""
+    watch = Watch(None)
+    lines = answer(b"one\n", rest, watch=watch).lines()
+    assert next(lines) == b"one"
+
+    watch.break_off(ClientLeft)
+
+    with pytest.raises(ClientLeft):
+        next(lines)
+
+
+def test_an_answer_that_was_whole_before_its_break_off_is_whole() -> None:
+    watch = Watch(None)
+    watch.break_off(ClientLeft)
+
+    assert next(answer(b'{"done":true}\n', watch=watch).lines()) == b'{"done":true}'
+    assert next(answer(b'{"done":true}', watch=watch).lines()) == b'{"done":true}'
 
 
 @examples(deadline=None)
