@@ -4,9 +4,11 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
+from gateway.media_types import forms_only
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
-application = get_wsgi_application()
+application = forms_only(get_wsgi_application())
 
 
 def bound_waiting() -> None:

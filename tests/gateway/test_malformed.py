@@ -382,6 +382,11 @@ ON_THE_WIRE = {
     ),
     "chunks": ("Transfer-Encoding: chunked\r\n", b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY), 404),
     "no length": ("", b"", 411),
+    "a charset that is none": (
+        "Content-Type: a/b; charset=rot13\r\nContent-Length: 35\r\n",
+        BODY,
+        404,
+    ),
     "length of zero": ("Content-Length: 0\r\n", b"", 400),
     "length that is no number": ("Content-Length: x\r\n", b"", 400),
     "two lengths": ("Content-Length: 35\r\nContent-Length: 36\r\n", BODY, 400),

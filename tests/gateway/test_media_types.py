@@ -1,0 +1,57 @@
+"""However a client calls its body, it is answered; Django would break at some names."""
+
+from typing import Any
+
+import pytest
+from django.core.handlers.wsgi import WSGIHandler
+from django.test import RequestFactory
+
+from gateway.media_types import forms_only
+
+ODD = [
+    "application/json; charset=rot13",
+    "application/json; charset=undefined",
+    "text/plain; x*=none''a",
+    "text/plain; x*=a; x*0=b",
+    "text/plain; x*" + "9" * 5_000 + "=a",
+    "multipart/form-data; boundary=x; x*=none''a",
+    "application/x-www-form-urlencoded; charset=zlib",
+]
+FORMS = [
+    "application/x-www-form-urlencoded",
+    "multipart/form-data; boundary=----WebKitFormBoundary7MA4YWxkTrZu0gW",
+    "multipart/form-data;boundary=x",
+]
+
+
+def seen_as(media_type: str) -> str:
+    """Return the media type that the application is shown."""
+    shown: list[str] = []
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        shown.append(environ["CONTENT_TYPE"])
+        return []
+
+    forms_only(application)({"CONTENT_TYPE": media_type}, None)  # type: ignore[arg-type]
+    return shown[0]
+
+
+@pytest.mark.parametrize("media_type", ODD, ids=lambda kind: kind[:40])
+def test_a_media_type_that_cannot_be_read_is_no_error(media_type: str) -> None:
+    environ = RequestFactory().get("/healthz?a=b").environ | {"CONTENT_TYPE": media_type}
+    statuses: list[str] = []
+
+    forms_only(WSGIHandler())(environ, lambda status, headers: statuses.append(status))
+
+    assert statuses == ["200 OK"]
+
+
+@pytest.mark.parametrize("media_type", FORMS)
+def test_the_forms_of_the_back_office_keep_theirs(media_type: str) -> None:
+    assert seen_as(media_type) == media_type
+
+
+def test_a_form_is_read_as_utf_8_whatever_it_says() -> None:
+    kind = "application/x-www-form-urlencoded"
+
+    assert seen_as(f"{kind}; charset=rot13") == kind
