@@ -97,7 +97,8 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
         # A transaction that reads and then writes must take the write lock at its start:
         # a DEFERRED one fails at once when another writer came in between.
         "transaction_mode": "IMMEDIATE",
-        "timeout": 20,
+        # Seconds to wait for the write lock: long for any crowd of ours, short for a client.
+        "timeout": 10,
         # FULL, since the last commit may be somebody's bill and must survive a power cut.
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
     }
