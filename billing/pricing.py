@@ -12,7 +12,13 @@ MAX_PRICE = 10**11
 
 
 # Ends that come from the client's side or ours, not from the model server.
-CUT = (Outcome.CLIENT_LEFT, Outcome.KEY_REVOKED, Outcome.GATEWAY_STOPPED, Outcome.EXPIRED)
+CUT = (
+    Outcome.CLIENT_LEFT,
+    Outcome.ANSWER_TOO_LONG,
+    Outcome.KEY_REVOKED,
+    Outcome.GATEWAY_STOPPED,
+    Outcome.EXPIRED,
+)
 
 
 class InvalidPrice(ValueError):
@@ -39,9 +45,9 @@ def cost(rates: Rates, prompt_tokens: int, completion_tokens: int) -> int:
 def is_billed(outcome: Outcome, usage: Usage, *, bill_broken: bool) -> bool:
     """Tell whether an answer that ended like this is charged.
 
-    Whole: yes. Left, revoked, or cut by a restart or crash of ours: what was produced, if it had
-    begun.
-    Broken by the model server: only if the operator bills that, and something had begun.
+    Whole: yes. Left, revoked, or cut by our time limit or a restart or crash of ours: what was
+    produced, if it had begun.
+    Broken by the model server, or silent: only if the operator bills that, and something had begun.
     Never: what the model server or the gateway failed to begin.
     """
     if outcome is Outcome.COMPLETE:

@@ -10,6 +10,7 @@ GatewayError 500
 │   ├── LengthRequired 411
 │   └── TooLarge 413
 ├── metering.Refused 402, 404, 429
+├── AnswerTooLong 504         our limit, not the model server's silence
 ├── ClientLeft 499            nobody reads it; it ends the work
 ├── DatabaseDown 503
 ├── GatewayStopping 503
@@ -17,7 +18,7 @@ GatewayError 500
     ├── UpstreamBroke 502     ended without its last line, or with an error line
     ├── UpstreamBusy 503
     ├── UpstreamDown 503      cannot be reached
-    └── UpstreamStalled 504   a deadline passed
+    └── UpstreamStalled 504   silent for too long, before its first line or after
 """
 
 from typing import ClassVar
@@ -83,6 +84,14 @@ class LengthRequired(BadRequest):
 
 class TooLarge(BadRequest):
     status, code = 413, "request_too_large"
+
+
+class AnswerTooLong(GatewayError):
+    status, code = 504, "answer_too_long"
+    message = (
+        "The answer took longer than this gateway lets an answer take. "
+        "What was produced until then is charged."
+    )
 
 
 class ClientLeft(GatewayError):

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from django.conf import settings
 
-from gateway.errors import ClientLeft, GatewayError, GatewayStopping, UpstreamStalled
+from gateway.errors import ClientLeft, GatewayError, GatewayStopping
 
 logger = logging.getLogger(__name__)
 
@@ -35,14 +35,17 @@ class Watch:
     def __init__(self, client: socket.socket | None, key_id: int | None = None) -> None:
         self.client_fd = -1 if client is None else client.fileno()
         self.key_id = key_id
-        self.deadline = float("inf")
+        # Until when the answer may take, and why it is broken off then. One value, so that the
+        # watcher never sees one deadline with the other's reason.
+        self.limit: tuple[float, type[GatewayError]] = (float("inf"), GatewayError)
         self.cut: type[GatewayError] | None = None
         self._upstream: socket.socket | None = None
         self._lock = threading.Lock()
 
-    def limit(self, seconds: float) -> None:
-        """Set the time, from now, after which the upstream connection is broken off."""
-        self.deadline = time.monotonic() + seconds
+    def break_off_after(self, seconds: float, reason: type[GatewayError]) -> None:
+        """Have the watcher break the answer off so many seconds from now, in place of what was
+        set before."""
+        self.limit = (time.monotonic() + seconds, reason)
 
     def attach(self, upstream: socket.socket) -> None:
         """Hold the upstream connection, and break it off at once if it is too late already."""
@@ -126,8 +129,9 @@ class Watcher:
             watch.break_off(ClientLeft)
         now = time.monotonic()
         for watch in self.running():
-            if now > watch.deadline:
-                watch.break_off(UpstreamStalled)
+            deadline, reason = watch.limit
+            if now > deadline:
+                watch.break_off(reason)
             if now > self._drained_at:
                 watch.break_off(GatewayStopping)
         if self._drained_at == float("inf") and self._is_ending():

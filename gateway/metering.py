@@ -18,6 +18,7 @@ class Outcome(StrEnum):
 
     COMPLETE = "complete"
     CLIENT_LEFT = "client_left"
+    ANSWER_TOO_LONG = "answer_too_long"
     KEY_REVOKED = "key_revoked"
     UPSTREAM_REFUSED = "upstream_refused"
     UPSTREAM_BROKE = "upstream_broke"

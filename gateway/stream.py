@@ -19,6 +19,7 @@ from gateway.chunk import Chunk
 from gateway.dialects.base import Renderer
 from gateway.dialects.ollama import cut_short
 from gateway.errors import (
+    AnswerTooLong,
     ClientLeft,
     GatewayError,
     GatewayStopping,
@@ -35,6 +36,7 @@ from gateway.usage import Tally
 logger = logging.getLogger(__name__)
 
 OUTCOMES: dict[type[GatewayError], Outcome] = {
+    AnswerTooLong: Outcome.ANSWER_TOO_LONG,
     ClientLeft: Outcome.CLIENT_LEFT,
     GatewayStopping: Outcome.GATEWAY_STOPPED,
     KeyRevoked: Outcome.KEY_REVOKED,
@@ -104,7 +106,7 @@ class MeteredStream:
             for number, line in enumerate(answer.lines()):
                 if number == 0:
                     self._watch.silence(self._patience.silence)
-                    self._watch.limit(self._patience.total)
+                    self._watch.break_off_after(self._patience.total, AnswerTooLong)
                 yield read(line)
         finally:
             answer.close()

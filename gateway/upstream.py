@@ -204,7 +204,7 @@ def send(
     if watch.cut:
         raise watch.cut()
     patience = patience or settings.UPSTREAM_FIRST_LINE_SECONDS
-    watch.limit(patience)
+    watch.break_off_after(patience, UpstreamStalled)
     response = _request(route, body, watch, patience)
     if response.status_code == 200:
         return Answer(response, watch, MAX_STREAM_LINE_BYTES if route in STREAMS else None)

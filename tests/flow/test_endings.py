@@ -197,15 +197,32 @@ def test_an_operator_may_bill_what_was_delivered_before_a_break(
     assert (row().billed, row().prompt_tokens, row().completion_tokens) == (True, 3, 2)
 
 
-def test_a_dribble_that_never_ends_is_cut_at_the_total_deadline(
-    alice: Caller, ollama: FakeOllama, settings: Any
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_an_answer_longer_than_the_gateway_lets_one_take_is_cut_and_charged(
+    alice: Caller, ollama: FakeOllama, settings: Any, stream: bool
 ) -> None:
+    """Our limit, not the model server's fault: or every answer that takes long enough is free."""
     settings.UPSTREAM_TOTAL_SECONDS = 0.3
     ollama.answer("/api/generate", tokens(["x"] * 400, pause=0.05))
 
+    response, lines = ask(alice, stream=stream)
+
+    assert response.status_code == (200 if stream else 504)
+    assert lines[-1]["code"] == "answer_too_long" and "charged" in lines[-1]["error"]
+    assert (row().outcome, row().billed, row().prompt_tokens) == ("answer_too_long", True, 3)
+    assert 0 < row().completion_tokens < 100
+
+
+def test_silence_in_mid_stream_costs_nothing_though_the_whole_has_a_limit(
+    alice: Caller, ollama: FakeOllama, settings: Any
+) -> None:
+    settings.UPSTREAM_SILENCE_SECONDS, settings.UPSTREAM_TOTAL_SECONDS = 0.2, 30
+    ollama.answer("/api/generate", tokens(PIECES, done=False), Stall())
+
     _, lines = ask(alice, stream=True)
 
-    assert lines[-1]["code"] == "upstream_stalled" and row().outcome == "upstream_stalled"
+    assert lines[-1]["code"] == "upstream_stalled"
+    assert (row().outcome, row().billed) == ("upstream_stalled", False)
 
 
 # --- Refusals ------------------------------------------------------------------------------------
