@@ -13,6 +13,7 @@ GatewayError 500
 ├── AnswerTooLong 504         our limit, not the model server's silence
 ├── ClientLeft 499            nobody reads it; it ends the work
 ├── DatabaseDown 503
+├── GatewayBusy 503           no thread to be had
 ├── GatewayStopping 503
 └── UpstreamError 502
     ├── UpstreamBroke 502     ended without its last line, or with an error line
@@ -97,6 +98,11 @@ class AnswerTooLong(GatewayError):
 class ClientLeft(GatewayError):
     status, code = 499, "client_left"
     message = "The client closed the connection."
+
+
+class GatewayBusy(GatewayError):
+    status, code, retry_after = 503, "gateway_busy", 5
+    message = "The gateway is at its limit. Try again shortly."
 
 
 class GatewayStopping(GatewayError):

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from django.conf import settings
 
-from gateway.errors import ClientLeft, GatewayError, GatewayStopping
+from gateway.errors import ClientLeft, GatewayBusy, GatewayError, GatewayStopping
 
 logger = logging.getLogger(__name__)
 
@@ -97,14 +97,28 @@ class Watcher:
         self._is_ending = is_ending
 
     def add(self, watch: Watch) -> None:
+        """Look after a Watch until `remove`; one that cannot be looked after leaves no trace.
+
+        Raises GatewayBusy where no thread is to be had.
+        """
         with self._lock:
-            self._watches[id(watch)] = watch
+            self._start()
             if watch.client_fd >= 0 and self._epoll is not None:
-                self._by_fd[watch.client_fd] = watch
                 self._epoll.register(watch.client_fd, select.EPOLLRDHUP)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="hangup", daemon=True)
-                self._thread.start()
+                self._by_fd[watch.client_fd] = watch
+            self._watches[id(watch)] = watch
+
+    def _start(self) -> None:
+        if self._thread is not None:
+            return
+        thread = threading.Thread(target=self._run, name="hangup", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            logger.error("An answer is refused: %s", error)
+            raise GatewayBusy() from error
+        # Only now: one that did not start is tried again for the next request.
+        self._thread = thread
 
     def remove(self, watch: Watch) -> None:
         with self._lock:

@@ -4,11 +4,15 @@ A blocked read cannot be interrupted and taken up again; so for clients that wan
 while the model thinks, one thread reads and another writes.
 """
 
+import logging
 import queue
 import threading
 from collections.abc import Generator
 
 from gateway.chunk import Chunk
+from gateway.errors import GatewayBusy
+
+logger = logging.getLogger(__name__)
 
 # How many chunks may wait for a slow client before the model server is made to wait too.
 CAPACITY = 64
@@ -22,14 +26,18 @@ class Silence(Exception):
 
 class Pump:
     """An iterator over the chunks that a thread reads. `next` raises Silence, or what the read
-    raised."""
+    raised. Making one raises GatewayBusy where no thread is to be had."""
 
     def __init__(self, source: Generator[Chunk, None, None], patience: float) -> None:
         self._source = source
         self._patience = patience
         self._items: queue.Queue[Chunk | Exception | None] = queue.Queue(CAPACITY)
         self._stopped = threading.Event()
-        threading.Thread(target=self._run, name="pump", daemon=True).start()
+        try:
+            threading.Thread(target=self._run, name="pump", daemon=True).start()
+        except RuntimeError as error:
+            logger.error("An answer is refused: %s", error)
+            raise GatewayBusy() from error
 
     def __iter__(self) -> "Pump":
         return self

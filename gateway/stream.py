@@ -21,6 +21,7 @@ from gateway.dialects.ollama import cut_short
 from gateway.errors import (
     AnswerTooLong,
     ClientLeft,
+    GatewayBusy,
     GatewayError,
     GatewayStopping,
     KeyRevoked,
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 OUTCOMES: dict[type[GatewayError], Outcome] = {
     AnswerTooLong: Outcome.ANSWER_TOO_LONG,
     ClientLeft: Outcome.CLIENT_LEFT,
+    GatewayBusy: Outcome.GATEWAY_FAILED,
     GatewayStopping: Outcome.GATEWAY_STOPPED,
     KeyRevoked: Outcome.KEY_REVOKED,
     UpstreamBroke: Outcome.UPSTREAM_BROKE,
@@ -88,9 +90,9 @@ class MeteredStream:
         `keep_alive`: after how many seconds of silence the client is to get a sign of life, and the
         response starts without a first chunk.
         """
-        chunks = self._open(send, read)
-        self._chunks = chunks if keep_alive is None else Pump(chunks, keep_alive)
         try:
+            chunks = self._open(send, read)
+            self._chunks = chunks if keep_alive is None else Pump(chunks, keep_alive)
             self._first = self._read()
         except Silence:
             self._owes_sign_of_life = True

@@ -1,0 +1,98 @@
+"""The watcher, driven by hand: who left is broken off, and nobody else."""
+
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from gateway import hangup
+from gateway.errors import ClientLeft, GatewayBusy
+from gateway.hangup import Watch, Watcher
+
+pytestmark = pytest.mark.skipif(not hasattr(hangup.select, "epoll"), reason="needs epoll")
+
+
+@pytest.fixture
+def watcher() -> Watcher:
+    """A watcher whose thread is this test."""
+    found = Watcher()
+    found._thread = threading.current_thread()
+    return found
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client's end of a connection, and ours."""
+    client, ours = socket.socketpair()
+    with client, ours:
+        yield client, ours
+
+
+class Between:
+    """An epoll after whose poll something happens, before anybody looks at what it returned."""
+
+    def __init__(self, epoll: Any, happen: Callable[[], None]) -> None:
+        self._epoll, self._happen = epoll, happen
+
+    def poll(self, seconds: float) -> list[tuple[int, int]]:
+        events: list[tuple[int, int]] = self._epoll.poll(seconds)
+        self._happen()
+        return events
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._epoll, name)
+
+
+def test_who_left_is_broken_off_and_who_stays_is_not(
+    watcher: Watcher, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    client, ours = pair
+    stays, staying = socket.socketpair()
+    with stays, staying:
+        left, other = Watch(ours), Watch(staying)
+        watcher.add(left)
+        watcher.add(other)
+
+        client.close()
+        watcher._look()
+
+    assert (left.cut, other.cut) == (ClientLeft, None)
+
+
+def test_what_cannot_be_watched_leaves_nothing_behind(
+    watcher: Watcher, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    _client, ours = pair
+    first, second = Watch(ours), Watch(ours)
+    watcher.add(first)
+
+    with pytest.raises(FileExistsError):
+        watcher.add(second)
+    watcher.remove(second)
+
+    assert watcher.running() == [first] and watcher._by_fd == {ours.fileno(): first}
+
+
+def test_a_watcher_that_could_not_start_starts_with_the_next_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watcher = Watcher()
+
+    def no_thread(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        with pytest.raises(GatewayBusy):
+            watcher.add(Watch(None))
+    assert watcher.running() == []
+
+    started: list[str] = []
+    monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name))
+    watcher.add(Watch(None))
+    watcher.add(Watch(None))
+    assert started == ["hangup"]
