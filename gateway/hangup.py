@@ -157,11 +157,13 @@ class Watcher:
             return []
         events = self._epoll.poll(TICK)
         with self._lock:
-            gone = [self._by_fd[fd] for fd, _event in events if fd in self._by_fd]
-            for fd, _event in events:
+            # Asked again under the lock: by now the number may be another connection's.
+            gone = [fd for fd, _event in events if fd in self._by_fd and _has_hung_up(fd)]
+            left = [self._by_fd[fd] for fd in gone]
+            for fd in gone:
                 # A hang-up is reported for ever; once is enough.
                 self._forget(fd)
-        return gone
+        return left
 
     def running(self) -> list[Watch]:
         """Return the requests in flight whose answers were not broken off."""

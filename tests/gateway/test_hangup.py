@@ -63,6 +63,34 @@ def test_who_left_is_broken_off_and_who_stays_is_not(
     assert (left.cut, other.cut) == (ClientLeft, None)
 
 
+def test_a_connection_is_not_taken_for_an_earlier_one_with_its_number(
+    watcher: Watcher, pair: tuple[socket.socket, socket.socket]
+) -> None:
+    """The first leaves, and its number goes to another before the watcher looks whose it was."""
+    first_client, first = pair
+    second_client, second = socket.socketpair()
+    number = first.fileno()
+    watches = [Watch(first)]
+    watcher.add(watches[0])
+
+    def number_is_given_away() -> None:
+        if len(watches) == 1:
+            watcher.remove(watches[0])
+            os.dup2(second.fileno(), number)
+            watches.append(Watch(first))
+            watcher.add(watches[1])
+
+    watcher._epoll = Between(watcher._epoll, number_is_given_away)  # type: ignore[assignment]
+    first_client.close()
+    with closing(second):
+        watcher._look()
+        assert watches[1].cut is None
+
+    second_client.close()
+    watcher._look()
+    assert watches[1].cut is ClientLeft, "the second is not watched any more"
+
+
 def test_what_cannot_be_watched_leaves_nothing_behind(
     watcher: Watcher, pair: tuple[socket.socket, socket.socket]
 ) -> None:
