@@ -162,7 +162,7 @@ class MeteredStream:
             # The model server ignores the limit it was given; the hold covers no more.
             return cut_short(chunk)
         self._tally.add(chunk)
-        self._meter.progress(self._tally.produced)
+        self._meter.progress(self._tally.written)
         return chunk
 
     def _finish(self, last: Chunk) -> Receipt | None:

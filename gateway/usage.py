@@ -38,16 +38,20 @@ class Tally:
         self.produced += chunk.carries_output
 
     @property
+    def written(self) -> int:
+        """Return what was produced, as far as it was allowed: the hold covers no more."""
+        return min(self.produced, self.completion_bound)
+
+    @property
     def is_full(self) -> bool:
         """Tell whether more was produced than was allowed, beyond a parser's odd split."""
         return self.produced >= self.completion_bound + SLACK
 
     def partial(self) -> Usage:
         """Return the usage of an answer that ended early."""
-        written = min(self.produced, self.completion_bound)
         if not self.started:
             return Usage(source=CountSource.COUNTED, started=False)
-        return Usage(self.prompt_estimate, written, CountSource.COUNTED, started=True)
+        return Usage(self.prompt_estimate, self.written, CountSource.COUNTED, started=True)
 
     def final(self, last: Chunk) -> Usage:
         """Return the usage of a whole answer: upstream's counts, ours where they are missing.
@@ -61,7 +65,7 @@ class Tally:
         source = CountSource.UPSTREAM
         if written is None or written > self.completion_bound:
             source = CountSource.COUNTED
-            written = min(self.produced if written is None else written, self.completion_bound)
+            written = self.written if written is None else self.completion_bound
         if prompt is None:
             source, prompt = CountSource.ESTIMATED, self.prompt_estimate
         return Usage(prompt, written, source, started=True)

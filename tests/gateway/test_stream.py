@@ -86,3 +86,11 @@ def test_an_answer_without_a_thread_to_read_it_is_settled_and_let_go(
 
     assert meter.closed == [(Usage(), Outcome.GATEWAY_FAILED)]
     assert watch not in watcher.running()
+
+
+def test_what_is_noted_for_a_crash_is_never_more_than_was_held(watch: Watch) -> None:
+    meter = Notebook()
+
+    list(begun(meter, watch, Lines(*[PIECE] * (SLACK + 6)), bound=4))
+
+    assert meter.noted[:4] == [1, 2, 3, 4] and set(meter.noted[4:]) == {4}
