@@ -1,5 +1,6 @@
-"""What a person fills in to add an account or to issue a key."""
+"""What a person fills in to log in, to add an account or to issue a key."""
 
+import math
 import re
 from datetime import timedelta
 from typing import Any
@@ -7,9 +8,11 @@ from uuid import uuid4
 
 from django import forms
 from django.contrib import admin
+from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.admin.widgets import AdminTextInputWidget, AutocompleteSelect
 from django.contrib.auth.models import User
 
+from accounts import login_guard
 from accounts.models import CUSTOMER_SCOPES, Account, ApiKey, Membership, Scope
 
 NEVER = "never"
@@ -19,6 +22,26 @@ LIFETIMES = [
     ("365", "in one year"),
     (NEVER, "never"),
 ]
+
+
+class LoginForm(AdminAuthenticationForm):
+    """The admin's own, which lets a name be guessed at only so often."""
+
+    def clean(self) -> dict[str, Any]:
+        name = self.cleaned_data.get("username")
+        if name is None or self.request is None or not self.cleaned_data.get("password"):
+            return super().clean()
+        address = self.request.META.get("REMOTE_ADDR", "")
+        if wait := login_guard.ask(name, address):
+            raise forms.ValidationError(f"Too many attempts. Wait {spelled(wait)}, then try again.")
+        cleaned = super().clean()
+        login_guard.succeeded(name, address)
+        return cleaned
+
+
+def spelled(wait: timedelta) -> str:
+    seconds = math.ceil(wait.total_seconds())
+    return f"{seconds} seconds" if seconds < 120 else f"{math.ceil(seconds / 60)} minutes"
 
 
 class AccountForm(forms.Form):

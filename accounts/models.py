@@ -68,6 +68,23 @@ class Membership(models.Model):
         return f"{self.user} ({self.role}) in {self.account}"
 
 
+class LoginCount(models.Model):
+    """Wrong passwords for one name, from one address or from everywhere (`login_guard.py`)."""
+
+    whose = models.CharField(max_length=64, unique=True)
+    wrong = models.IntegerField(default=0)
+    # Somebody of this name has logged in from this address.
+    known = models.BooleanField(default=False)
+    wait_until = models.DateTimeField()
+    last_at = models.DateTimeField()
+
+    class Meta:
+        indexes = [models.Index(fields=["known", "last_at"], name="logins_by_age")]
+
+    def __str__(self) -> str:
+        return f"{self.wrong} wrong"
+
+
 class ApiKey(AbstractAuthToken):
     """A credential of an account: knox's token, with an identity that outlives its secret.
 

@@ -4,6 +4,7 @@ from django.contrib import admin
 
 from accounts.admin.accounts import AccountAdmin
 from accounts.admin.keys import ApiKeyAdmin
+from accounts.forms import LoginForm
 
 __all__ = ["AccountAdmin", "ApiKeyAdmin"]
 
@@ -12,3 +13,4 @@ admin.site.site_title = "Ollama Gateway"
 admin.site.index_title = "Back office"
 # The gateway's own root speaks to programs; there is no site to view.
 admin.site.site_url = None
+admin.site.login_form = LoginForm

@@ -28,6 +28,20 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='LoginCount',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('whose', models.CharField(max_length=64, unique=True)),
+                ('wrong', models.IntegerField(default=0)),
+                ('known', models.BooleanField(default=False)),
+                ('wait_until', models.DateTimeField()),
+                ('last_at', models.DateTimeField()),
+            ],
+            options={
+                'indexes': [models.Index(fields=['known', 'last_at'], name='logins_by_age')],
+            },
+        ),
+        migrations.CreateModel(
             name='ApiKey',
             fields=[
                 ('created', models.DateTimeField(auto_now_add=True)),

@@ -1,0 +1,82 @@
+"""How often a name may be guessed at: counted in the database, for all processes together.
+
+A name is counted from each address, and with more patience from everywhere. Whoever is made to
+wait is told so before any password is looked at, so guessing costs this gateway nothing and tells
+nothing: names that nobody has are counted all the same. Another name is never made to wait, and an
+address that a name has logged in from is not made to wait for what others do elsewhere.
+"""
+
+import logging
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.utils import timezone
+from django.utils.crypto import salted_hmac
+
+from accounts.models import LoginCount
+
+logger = logging.getLogger(__name__)
+
+# Wrong passwords for a name before it has to wait: from one address, and from all.
+FREE, FREE_FROM_ANYWHERE = 5, 50
+# Each further one waits twice as long as the one before, up to this.
+LONGEST = timedelta(minutes=15)
+# A count is forgotten when nobody tried for this long; an older one too when there are too many.
+KEPT, MOST_ROWS = timedelta(days=1), 10_000
+
+
+def ask(name: str, address: str) -> timedelta | None:
+    """Count an attempt to log in; or return how long it has to wait, and count nothing.
+
+    Counted before the password is looked at: of many at once, no more than are free get that far.
+    """
+    now = timezone.now()
+    _forget(now)
+    with transaction.atomic():
+        here, anywhere = _locked(name, address), _locked(name)
+        until = here.wait_until if here.known else max(here.wait_until, anywhere.wait_until)
+        if until > now:
+            return until - now
+        _count(here, FREE, now)
+        _count(anywhere, FREE_FROM_ANYWHERE, now)
+    if here.wait_until > now:
+        logger.warning("Logins from %s have to wait: too many wrong passwords.", address)
+    return None
+
+
+@transaction.atomic
+def succeeded(name: str, address: str) -> None:
+    """Take an attempt back: its password was right."""
+    here, anywhere = _locked(name, address), _locked(name)
+    here.known, here.wrong, here.wait_until = True, 0, timezone.now()
+    anywhere.wrong -= 1
+    for count in (here, anywhere):
+        count.save()
+
+
+def _locked(*whose: str) -> LoginCount:
+    """Return a name's count, locked. Hashed: people type passwords where the name belongs."""
+    digest = salted_hmac("accounts.login_guard", "\n".join(whose), algorithm="sha256").hexdigest()
+    now = timezone.now()
+    fresh = {"wait_until": now, "last_at": now}
+    return LoginCount.objects.select_for_update().get_or_create(whose=digest, defaults=fresh)[0]
+
+
+def _count(count: LoginCount, free: int, now: datetime) -> None:
+    count.wrong += 1
+    if count.wrong > free:
+        count.wait_until = now + min(timedelta(seconds=2 ** min(count.wrong - free, 20)), LONGEST)
+    count.last_at = now
+    count.save()
+
+
+@transaction.atomic
+def _forget(now: datetime) -> None:
+    """Keep the table small, however many names are tried."""
+    strangers = LoginCount.objects.filter(known=False)
+    newest = strangers.order_by("-last_at").values_list("last_at", flat=True)
+    too_many = newest[MOST_ROWS : MOST_ROWS + 1]
+    old = strangers.filter(last_at__lte=max([now - KEPT, *too_many]))
+    # What is locked is in use: waiting for it here could be waiting in a circle.
+    stale = old.select_for_update(skip_locked=True).values_list("pk", flat=True)[:1000]
+    LoginCount.objects.filter(pk__in=list(stale)).delete()
