@@ -2,11 +2,15 @@
 
 The promises kept here:
 - The first chunk is there before the response starts, so what fails early fails with a status.
+  A client that is to get signs of life is answered after one such time without a chunk.
 - The bill is settled before the last chunk is handed on: a client that saw the end has been
   billed, durably.
-- However the answer ends, `_settle` runs once: at the last chunk, at a fault, or in `close`, which
-  the server calls when it can no longer write. A generator's `finally` would not do: it never
-  runs for a generator that was never started.
+- However the answer ends, `_end` runs once: at the last chunk, at a fault, or in `close`, which
+  the server calls when the response is over, written or not. A generator's `finally` would not
+  do: it never runs for a generator that was never started.
+
+An answer belongs to one thread. Others only break off its connection, through its Watch, and this
+one's next read raises why.
 """
 
 import logging
@@ -29,7 +33,7 @@ from gateway.errors import (
     UpstreamStalled,
 )
 from gateway.hangup import Watch
-from gateway.metering import Meter, Outcome, Receipt
+from gateway.metering import Meter, Outcome, Receipt, Usage
 from gateway.pump import Pump, Silence
 from gateway.upstream import Answer
 from gateway.usage import Tally
@@ -45,6 +49,15 @@ OUTCOMES: dict[type[GatewayError], Outcome] = {
     UpstreamBroke: Outcome.UPSTREAM_BROKE,
     UpstreamStalled: Outcome.UPSTREAM_STALLED,
 }
+
+
+def _outcome_of(error: Exception, *, started: bool) -> Outcome:
+    """Return how an answer ended that raised this: whatever else the model server says refuses an
+    answer before its first chunk and breaks it off after, and what is no error of ours is a bug."""
+    if not isinstance(error, GatewayError):
+        return Outcome.GATEWAY_FAILED
+    otherwise = Outcome.UPSTREAM_BROKE if started else Outcome.UPSTREAM_REFUSED
+    return OUTCOMES.get(type(error), otherwise)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +88,9 @@ class MeteredStream:
             settings.UPSTREAM_SILENCE_SECONDS, settings.UPSTREAM_TOTAL_SECONDS
         )
         self._chunks: Generator[Chunk, None, None] | Pump = _nothing()
+        # Read by `begin`, not yet counted: nothing of it has been handed on.
         self._first: Chunk | None = None
-        self._settled = False
+        self._ended = False
         self._owes_sign_of_life = False
 
     def begin(
@@ -93,7 +107,7 @@ class MeteredStream:
         try:
             chunks = self._open(send, read)
             self._chunks = chunks if keep_alive is None else Pump(chunks, keep_alive)
-            self._first = self._read()
+            self._first = self._take()
         except Silence:
             self._owes_sign_of_life = True
         except Exception as error:
@@ -117,7 +131,7 @@ class MeteredStream:
         return self
 
     def __next__(self) -> bytes:
-        if self._settled:
+        if self._ended:
             raise StopIteration
         if self._owes_sign_of_life:
             self._owes_sign_of_life = False
@@ -144,11 +158,13 @@ class MeteredStream:
             raise
 
     def close(self) -> None:
-        """Let go of both connections; whatever was not settled ended because the client left."""
+        """Let go of both connections; what has not ended by now ends because the client left."""
         self._settle(Outcome.CLIENT_LEFT)
 
-    def _read(self) -> Chunk:
-        """Return the next chunk; raise UpstreamBroke where the lines end without a last one."""
+    # --- Chunks -----------------------------------------------------------------------------------
+
+    def _take(self) -> Chunk:
+        """Return the next chunk; raise UpstreamBroke where they end without a last one."""
         first, self._first = self._first, None
         chunk = first or next(self._chunks, None)
         if chunk is None:
@@ -157,7 +173,7 @@ class MeteredStream:
 
     def _next_chunk(self) -> Chunk:
         """Return the next chunk, counted."""
-        chunk = self._read()
+        chunk = self._take()
         if self._tally.is_full and chunk.carries_output and not chunk.done:
             # The model server ignores the limit it was given; the hold covers no more.
             return cut_short(chunk)
@@ -165,35 +181,45 @@ class MeteredStream:
         self._meter.progress(self._tally.written)
         return chunk
 
+    # --- The end ----------------------------------------------------------------------------------
+
     def _finish(self, last: Chunk) -> Receipt | None:
-        self._settled = True
-        receipt = self._meter.close(self._tally.final(last), Outcome.COMPLETE)
-        self._let_go()
-        return receipt
+        return self._end(self._tally.final(last), Outcome.COMPLETE)
 
     def _fail(self, error: Exception) -> GatewayError:
         """Settle an answer that broke, and return what the client is told."""
-        if not isinstance(error, GatewayError):
-            logger.error("The relay failed", exc_info=error)
-            self._settle(Outcome.GATEWAY_FAILED)
-            return GatewayError()
-        early = not self._tally.started
-        otherwise = Outcome.UPSTREAM_REFUSED if early else Outcome.UPSTREAM_BROKE
-        self._settle(OUTCOMES.get(type(error), otherwise))
-        return error
+        self._settle(_outcome_of(error, started=self._tally.started))
+        if isinstance(error, GatewayError):
+            return error
+        logger.error("The relay failed", exc_info=error)
+        return GatewayError()
 
     def _settle(self, outcome: Outcome) -> None:
-        if self._settled:
-            return
-        self._settled = True
-        self._let_go()
-        self._meter.close(self._tally.partial(), outcome)
+        self._end(self._tally.partial(), outcome)
+
+    def _end(self, usage: Usage, outcome: Outcome) -> Receipt | None:
+        """The only place that closes the meter; `_ended` lets it run once, so the first end stands.
+
+        The connections first: the model stops before the database is asked, which may take seconds.
+        A whole answer has no more need of them either.
+        """
+        if self._ended:
+            return None
+        self._ended = True
+        try:
+            self._let_go()
+        except Exception:
+            logger.exception("A connection was not let go of in good order")
+        finally:
+            receipt = self._meter.close(usage, outcome)
+        return receipt
 
     def _let_go(self) -> None:
         if isinstance(self._chunks, Pump):
-            # Its thread may be in a read, from which only this frees it.
+            # Its thread may be in a read, from which only this frees it. Harmless after a whole
+            # answer too: its last chunk is here, and nobody asks the Watch why it was cut any more.
             self._watch.break_off(ClientLeft)
-        # The watch first: it must not break off a connection that is being closed in good order.
+        # The Watch before the answer: it must not break off what is being closed in good order.
         self._watch.end()
         self._chunks.close()
 

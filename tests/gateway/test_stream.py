@@ -94,3 +94,45 @@ def test_what_is_noted_for_a_crash_is_never_more_than_was_held(watch: Watch) -> 
     list(begun(meter, watch, Lines(*[PIECE] * (SLACK + 6)), bound=4))
 
     assert meter.noted[:4] == [1, 2, 3, 4] and set(meter.noted[4:]) == {4}
+
+
+def test_the_model_server_is_let_go_of_before_the_meter_is_asked(watch: Watch) -> None:
+    answer = Lines(PIECE, LAST)
+    seen: list[tuple[bool, bool]] = []
+
+    class Asking(Notebook):
+        def close(self, usage: Usage, outcome: Outcome) -> Receipt | None:
+            seen.append((answer.open, watch in watcher.running()))
+            return super().close(usage, outcome)
+
+    meter = Asking()
+    list(begun(meter, watch, answer))
+
+    assert seen == [(False, False)] and meter.closed[0][1] is Outcome.COMPLETE
+
+
+def test_a_fault_in_letting_go_does_not_keep_the_meter_open(
+    watch: Watch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_answer: Lines) -> None:
+        raise OSError("a connection that cannot be closed")
+
+    monkeypatch.setattr(Lines, "close", fail)
+    meter = Notebook()
+
+    *_, last = begun(meter, watch, Lines(PIECE, LAST))
+
+    assert b'"done":true' in last
+    assert [outcome for _usage, outcome in meter.closed] == [Outcome.COMPLETE]
+
+
+def test_whatever_comes_after_the_end_closes_no_meter_again(watch: Watch) -> None:
+    meter = Notebook()
+    answer = begun(meter, watch, Lines(PIECE))
+
+    assert b"upstream_broke" in list(answer)[-1]
+    answer.close()
+    answer.close()
+
+    assert [outcome for _usage, outcome in meter.closed] == [Outcome.UPSTREAM_BROKE]
+    assert list(answer) == []
