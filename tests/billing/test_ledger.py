@@ -351,36 +351,3 @@ def test_a_row_whose_cost_is_not_tokens_times_prices_cannot_be_written(
 
     with pytest.raises(DatabaseError), transaction.atomic():
         row.save(force_insert=True)
-
-
-# --- Reconciliation ------------------------------------------------------------------------------
-
-TAMPERINGS = {
-    "held amounts": "UPDATE billing_budget SET held = held + 1",
-    "spent amounts": "UPDATE billing_budget SET spent = spent + 1",
-    "wallets": 'UPDATE billing_budget SET "limit" = "limit" + 1',
-    "the roll-up": "UPDATE billing_usagedaily SET prompt_tokens = prompt_tokens + 1",
-    "every ended hold": "UPDATE billing_hold SET state = 'open'",
-}
-
-
-@pytest.mark.parametrize("name", TAMPERINGS)
-def test_reconcile_names_what_somebody_changed(
-    alice: Caller, priced: ModelPrice, name: str
-) -> None:
-    finish(reserve(alice, priced))
-    with connection.cursor() as cursor:
-        cursor.execute(TAMPERINGS[name])
-
-    found = {check.name for check, differences in reconciliation.differences() if differences}
-
-    assert any(check.startswith(name) for check in found)
-
-
-def test_reconcile_finds_a_missing_and_a_surplus_line_of_the_roll_up(
-    alice: Caller, priced: ModelPrice
-) -> None:
-    finish(reserve(alice, priced))
-    UsageDaily.objects.update(model="other:latest")
-
-    assert len(list(reconciliation.rollup_is_usage())) == 2

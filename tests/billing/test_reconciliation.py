@@ -1,0 +1,180 @@
+"""`reconcile` finds whatever somebody changed behind the ledger's back, and names it.
+
+The database refuses most of these changes; here somebody has lifted its guards first.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from accounts import keys
+from billing import append_only, ledger, reconciliation, statements
+from billing.models import Budget, ModelPrice, TokenUsage
+from billing.money import to_pico
+from tests.billing.test_ledger import books_balance, finish, reserve
+from tests.conftest import Caller
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def books(alice: Caller, priced: ModelPrice) -> None:
+    """Every kind of budget, an answer that is billed, one that runs."""
+    for unit in (Budget.Unit.MONEY, Budget.Unit.TOKENS):
+        for key in (None, alice.key):
+            month = Budget.Window.MONTH
+            opened = ledger.open_budget(alice.account, unit, month, key=key, now=NOW)
+            ledger.set_limit(opened, 10**9)
+    finish(reserve(alice, priced, now=NOW), now=NOW)
+    reserve(alice, priced, now=NOW)
+    assert books_balance()
+
+
+@pytest.fixture
+def unguarded(books: None) -> Iterator[None]:
+    """The database without its triggers and its checks, until the test's transaction ends."""
+    connection.check_constraints()  # PostgreSQL alters no table with keys still to be checked.
+    append_only.unprotect(connection.schema_editor(atomic=False))  # In the test's transaction.
+    with unchecked():
+        yield
+
+
+@contextlib.contextmanager
+def unchecked() -> Iterator[None]:
+    if connection.vendor == "sqlite":
+        sql("PRAGMA ignore_check_constraints = ON")
+        yield
+        sql("PRAGMA ignore_check_constraints = OFF")
+        return
+    for name in ("cost_follows_from_row", "usage_not_negative"):
+        sql(f"ALTER TABLE token_usages DROP CONSTRAINT {name}")
+    yield
+
+
+def sql(statement: str) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(statement)
+
+
+def broken() -> dict[str, list[str]]:
+    return {check.name: found for check, found in reconciliation.differences() if found}
+
+
+BUDGET = "UPDATE billing_budget SET {column} = {column} + 1 WHERE unit = '{unit}' AND {rest}"
+KINDS = ["\"window\" = 'total'", "\"window\" = 'month'", "key_id IS NULL", "key_id IS NOT NULL"]
+ROLLED = ("requests", "unbilled", "prompt_tokens", "completion_tokens", "cost")
+
+TAMPERINGS = [
+    *[
+        (check, BUDGET.format(column=column, unit=unit, rest=kind))
+        for check, column in (("held amounts", "held"), ("spent amounts", "spent"))
+        for unit in ("money", "tokens")
+        for kind in KINDS
+        if (unit, kind) != ("tokens", KINDS[0])
+    ],
+    ("wallets", 'UPDATE billing_budget SET "limit" = "limit" + 1 WHERE "window" = \'total\''),
+    ("wallets", "DELETE FROM billing_entry"),
+    ("wallets", "UPDATE billing_entry SET amount = amount + 1"),
+    *[("the roll-up", f"UPDATE billing_usagedaily SET {name} = {name} + 1") for name in ROLLED],
+    ("the roll-up", "UPDATE billing_usagedaily SET model = 'other:latest'"),
+    ("the roll-up", "DELETE FROM billing_usagedaily"),
+    ("every cost", "UPDATE token_usages SET cost = cost + 1"),
+    ("every cost", "UPDATE token_usages SET completion_tokens = completion_tokens + 1"),
+    ("every cost", "UPDATE token_usages SET billed = FALSE"),
+    (
+        "every row has its price",
+        "UPDATE token_usages SET prompt_price = prompt_price + 1, cost = cost + prompt_tokens",
+    ),
+    ("every row has its price", "UPDATE token_usages SET model = 'other:latest'"),
+    ("every ended hold", "UPDATE billing_hold SET state = 'open'"),
+    ("every ended hold", "UPDATE billing_hold SET state = 'released' WHERE state = 'open'"),
+    ("every ended hold", "DELETE FROM token_usages"),
+    ("every row is what", "UPDATE token_usages SET operation = 'chat'"),
+    ("every row is what", "UPDATE billing_hold SET model = 'other:latest'"),
+]
+
+
+@pytest.mark.usefixtures("unguarded")
+@pytest.mark.parametrize(("check", "statement"), TAMPERINGS)
+def test_what_somebody_changed_is_found(check: str, statement: str) -> None:
+    sql(statement)
+
+    assert any(name.startswith(check) for name in broken())
+
+
+def test_every_check_is_shown_to_fail() -> None:
+    shown = {check for check, _statement in TAMPERINGS}
+
+    assert not [
+        check.name
+        for check in reconciliation.CHECKS
+        if not any(check.name.startswith(name) for name in shown)
+    ]
+
+
+@pytest.mark.usefixtures("unguarded")
+def test_a_difference_names_the_row(alice: Caller) -> None:
+    row = TokenUsage.objects.get()
+    sql("UPDATE token_usages SET cost = cost + 1")
+
+    assert str(row.request_id) in broken()["every cost is tokens times prices"][0]
+
+
+def test_a_missing_and_a_surplus_line_of_the_roll_up_are_two(books: None) -> None:
+    sql("UPDATE billing_usagedaily SET model = 'other:latest'")
+
+    assert len(list(reconciliation.rollup_is_usage())) == 2
+
+
+# --- What the books mean over time ---------------------------------------------------------------
+
+
+def test_sums_do_not_drift_beyond_what_a_float_can_hold(alice: Caller, priced: ModelPrice) -> None:
+    """2 ** 53 pico are 9007.20; the wallet adds whole numbers beyond that."""
+    ledger.set_limit(wallet := ledger.open_budget(alice.account, "tokens", "total"), 10**15)
+    Budget.objects.filter(pk=alice.wallet.pk).update(limit=to_pico("9000000"))
+    sizes = [10**9 * 3 + 1, 10**9 * 2 + 3, 7]
+    for size in sizes:
+        finish(reserve(alice, priced, prompt=0, completion=size), 0, size)
+
+    wallet.refresh_from_db()
+    assert wallet.spent == sum(sizes)
+    assert alice.wallet.spent == sum(sizes) * priced.rates.completion > 2**53
+
+
+def test_a_renamed_key_or_account_changes_no_row(alice: Caller, books: None) -> None:
+    before = list(TokenUsage.objects.values())
+
+    keys.rename(alice.key.pk, "another")
+    alice.account.name = "Another Ltd"
+    alice.account.save()
+
+    assert list(TokenUsage.objects.values()) == before
+
+
+@pytest.mark.parametrize("border", range(5))
+def test_the_totals_of_two_spans_are_the_total_of_both(
+    alice: Caller, priced: ModelPrice, border: int
+) -> None:
+    for day in range(5):
+        finish(reserve(alice, priced), 10 * day, day, now=NOW + timedelta(days=day))
+    first, last = NOW.date(), NOW.date() + timedelta(days=4)
+    cut = first + timedelta(days=border)
+
+    def total(*days: Any) -> statements.Totals:
+        return statements.total(statements.days_of(alice.account, *days))
+
+    parts, whole = (total(first, cut), total(cut + timedelta(days=1), last)), total(first, last)
+    for name in (*ROLLED, "total_tokens"):
+        assert sum(getattr(part, name) for part in parts) == getattr(whole, name)
+
+
+def test_an_answer_longer_than_its_hold_is_charged_whole(alice: Caller, priced: ModelPrice) -> None:
+    """A model that reads more than was foreseen: the wallet passes zero by that, and no more."""
+    finish(reserve(alice, priced, prompt=1, completion=1), 5000, 2)
+
+    assert alice.wallet.spent == to_pico("0.010008") and books_balance()
