@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -39,11 +39,22 @@ CARELESS = {"fsync": "off", "full_page_writes": "off"}
 
 
 class Postgres:
-    """Use as a context manager. `fsync=False` is quick and safe against all but a power cut."""
+    """Use as a context manager. `fsync=False` is quick and safe against all but a power cut.
 
-    def __init__(self, max_connections: int = 100, fsync: bool = False) -> None:
-        self._settings = SETTINGS | ({} if fsync else CARELESS)
+    `data`: a folder that is not there yet, where its data is to be; else in a folder of its own.
+    """
+
+    def __init__(
+        self,
+        max_connections: int = 100,
+        fsync: bool = False,
+        data: Path | None = None,
+        settings: Mapping[str, str] | None = None,
+    ) -> None:
+        self._settings = SETTINGS | ({} if fsync else CARELESS) | dict(settings or {})
         self._settings["max_connections"] = str(max_connections)
+        self._place = data
+        self._primary: Postgres | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
@@ -85,6 +96,12 @@ class Postgres:
             cursor = connection.execute(statement, values)
             return cursor.fetchall() if cursor.description else []
 
+    def replica(self) -> "Postgres":
+        """Another server, not started yet, that follows this one by streaming."""
+        made = Postgres(int(self._settings["max_connections"]))
+        made._primary = self
+        return made
+
     # --- The process ------------------------------------------------------------------------
 
     def log(self) -> str:
@@ -106,6 +123,16 @@ class Postgres:
             if self._process.poll() is None:
                 self._process.kill()
                 self._process.wait()
+
+    def crash(self) -> None:
+        """End it as a failing machine does: nothing more is written or sent."""
+        if self._process and self.is_up:
+            self._process.send_signal(signal.SIGQUIT)  # Its word for "immediate shutdown".
+            self._process.wait(STOP_TIMEOUT)
+
+    def promote(self) -> None:
+        """Make a replica the one that is written to."""
+        self.execute("SELECT pg_promote(true, 30)")
 
     def come_up(self) -> None:
         """Start it again, on the same port and the same data."""
@@ -133,9 +160,18 @@ class Postgres:
         """Where a program that came with the server is: pg_dump, pg_restore."""
         return self._programs / name
 
+    @property
+    def is_up(self) -> bool:
+        """Whether its process lives; whether it takes statements is another matter."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def _data(self) -> Path:
+        return self._place or self._home / "data"
+
     def _pids(self) -> list[int]:
         """The server's process and its children, one for each connection among them."""
-        if self._process is None or self._process.poll() is not None:
+        if self._process is None or not self.is_up:
             return []
         own = self._process.pid
         children = Path(f"/proc/{own}/task/{own}/children").read_text().split()
@@ -145,16 +181,19 @@ class Postgres:
         if os.geteuid() == 0:
             owner = pwd.getpwnam(UNPRIVILEGED)
             os.chown(self._home, owner.pw_uid, owner.pw_gid)
-        self._programs = _binaries(self._home)
-        self._initialise(self._programs, self._home / "data")
+        if self._primary is None:
+            self._programs = _binaries(self._home)
+            self._initialise(self._data)
+        else:
+            self._programs = self._primary._programs
+            self._follow(self._primary, self._data)
         self.port = _free_port()
         self._run()
 
     def _run(self) -> None:
-        data = self._home / "data"
         options = [f"--{name}={value}" for name, value in self._settings.items()]
         postgres = str(self._programs / "postgres")
-        command = [postgres, "-D", str(data), f"--port={self.port}", *options]
+        command = [postgres, "-D", str(self._data), f"--port={self.port}", *options]
         with (self._home / "log").open("ab") as log:
             # A session of its own, so that Ctrl-C in the terminal does not stop it before the
             # tests that use it.
@@ -163,13 +202,22 @@ class Postgres:
             )
         self._await()
 
-    def _initialise(self, binaries: Path, data: Path) -> None:
-        command = [str(binaries / "initdb"), "-D", str(data), "--username=postgres", "--auth=trust"]
+    def _initialise(self, data: Path) -> None:
+        initdb = str(self._programs / "initdb")
+        command = [initdb, "-D", str(data), "--username=postgres", "--auth=trust"]
         command += ["--encoding=UTF8", "--locale=C", "--locale-provider=builtin"]
         command += ["--builtin-locale=C.UTF-8", "--no-sync", "--no-instructions"]
         made = subprocess.run(command, capture_output=True, text=True, **_as_user(self._home))
         if made.returncode:
             raise RuntimeError(f"initdb failed:\n{made.stdout}\n{made.stderr}")
+
+    def _follow(self, primary: "Postgres", data: Path) -> None:
+        """Copy a running server, to replay whatever it writes from now on."""
+        command = [str(self._programs / "pg_basebackup"), "-D", str(data), "-d", primary.url()]
+        command += ["--write-recovery-conf", "--checkpoint=fast", "--no-sync"]
+        made = subprocess.run(command, capture_output=True, text=True, **_as_user(self._home))
+        if made.returncode:
+            raise RuntimeError(f"pg_basebackup failed:\n{made.stderr}")
 
     def _await(self) -> None:
         assert self._process
