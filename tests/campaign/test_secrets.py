@@ -15,7 +15,8 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.test import Client
 
-from tests.campaign.conftest import House, ask, started, ways
+from accounts.models import ApiKey
+from tests.campaign.conftest import House, ask, books_balance, started, ways
 from tests.conftest import Caller, new_caller, set_price
 from tests.fakes.script import Line, Raw, Reset, Stall, Status, error_line, reply, tokens
 from tests.servers.client import BROKEN
@@ -125,7 +126,10 @@ def test_no_error_and_no_log_tells_a_secret(house: House, alice: Caller) -> None
     assert not leaks(logs, alice)
 
 
-def test_no_page_of_the_back_office_shows_a_secret(house: House, alice: Caller) -> None:
+def test_no_page_of_the_back_office_shows_a_secret(
+    house: House, alice: Caller, settings: Any
+) -> None:
+    settings.SECRET_KEY = SECRET_KEY  # The gateway's; the pages are made in this process.
     house.ollama.answer(GENERATE, tokens([ANSWER]))
     ask(house, alice.secret, prompt=PROMPT)
     User.objects.create_superuser("olga", password=PASSWORD)
@@ -145,6 +149,31 @@ def test_no_page_of_the_back_office_shows_a_secret(house: House, alice: Caller) 
     assert len(seen) > 20 and any("usage" in page for page in seen)
 
 
+def test_no_row_of_the_database_holds_a_secret_or_a_prompt(house: House, alice: Caller) -> None:
+    """Every value of every table, as a dump of it would show: faults and good answers alike."""
+    provoke(house, alice)
+    house.ollama.answer(GENERATE, tokens([ANSWER]))
+    assert ask(house, alice.secret, prompt=PROMPT).looks_complete
+    books_balance()
+
+    tables = everything_written()
+
+    assert len(tables["token_usages"]) > 10 and len(tables) > 10
+    for name, rows in tables.items():
+        found = leaks("\n".join(rows), alice)
+        # A key is kept as its digest, by which it is found, in the one table of keys.
+        assert found in ([], ["digest"] if name == ApiKey._meta.db_table else []), (name, found)
+
+
+def everything_written() -> dict[str, list[str]]:
+    tables = {}
+    with connection.cursor() as cursor:
+        for name in connection.introspection.table_names(cursor):
+            cursor.execute(f"SELECT * FROM {connection.ops.quote_name(name)}")
+            tables[name] = [repr(row) for row in cursor.fetchall()]
+    return tables
+
+
 @pytest.mark.parametrize("path", ["/usage", "/usage/history", "/models", "/healthz", "/readyz"])
 def test_no_answer_of_the_api_tells_a_secret(house: House, alice: Caller, path: str) -> None:
     house.ollama.answer(GENERATE, tokens([ANSWER]))
@@ -161,6 +190,7 @@ BUGS = """
 from config.wsgi import application
 import billing.ledger, gateway.policy, gateway.stream
 def bug(*args, **kwargs):
+    open({fired!r}, "a").write("fired")
     raise {error}
 {place} = bug
 """
@@ -180,13 +210,16 @@ def test_a_traceback_shows_lines_of_code_and_no_values(
     if house.nginx:
         pytest.skip("nginx has no part in it")
     error = f"__import__('django.db', fromlist=['x']).{kind}" if "Operational" in kind else kind
-    (tmp_path / "buggy.py").write_text(BUGS.format(error=error, place=place))
+    fired = tmp_path / "fired"
+    bug = BUGS.format(error=error, place=place, fired=str(fired))
+    (tmp_path / "buggy.py").write_text(bug)
     house.ollama.answer(GENERATE, tokens([ANSWER]))
 
     with buggy(house, tmp_path) as broken:
         seen = ask(broken, alice.secret, prompt=PROMPT)
         log = broken.server.log()
 
+    assert fired.exists(), "the bug was never met, so nothing was proved"
     last = seen.lines[-1].decode()
     assert not leaks(last, alice, "a bug", "no database", "Traceback") or seen.looks_complete
     assert not leaks(log, alice)
