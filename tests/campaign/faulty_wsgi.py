@@ -4,6 +4,9 @@ FAULTS: names of places, separated by commas. FAULT_CHANCE: how likely each pass
 FAULT_LOG: a file to which each death writes its place first. FAULT_SEED: makes the chances the
 same again, as far as threads are.
 
+FAILS: `settle` makes each try to settle fail, FAIL_CHANCE of them, as if the database were away for
+that moment; the keeper's tries do not.
+
 The product has no hook for this: its functions are wrapped here.
 """
 
@@ -65,5 +68,23 @@ def _arm() -> None:
     _wrap(keeper, "settle_from_journal", keeper="in_replay")
 
 
+def _let_settling_fail(chance: float) -> None:
+    from django.db import OperationalError
+
+    from billing import ledger
+
+    honest = ledger.settle
+
+    def settle(*args: Any, **kwargs: Any) -> Any:
+        if not _in_keeper() and _dice.random() < chance:
+            raise OperationalError("away for a moment")
+        return honest(*args, **kwargs)
+
+    # Where the meter finds it.
+    setattr(ledger, "settle", settle)  # noqa: B010  # For mypy it is another function.
+
+
 if _armed:
     _arm()
+if os.environ.get("FAILS") == "settle":
+    _let_settling_fail(float(os.environ["FAIL_CHANCE"]))
