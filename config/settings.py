@@ -26,6 +26,8 @@ if BEHIND_TLS_PROXY:
 SESSION_COOKIE_SAMESITE = "Strict"
 SESSION_COOKIE_AGE = 8 * 60 * 60
 SECURE_REFERRER_POLICY = "same-origin"
+# Redirects to TLS, HSTS and what follows are the proxy's, or there is no TLS at all.
+SILENCED_SYSTEM_CHECKS = ["security.W004", "security.W008", "security.W012", "security.W016"]
 X_FRAME_OPTIONS = "DENY"
 
 # --- The house ------------------------------------------------------------------------------

@@ -1,11 +1,21 @@
 """Numbered system checks: settings of the gateway that cannot work stop the start."""
 
+import contextlib
+import ipaddress
+import re
+import socket
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.core import checks
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
+# Where clouds keep the secrets of a machine, besides the link-local 169.254.169.254.
+METADATA = {"fd00:ec2::254", "100.100.100.200"}
 
 POSITIVE = (
     "UPSTREAM_CONNECT_SECONDS",
@@ -43,11 +53,35 @@ def _upstream_problem(address: str) -> str | None:
         _port = parts.port
     except ValueError:
         return "is not an address"
+    if not address.isprintable() or " " in address:
+        return "must not hold blanks"
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return "must start with http:// or https:// and name a host"
-    if parts.username or parts.query or parts.fragment:
+    if "@" in parts.netloc or parts.query or parts.fragment:
         return "must not hold a user, a query or a fragment"
+    if not HOST.fullmatch(parts.hostname):
+        return "must name its host in plain letters"
+    at = literal(parts.hostname)
+    return None if at is None or is_of_the_house(at) else f"must not be {at}, which is not private"
+
+
+def literal(host: str) -> Address | None:
+    """Return the address that a host is, in any spelling a resolver takes; None for a name."""
+    with contextlib.suppress(OSError):
+        # Knows decimal, octal and hexadecimal numbers, too, and asks nobody.
+        return ipaddress.IPv4Address(socket.inet_aton(host.rstrip(".")))
+    with contextlib.suppress(ValueError):
+        address = ipaddress.IPv6Address(host)
+        return address.ipv4_mapped or address
     return None
+
+
+def is_of_the_house(at: Address) -> bool:
+    """Tell whether prompts that go there stay in the house, and are not for a cloud's metadata."""
+    if at.is_loopback:
+        return True
+    odd = at.is_unspecified or at.is_link_local or at.is_multicast or at.is_reserved
+    return not (at.is_global or odd or str(at) in METADATA)
 
 
 def check_limits(**_kwargs: Any) -> list[checks.CheckMessage]:
