@@ -1,0 +1,180 @@
+"""What must be true of every answer, and of everything the model server is asked."""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+from django.conf import settings
+
+from gateway.names import canonical
+from tests.fakes import behaviour
+from tests.fakes.ollama import FakeOllama, Received
+
+# --- Answers ----------------------------------------------------------------------------------
+
+# What an answer to anybody must not tell of how the gateway is made.
+INTERNALS = re.compile(
+    rb'Traceback|File "|site-packages|/work/|\b[A-Z]\w+(?:Error|Exception)\b|django|psycopg|sqlite'
+    rb"|urllib3|127\.0\.0\.1|OLLAMA_BASE|DATABASE_URL"
+)
+PAGES = ("/admin/", "/static/")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back; `whole` unless the client left in the middle of it."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+    whole: bool = True
+
+    def header(self, name: str) -> str:
+        return next((value for named, value in self.headers if named.lower() == name), "")
+
+
+def complaint(method: str, path: str, answer: Answer) -> str:
+    """Return what is wrong with an answer, or nothing; `path` is as the application read it."""
+    if answer.status >= 500:
+        return f"answered {answer.status}"
+    if any(set(value) & {"\r", "\n", "\0"} for _, value in answer.headers):
+        return "a header that breaks the protocol"
+    if not answer.header("x-request-id"):
+        return "no request id"
+    if path.startswith(PAGES):
+        return ""
+    if found := INTERNALS.search(answer.body) or secret_in(answer.body):
+        return f"tells of the inside: {found[0]!r}"
+    return "" if method == "HEAD" else wrong_body(path, answer)
+
+
+def secret_in(body: bytes) -> re.Match[bytes] | None:
+    return re.search(re.escape(settings.SECRET_KEY.encode()), body)
+
+
+def wrong_body(path: str, answer: Answer) -> str:
+    """Return what is wrong with the JSON of an answer: every address but the first gives it."""
+    kind = answer.header("content-type")
+    try:
+        if answer.status >= 400:
+            return wrong_error(strict(answer.body), kind)
+        if kind == "text/event-stream":
+            wrong_events(answer.body)
+        elif kind.startswith("application/") and answer.whole:
+            [strict(line) for line in answer.body.splitlines()]
+        elif answer.whole and answer.body and path != "/":
+            return f"an answer of type {kind}"
+    except ValueError as error:
+        return f"not JSON: {error}"
+    return ""
+
+
+def wrong_error(body: Any, kind: str) -> str:
+    shown = isinstance(body, dict) and body.get("error") and kind == "application/json"
+    return "" if shown else "an error in no family's shape"
+
+
+def wrong_events(body: bytes) -> None:
+    for line in body.splitlines():
+        if line.startswith(b"data: ") and line != b"data: [DONE]":
+            strict(line.removeprefix(b"data: "))
+
+
+def strict(text: bytes) -> Any:
+    """Read JSON as strict parsers do; raise ValueError for what is none."""
+    return json.loads(text.decode("utf-8"), parse_constant=no_constant, object_pairs_hook=unique)
+
+
+def no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
+# --- What the model server is asked -------------------------------------------------------------
+
+OFFERED = ("llama3:latest", "mistral:latest", "nomic-embed-text:latest")
+SHAPE = {"model", "stream", "format", "think", "truncate", "logprobs", "top_logprobs", "options"}
+# Every field that may go there, written down once more: the table in the gateway may be wrong.
+MAY_ASK: dict[tuple[str, str], set[str]] = {
+    ("POST", "/api/generate"): SHAPE | {"prompt", "suffix", "system", "images"},
+    ("POST", "/api/chat"): SHAPE | {"messages", "tools"},
+    ("POST", "/api/embed"): {"model", "input", "truncate", "dimensions", "options"},
+    ("POST", "/api/show"): {"model"},
+    ("POST", "/api/pull"): {"model", "stream"},
+    ("DELETE", "/api/delete"): {"model"},
+    ("GET", "/api/tags"): set(),
+    ("GET", "/api/ps"): set(),
+    ("GET", "/api/version"): set(),
+}
+OPTIONS = """num_predict temperature top_k top_p min_p typical_p repeat_last_n repeat_penalty
+    presence_penalty frequency_penalty seed stop""".split()  # noqa: SIM905
+MESSAGE = "role content thinking images tool_calls tool_name tool_call_id".split()  # noqa: SIM905
+HEADERS = {
+    *("host", "accept", "accept-encoding", "connection", "user-agent"),
+    *("content-type", "content-length"),
+}
+# What is the operator's to ask, by a key that may, of models that nobody has put a price on.
+OPERATORS = ("/api/show", "/api/pull", "/api/delete")
+
+
+class Witness:
+    """Looks at all that reaches a fake model server, and lets it answer as a real one would."""
+
+    def __init__(self, ollama: FakeOllama) -> None:
+        self.complaints: list[str] = []
+        self.asked: Counter[str] = Counter()
+        for path in behaviour.ROUTES:
+            ollama.answer(path, self.answer)
+
+    def answer(self, received: Received) -> behaviour.Script:
+        self.asked[received.path] += 1
+        if found := unexpected(received):
+            self.complaints.append(
+                f"{found}: {received.method} {received.target}: {received.body!r}"
+            )
+        # A copy of the models: one that is deleted stays for those who ask next.
+        return behaviour.answer(as_go_reads(received), list(behaviour.MODELS))
+
+
+def as_go_reads(received: Received) -> Received:
+    """Return a request without half surrogate pairs, which Go's parser replaces."""
+    if rb"\ud" in received.body:
+        text = json.dumps(json.loads(received.body), ensure_ascii=False)
+        received.body = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace").encode()
+    return received
+
+
+def unexpected(received: Received) -> str:
+    """Return what is wrong with a request to the model server, or nothing."""
+    fields = MAY_ASK.get((received.method, received.target))
+    if fields is None:
+        return "an address that is not on the list"
+    if extra := {name.lower() for name in received.headers} - HEADERS:
+        return f"headers {extra}"
+    try:
+        body = strict(received.body) if fields else {}
+    except ValueError as error:
+        return str(error)
+    return (
+        wrong_fields(body, fields) or (fields and wrong_model(received.path, body["model"])) or ""
+    )
+
+
+def wrong_fields(body: dict[str, Any], fields: set[str]) -> str:
+    messages: list[dict[str, Any]] = body.get("messages", [])
+    told = {name for message in messages for name in message}
+    extra = [set(body) - fields, set(body.get("options", {})) - {*OPTIONS}, told - {*MESSAGE}]
+    return f"fields {extra}" if any(extra) else ""
+
+
+def wrong_model(path: str, model: str) -> str:
+    known = canonical(model) == model if path in OPERATORS else model in OFFERED
+    return "" if known else f"the model {model!r}"
