@@ -6,8 +6,12 @@ flight in an epoll set, and when one hangs up it shuts the upstream connection d
 read in the request's own thread returns at once, and the model server stops. The same thread
 keeps the deadlines, since a read time-out bounds silence only, never the whole.
 
-Invariants: an upstream socket is shut down only while its Watch holds it (`_lock`), and a Watch
-holds it from before the answer's first byte until `end`. `end` never waits for the thread.
+Invariants:
+- An upstream socket is shut down only while its Watch holds it: from when it is connected, before
+  anything is sent on it, until `end`.
+- A client's number is looked up only while it is open and the client's: see `Watcher._by_fd`.
+- A Watch and the Watcher have a lock each, never taken one inside the other, and nobody who
+  holds one waits for a client or a server; so `end` never waits long for the thread.
 """
 
 import contextlib
@@ -30,7 +34,11 @@ TICK = 0.25
 
 class Watch:
     """One request in flight: whose it is, whether its client is still there, and until when it may
-    take. `cut` says why its answer was broken off, once it was."""
+    take. `cut` says why its answer was broken off, once it was.
+
+    It does nothing by itself. One that nobody added to the watcher, as for `upstream.fetch`,
+    notices neither a client nor a deadline; only their socket's time-out bounds those reads.
+    """
 
     def __init__(self, client: socket.socket | None, key_id: int | None = None) -> None:
         self.client_fd = -1 if client is None else client.fileno()
@@ -54,8 +62,8 @@ class Watch:
             if self.cut:
                 self._shut_down()
 
-    def silence(self, seconds: float) -> None:
-        """Bound how long the upstream connection may be silent between two reads."""
+    def bound_silence(self, seconds: float) -> None:
+        """Let a read of the upstream connection wait so long for its next bytes, and no longer."""
         with self._lock, contextlib.suppress(OSError):
             if self._upstream is not None:
                 self._upstream.settimeout(seconds)
@@ -67,12 +75,15 @@ class Watch:
             self._shut_down()
 
     def end(self) -> None:
-        """Let go of both connections. Call before the server closes the client's."""
+        """Let go of both connections; may be called again. Call before the server closes the
+        client's."""
         watcher.remove(self)
         with self._lock:
             self._upstream = None
 
     def _shut_down(self) -> None:
+        """With the lock held: free whoever reads or writes. On a socket that was closed meanwhile
+        it does nothing: a closed one has no number any more that could be another's."""
         with contextlib.suppress(OSError):
             if self._upstream is not None:
                 # Not SSLSocket.shutdown, which takes the TLS state away from under the reader.
@@ -84,7 +95,11 @@ class Watcher:
     it keeps deadlines only, and a leaving client is noticed at the next write."""
 
     def __init__(self) -> None:
+        # Every Watch in flight, by its id: it is looked after until `remove`.
         self._watches: dict[int, Watch] = {}
+        # Those whose client has not hung up. A number here is open and belongs to its Watch: the
+        # request's thread enters it, and removes it in `end` before the server may close it. Only
+        # an event that was read earlier may be about a former owner.
         self._by_fd: dict[int, Watch] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -109,6 +124,7 @@ class Watcher:
             self._watches[id(watch)] = watch
 
     def _start(self) -> None:
+        """With the lock held: start the thread, for the first Watch of the process."""
         if self._thread is not None:
             return
         thread = threading.Thread(target=self._run, name="hangup", daemon=True)
@@ -121,11 +137,13 @@ class Watcher:
         self._thread = thread
 
     def remove(self, watch: Watch) -> None:
+        """Look after a Watch no more, if anybody did."""
         with self._lock:
             if self._watches.pop(id(watch), None) is not None:
                 self._forget(watch.client_fd)
 
     def _forget(self, fd: int) -> None:
+        """With the lock held: listen to a client no more; nothing, if nobody does."""
         if self._by_fd.pop(fd, None) is not None and self._epoll is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(fd)
@@ -152,16 +170,17 @@ class Watcher:
             self._drained_at = now + settings.DRAIN_SECONDS
 
     def _hung_up(self) -> list[Watch]:
+        """Wait a TICK at most for clients to hang up; return each once."""
         if self._epoll is None:
             time.sleep(TICK)
             return []
         events = self._epoll.poll(TICK)
         with self._lock:
-            # Asked again under the lock: by now the number may be another connection's.
+            # Asked again under the lock: the event may be about a former owner of the number. Who
+            # has hung up is reported until it is forgotten, so nobody is missed.
             gone = [fd for fd, _event in events if fd in self._by_fd and _has_hung_up(fd)]
             left = [self._by_fd[fd] for fd in gone]
             for fd in gone:
-                # A hang-up is reported for ever; once is enough.
                 self._forget(fd)
         return left
 
@@ -174,8 +193,9 @@ class Watcher:
 watcher = Watcher()
 
 
-def watch(client: socket.socket | None, key_id: int | None = None) -> Watch:
-    """Return a Watch over a request's client socket, or over its deadlines alone without one.
+def watch_client(client: socket.socket | None, key_id: int | None = None) -> Watch:
+    """Return a Watch, looked after until its `end`, over a request's client and its deadlines; over
+    its deadlines alone without a client.
 
     A client that left while its request waited for a thread is known to have left at once, so that
     the model server is never asked.
@@ -188,6 +208,7 @@ def watch(client: socket.socket | None, key_id: int | None = None) -> Watch:
 
 
 def _has_hung_up(fd: int) -> bool:
+    """Tell whether a client is gone; asks the kernel and does not wait."""
     if fd < 0 or not hasattr(select, "POLLRDHUP"):
         return False
     poll = select.poll()

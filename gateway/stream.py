@@ -9,8 +9,8 @@ The promises kept here:
   the server calls when the response is over, written or not. A generator's `finally` would not
   do: it never runs for a generator that was never started.
 
-An answer belongs to one thread. Others only break off its connection, through its Watch, and this
-one's next read raises why.
+An answer belongs to the thread of its request; with a Pump, a second one reads its chunks. Any
+other breaks its connection off, through its Watch, and no more: the next read raises why.
 """
 
 import logging
@@ -121,7 +121,7 @@ class MeteredStream:
         try:
             for number, line in enumerate(answer.lines()):
                 if number == 0:
-                    self._watch.silence(self._patience.silence)
+                    self._watch.bound_silence(self._patience.silence)
                     self._watch.break_off_after(self._patience.total, AnswerTooLong)
                 yield read(line)
         finally:

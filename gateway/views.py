@@ -11,12 +11,13 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from accounts.models import ApiKey, Scope
-from gateway import hangup, policy, upstream
+from gateway import policy, upstream
 from gateway.bodies import read_object
 from gateway.catalogue import Shelf, canonical_name, shelf
 from gateway.dialects import OLLAMA, ollama
 from gateway.dialects.base import Dialect, Renderer
 from gateway.errors import ModelNotFound
+from gateway.hangup import Watch, watch_client
 from gateway.metering import Demand, Meter, NullMeter, Receipt, Usage
 from gateway.prompt import Operation, Prompt
 from gateway.rules import Limits
@@ -130,6 +131,6 @@ def request_id(request: Request) -> str:
     return str(getattr(request._request, "id", ""))
 
 
-def watch_of(request: Request) -> hangup.Watch:
+def watch_of(request: Request) -> Watch:
     """Watch the request's client; only gunicorn hands its socket over."""
-    return hangup.watch(request._request.META.get("gunicorn.socket"), key_of(request).pk)
+    return watch_client(request._request.META.get("gunicorn.socket"), key_of(request).pk)
