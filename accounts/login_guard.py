@@ -33,7 +33,7 @@ def ask(name: str, address: str) -> timedelta | None:
     now = timezone.now()
     _forget(now)
     with transaction.atomic():
-        here, anywhere = _locked(name, address), _locked(name)
+        here, anywhere = _locked(now, name, address), _locked(now, name)
         until = here.wait_until if here.known else max(here.wait_until, anywhere.wait_until)
         if until > now:
             return until - now
@@ -47,17 +47,17 @@ def ask(name: str, address: str) -> timedelta | None:
 @transaction.atomic
 def succeeded(name: str, address: str) -> None:
     """Take an attempt back: its password was right."""
-    here, anywhere = _locked(name, address), _locked(name)
-    here.known, here.wrong, here.wait_until = True, 0, timezone.now()
+    now = timezone.now()
+    here, anywhere = _locked(now, name, address), _locked(now, name)
+    here.known, here.wrong, here.wait_until = True, 0, now
     anywhere.wrong -= 1
     for count in (here, anywhere):
         count.save()
 
 
-def _locked(*whose: str) -> LoginCount:
+def _locked(now: datetime, *whose: str) -> LoginCount:
     """Return a name's count, locked. Hashed: people type passwords where the name belongs."""
     digest = salted_hmac("accounts.login_guard", "\n".join(whose), algorithm="sha256").hexdigest()
-    now = timezone.now()
     fresh = {"wait_until": now, "last_at": now}
     return LoginCount.objects.select_for_update().get_or_create(whose=digest, defaults=fresh)[0]
 
