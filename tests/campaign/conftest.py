@@ -9,15 +9,18 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from billing import reconciliation
 from billing.models import Hold, TokenUsage
+from tests.conftest import new_caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.proxy import Proxy
 from tests.flow.conftest import eventually, gateway_env
@@ -55,6 +58,10 @@ class House:
     url: str
     nginx: Nginx | None = None
 
+    @property
+    def way(self) -> str:
+        return "through nginx" if self.nginx else "direct"
+
     def client(self, timeout: float = 10.0, receive_buffer: int | None = None) -> RawClient:
         return RawClient(self.url, timeout, receive_buffer)
 
@@ -74,10 +81,20 @@ def started(behind_nginx: bool = False, **more: str) -> Iterator[House]:
 
 
 @pytest.fixture(scope="module")
-def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
-    """A gateway for all tests of a file."""
-    with started() as house:
+def running(request: Any, django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+    """A gateway for all tests of a file; see BOTH_WAYS."""
+    with started(behind_nginx=getattr(request, "param", False)) as house:
         yield house
+
+
+def ways() -> list[Any]:
+    """Parameters for a fixture that starts a gateway: the way to it, and whether nginx is on it."""
+    without = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+    return [pytest.param(False, id="direct"), pytest.param(True, id="nginx", marks=without)]
+
+
+# As a file's `pytestmark`: each of its tests runs straight to the gateway, and through nginx.
+BOTH_WAYS = pytest.mark.parametrize("running", ways(), indirect=True)
 
 
 @pytest.fixture
@@ -87,6 +104,13 @@ def house(running: House, transactional_db: None) -> Iterator[House]:
     yield running
     set_right(running)
     books_balance()
+
+
+@pytest.fixture
+def key(transactional_db: None) -> str:
+    """The key of a customer with credit, for a model with a price."""
+    set_price("llama3", "0.002", "0.004")
+    return new_caller("Alice").secret
 
 
 def set_right(house: House) -> None:
@@ -147,12 +171,18 @@ def _is_last(line: bytes) -> bool:
 
 
 def ask(
-    house: House, key: str, path: str = "/api/generate", *, stream: bool = True, **fields: Any
+    house: House,
+    key: str,
+    path: str = "/api/generate",
+    *,
+    stream: bool = True,
+    timeout: float = 15,
+    **fields: Any,
 ) -> Seen:
     """Ask by a client of Ollama's family and read whatever comes, to its end."""
     body = {"model": "llama3", "prompt": "hello there", "stream": stream, **fields}
     began = time.monotonic()
-    with house.client(timeout=15) as client:
+    with house.client(timeout) as client:
         client.post(path, body, key=key)
         return read(client, began)
 
@@ -168,10 +198,40 @@ def read(client: RawClient, began: float) -> Seen:
     return Seen(head.status, head.headers, body, ended_properly, time.monotonic() - began)
 
 
+def is_error(seen: Seen, status: int, code: str) -> bool:
+    return (seen.status, seen.error["code"], seen.looks_complete) == (status, code, False)
+
+
+def is_broken_off(seen: Seen, code: str) -> bool:
+    """Tell whether a stream that had begun ended with an error in the band."""
+    return is_error(seen, 200, code) and seen.ended_properly
+
+
+def costs_nothing(*outcomes: str) -> bool:
+    row = the_row()
+    return (row.billed, row.cost) == (False, 0) and row.outcome in outcomes
+
+
+def nothing_happened(house: House) -> bool:
+    return house.ollama.requests == [] and not Hold.objects.exists()
+
+
 def the_row(seconds: float = 10.0) -> TokenUsage:
     """Return the only usage row, waiting for it."""
     eventually(TokenUsage.objects.exists, seconds)
     return TokenUsage.objects.get()
+
+
+def in_parallel(each: Iterable[Any], do: Callable[[Any], Any], seconds: float = 60.0) -> list[Any]:
+    """Do it with each at the same time; what came of it, in the order in which it came."""
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda one=one: found.append(do(one))) for one in each]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(seconds)
+    assert len(found) == len(threads)
+    return found
 
 
 def figure(text: str) -> None:
@@ -195,10 +255,16 @@ def open_files(pid: int) -> int:
     return len(os.listdir(f"/proc/{pid}/fd"))
 
 
-def ways() -> list[Any]:
-    """Parameters for a fixture that starts a gateway: the way to it, and whether nginx is on it."""
-    without = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-    return [pytest.param(False, id="direct"), pytest.param(True, id="nginx", marks=without)]
+@contextlib.contextmanager
+def growing_less_than(megabytes: float, house: House, what: str) -> Iterator[None]:
+    """No worker ever holds so much more than before, not even for a moment."""
+    before = {pid: resident_mb(pid) for pid in house.server.worker_pids()}
+    for pid in before:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # Forget the peak.
+    yield
+    growth = max(_status(pid, "VmHWM:") / 1024 - held for pid, held in before.items())
+    figure(f"{what}, {house.way}: {growth:+.1f} MB at the peak")
+    assert growth < megabytes
 
 
 def _status(pid: int, name: str) -> float:
