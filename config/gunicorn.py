@@ -37,6 +37,11 @@ worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 accesslog = "-" if os.environ.get("ACCESS_LOG", "1") == "1" else None
 access_log_format = '%(t)s "%(m)s %(U)s" %(s)s %(B)s %(L)ss %({x-request-id}o)s'
 
+# How much of an answer may wait in the kernel for a slow client, beyond what is on its way. Left to
+# itself the kernel lets megabytes wait, and wakes a writer only when a third of them is gone: who
+# reads steadily would seem to read nothing for CLIENT_SECONDS, and be cut.
+UNSENT_BYTES = 16_384
+
 # Each answer needs two files, its client's connection and the model server's; the usual limit of
 # 1,024 would be met before the threads are, and gunicorn's worker does not survive meeting it.
 OPEN_FILES = 65_536
@@ -63,6 +68,7 @@ def post_fork(server: Any, worker: Any) -> None:
     for listener in worker.sockets:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             listener.sock.setsockopt(socket.SOL_SOCKET, option, limit)
+        listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 def allow_open_files() -> None:

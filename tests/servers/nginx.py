@@ -85,7 +85,7 @@ class Nginx:
     def _adapted(self, text: str) -> str:
         """The recommended file with this test's addresses, paths and patience."""
         text = _swap(text, "server 127.0.0.1:8000;", f"server 127.0.0.1:{self._gateway};")
-        text = _swap(text, "listen 80;", f"listen 127.0.0.1:{self.port};")
+        text = _swap(text, "listen 80 ", f"listen 127.0.0.1:{self.port} ")
         text = _swap(text, "/var/log/nginx/gateway.log", f"{self._home}/access.log")
         for name in SHORTENED:
             text, found = re.subn(rf"\b{name} \d+s;", f"{name} {SHORT};", text)
