@@ -50,6 +50,7 @@ INSTALLED_APPS = [
 # Read top to bottom: this is the way of a request.
 MIDDLEWARE = [
     "gateway.middleware.request_id",
+    "gateway.middleware.content_policy",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "django.contrib.sessions.middleware.SessionMiddleware",

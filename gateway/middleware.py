@@ -1,4 +1,4 @@
-"""The outermost step: every answer carries the id of its request."""
+"""The outermost steps: every answer carries the id of its request, and what a browser may do."""
 
 import time
 from collections.abc import Callable
@@ -20,6 +20,28 @@ def request_id(get_response: GetResponse) -> GetResponse:
         response["x-request-id"] = str(request.id)  # type: ignore[attr-defined]
         if request.path.startswith("/v1/"):
             add_what_sdks_read(request.path, response, time.monotonic() - began)
+        return response
+
+    return middleware
+
+
+# The admin's scripts and styles are files of its own; what somebody wrote into a name never runs.
+ADMIN_POLICY = (
+    "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
+    "frame-ancestors 'none'"
+)
+# Answers are data: whatever a model wrote, a browser that shows it loads and runs nothing.
+DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+
+
+def content_policy(get_response: GetResponse) -> GetResponse:
+    """Tell browsers what the page may load and run."""
+
+    def middleware(request: HttpRequest) -> HttpResponseBase:
+        response = get_response(request)
+        found = request.resolver_match
+        in_admin = found is not None and found.app_name == "admin"
+        response["Content-Security-Policy"] = ADMIN_POLICY if in_admin else DATA_POLICY
         return response
 
     return middleware

@@ -1,0 +1,159 @@
+"""Whatever is written into a name, the pages of the back-office show it and never run it."""
+
+import html
+import re
+from datetime import timedelta
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import Group, User
+from django.test import Client
+from django.utils import timezone
+
+from accounts import keys
+from accounts.models import Account, Membership
+from billing import ledger
+from billing.models import Budget, Entry, Hold, ModelPrice, UsageDaily
+from gateway.metering import CountSource, Demand, Outcome, Usage
+from gateway.request_ids import new_request_id
+from tests.conftest import Caller
+from tests.fakes.ollama import FakeOllama
+
+KEYS = "/admin/accounts/apikey/"
+EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{7*7}}"
+
+
+class Page(HTMLParser):
+    """Collects what a page would run or load, other than files of our own."""
+
+    def __init__(self, answer: Any) -> None:
+        super().__init__()
+        self.foreign: list[Any] = []
+        self.feed(answer.content.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        runs = tag == "script" and "src" not in given and given.get("type") != "application/json"
+        handler = [name for name in given if name.startswith("on") or name == "style"]
+        link = given.get("src", "/") + given.get("href", "/")
+        loads = tag in ("script", "img", "link", "iframe") and not link.startswith(("/", "?"))
+        if runs or handler or loads or "javascript:" in link or tag in ("style", "base", "object"):
+            self.foreign.append((tag, given))
+
+
+@pytest.fixture
+def evil(db: None) -> Caller:
+    """A customer who puts a script wherever something can be put."""
+    owner = User.objects.create(username=EVIL[:150], email=EVIL, first_name=EVIL, is_staff=True)
+    Group.objects.create(name=EVIL)
+    account = Account.objects.create(name=EVIL)
+    Membership.objects.create(account=account, user=owner, role="owner")
+    for unit, window in (("money", "total"), ("tokens", "month")):
+        ledger.open_budget(account, Budget.Unit(unit), Budget.Window(window), now=timezone.now())
+    ledger.set_limit(Budget.objects.get(unit="tokens"), 1000)
+    key, secret = keys.issue(account, name=EVIL, allowed_models=[EVIL], scopes=[EVIL, "infer"])
+    ledger.post(account, "5", kind=Entry.Kind.GRANT, reason=EVIL, by=owner)
+    asked(Caller(key, secret), owner)
+    return Caller(key, secret)
+
+
+def asked(caller: Caller, by: User) -> None:
+    """Leave a hold, a usage row and a day of a model whose name nobody would believe."""
+    now = timezone.now()
+    price = ModelPrice.objects.create(
+        model=EVIL, effective_from=now, prompt_price=1, completion_price=1, created_by=by
+    )
+    demand = Demand(caller.account.pk, caller.key.pk, EVIL[:20], EVIL, 9, 9, 9)
+    for settled in (True, False):
+        lease = now + timedelta(seconds=30)
+        made = ledger.Reservation(new_request_id(), demand, price, EVIL, now, lease)
+        hold = ledger.hold(made)
+        if settled:
+            usage = Usage(1, 1, CountSource.UPSTREAM, started=True)
+            ledger.settle(hold.request_id, usage, outcome=Outcome.COMPLETE, billed=True, now=now)
+
+
+def crawl(browser: Client, *start: str) -> dict[str, Any]:
+    """Return every page of the back-office that links lead to, by address."""
+    waiting, found = ["/admin/", *start], {}
+    while waiting and len(found) < 150:
+        address = waiting.pop()
+        found[address] = browser.get(address)
+        if found[address].status_code == 200 and not found[address].streaming:
+            page = found[address].content.decode()
+            links = [html.unescape(link) for link in re.findall(r'href="(/admin/[^"#]*)"', page)]
+            waiting += [link for link in links if link not in {*found, *waiting, "/admin/logout/"}]
+    return found
+
+
+@pytest.fixture
+def pages(office: Client, evil: Caller, ollama: FakeOllama) -> dict[str, Any]:
+    hold = Hold.objects.latest("pk").pk
+    return crawl(office, f"/admin/billing/hold/{hold}/change/", "/admin/password_change/")
+
+
+def test_a_script_in_a_name_is_shown_and_never_run(pages: dict[str, Any]) -> None:
+    shown = [address for address, page in pages.items() if b"&lt;script&gt;" in page.content]
+
+    assert len(pages) > 30 and UsageDaily.objects.exists()
+    for part in ("account", "apikey", "modelprice", "entry", "budget", "hold", "tokenusage"):
+        assert [address for address in shown if f"/{part}/" in address], part
+    for address, page in pages.items():
+        assert page.status_code == 200, address
+        assert not Page(page).foreign, address
+        assert b"}49" not in page.content and b">49" not in page.content
+
+
+def test_nor_by_the_pages_that_answer_a_form(office: Client, evil: Caller) -> None:
+    account = f"/admin/accounts/account/{evil.account.pk}/"
+    issued = {"name": EVIL, "scopes": ["infer"], "expires": "90", "allowed_models": EVIL}
+    nonce = {"form_nonce": "0190b8a2-7c3e-7d4a-9f10-2b3c4d5e6f70", "allowed_models": ""}
+    answers = [
+        office.post(f"{account}issue-key/", issued),
+        office.post(f"{account}issue-key/", {**issued, **nonce}),
+        office.post(f"{account}issue-key/", {**issued, **nonce}),
+        office.post(f"{account}add-credit/", {"amount": EVIL, "kind": EVIL, "reason": EVIL}),
+        office.post(KEYS, {"action": "revoke_selected", "_selected_action": evil.key.pk}),
+        office.post("/admin/accounts/account/add/", {"name": EVIL, "username": EVIL}),
+        office.post("/admin/billing/modelprice/add/", {"model": EVIL, "input_per_1k": EVIL}),
+        office.get("/admin/billing/modelprice/", {"q": EVIL}),
+        office.get("/admin/billing/tokenusage/", {"q": EVIL, "day": EVIL}),
+        Client(headers={"User-Agent": EVIL}).post("/admin/login/", {"username": EVIL}),
+        Client().get("/admin/login/", {"next": EVIL}),
+    ]
+
+    for answer in answers:
+        assert not Page(answer).foreign
+
+
+# --- What a browser is told ----------------------------------------------------------------------
+
+
+def policy_of(answer: Any) -> dict[str, str]:
+    parts = answer["Content-Security-Policy"].split("; ")
+    return {name: rule for name, _space, rule in (part.partition(" ") for part in parts)}
+
+
+def test_every_page_runs_files_of_our_own_alone(pages: dict[str, Any], client: Client) -> None:
+    for page in [*pages.values(), client.get("/admin/login/"), client.get("/admin/")]:
+        policy = policy_of(page)
+        assert policy["default-src"] == policy["form-action"] == "'self'"
+        assert policy["frame-ancestors"] == policy["base-uri"] == policy["object-src"] == "'none'"
+        assert "unsafe" not in page["Content-Security-Policy"] and "script-src" not in policy
+        assert page["X-Frame-Options"] == "DENY"
+        assert page["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.usefixtures("priced")
+def test_an_answer_of_the_api_runs_nothing(alice: Caller, ollama: FakeOllama) -> None:
+    body = {"model": "llama3", "prompt": "hi"}
+    answers = [
+        *(alice.post("/generate", {**body, "stream": stream}) for stream in (True, False)),
+        *(alice.get(path) for path in ("/usage", "/models", "/nowhere", "/", "/healthz")),
+        *(Client().get(path) for path in ("/usage", "/static/nothing.js")),
+    ]
+
+    for answer in answers:
+        assert policy_of(answer) == {"default-src": "'none'", "frame-ancestors": "'none'"}
+        assert answer["X-Content-Type-Options"] == "nosniff"
