@@ -115,9 +115,9 @@ class IssueKeyForm(forms.Form):
     # Of this very form: sent twice, it must not issue two keys.
     form_nonce = forms.UUIDField(widget=forms.HiddenInput, initial=uuid4)
 
-    def __init__(self, *args: Any, operator: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, controls_models: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        if not operator:
+        if not controls_models:
             scopes: Any = self.fields["scopes"]
             scopes.choices = [each for each in Scope.choices if each[0] in CUSTOMER_SCOPES]
 

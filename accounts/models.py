@@ -118,6 +118,8 @@ class ApiKey(AbstractAuthToken):
         ordering = ["-id"]
         verbose_name = "API key"
         verbose_name_plural = "API keys"
+        # Whoever sells keys need not be who may let customers delete models.
+        permissions = [("grant_models_scope", "Can issue keys that pull and delete models")]
 
     def __str__(self) -> str:
         return f"{self.name} (…{self.last_four})"

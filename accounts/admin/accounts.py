@@ -153,7 +153,8 @@ class AccountAdmin(OfficeAdmin):
         """Issue a key and show it in this very answer: no redirect carries it, nothing keeps it."""
         self.require(request, "accounts.add_apikey")
         account = self.find(request, object_id)
-        form = self.issue_form(request.POST or None, operator=True)
+        controls_models = request.user.has_perm("accounts.grant_models_scope")
+        form = self.issue_form(request.POST or None, controls_models=controls_models)
         if form.is_valid():
             try:
                 key, secret = self._issue(request, account, form)

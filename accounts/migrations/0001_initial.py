@@ -62,6 +62,7 @@ class Migration(migrations.Migration):
             options={
                 'verbose_name': 'API key',
                 'verbose_name_plural': 'API keys',
+                'permissions': [('grant_models_scope', 'Can issue keys that pull and delete models')],
                 'ordering': ['-id'],
             },
         ),

@@ -260,6 +260,26 @@ def test_an_operator_may_give_every_scope_and_limit_the_models(
     assert key.allowed_models == ["llama3:latest", "mistral:latest", "acme/m:7b"]
 
 
+def test_who_issues_keys_may_not_give_models_away_by_that(alice: Caller) -> None:
+    client = clerk("view_account", "add_apikey")
+
+    page = client.get(f"{ACCOUNTS}{alice.account.pk}/issue-key/").content
+    assert b'value="infer"' in page and b'value="models"' not in page
+    assert b"errornote" in issue(client, alice.account, scopes=["infer", "models"]).content
+    assert ApiKey.objects.count() == 1
+
+    issue(client, alice.account)
+    assert ApiKey.objects.latest("pk").scopes == ["infer", "usage"]
+
+
+def test_who_may_give_models_away_is_offered_it(alice: Caller) -> None:
+    client = clerk("view_account", "add_apikey", "grant_models_scope")
+
+    assert b'value="models"' in client.get(f"{ACCOUNTS}{alice.account.pk}/issue-key/").content
+    issue(client, alice.account, scopes=["models"])
+    assert ApiKey.objects.latest("pk").scopes == ["models"]
+
+
 @pytest.mark.parametrize(
     "fields",
     [
