@@ -1,10 +1,8 @@
-"""Stopping, reloading, starting without a database, running out of files, running for long."""
+"""Stopping, reloading, restarting in turn, starting without a database."""
 
+import contextlib
 import os
-import resource
 import signal
-import statistics
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.campaign.conftest import resident_mb, thread_count
-from tests.campaign.site import Drivers, Producer, Seen, Site, ask, compare, site, until
+from tests.campaign.conftest import ways
+from tests.campaign.load import Streams, whole_with_usage
+from tests.campaign.site import Drivers, Producer, Row, Seen, Site, ask, compare, site, until
 from tests.fakes.script import Stall
 from tests.servers.client import RawClient
 from tests.servers.gunicorn import Gunicorn
@@ -21,7 +20,6 @@ from tests.servers.nginx import MISSING, Nginx
 
 pytestmark = pytest.mark.sqlite_only  # It brings its own databases, so one run is enough.
 
-SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 DRAIN = 2
 
 
@@ -45,39 +43,32 @@ def shared(producer: Producer) -> Iterator[Site]:
         yield made
 
 
-class Streams:
-    """Streams under way, each in a thread, numbered from `first`."""
+@pytest.fixture(params=ways())
+def way(request: pytest.FixtureRequest) -> bool:
+    """Whether nginx stands in front."""
+    return bool(request.param)
 
-    def __init__(self, place: Site, url: str, count: int, pieces: int, first: int = 1) -> None:
-        self.seen: list[Seen] = []
-        numbers = range(first, first + count)
-        self._threads = [
-            threading.Thread(
-                target=lambda n=n: self.seen.append(ask(url, place.key, n, pieces, 0.05))
-            )
-            for n in numbers
-        ]
-        before = len(place.ollama.requests)
-        for thread in self._threads:
-            thread.start()
-        place.ollama.wait_for(before + count, timeout=20)
 
-    def wait(self) -> list[Seen]:
-        for thread in self._threads:
-            thread.join(60)
-        return self.seen
+@contextlib.contextmanager
+def front(server: Gunicorn, way: bool) -> Iterator[str]:
+    """Where clients call."""
+    if not way:
+        yield server.url
+        return
+    with Nginx(server.port) as nginx:
+        yield nginx.url
 
 
 # --- Stopping ------------------------------------------------------------------------------------
 
 
 def test_sigterm_under_load_ends_every_stream_in_good_order(
-    place: Site, producer: Producer
+    place: Site, producer: Producer, way: bool
 ) -> None:
     """Long streams are ended with an error line, short ones finish, and nothing waits for it."""
-    with place.gateway(DRAIN_SECONDS=str(DRAIN)) as server:
-        long = Streams(place, server.url, 16, pieces=600)
-        short = Streams(place, server.url, 16, pieces=10, first=100)
+    with place.gateway(DRAIN_SECONDS=str(DRAIN)) as server, front(server, way) as url:
+        long = Streams(place, url, 16, pieces=600)
+        short = Streams(place, url, 16, pieces=10)
         time.sleep(0.3)
         asked = time.monotonic()
         server.signal(signal.SIGTERM)
@@ -88,21 +79,28 @@ def test_sigterm_under_load_ends_every_stream_in_good_order(
     print(f"\n32 streams under way; ended {took:.1f} s after SIGTERM (drain {DRAIN} s)")
     assert took < DRAIN + 5 and not place.open_holds()
     assert all(one.error == "gateway_stopping" and not one.done for one in ended), ended
-    assert all(one.done and one.usage for one in finished), finished
+    whole_with_usage(finished)
     place.books_balance()
-    rows = place.rows()
-    # What had been delivered is paid for, counted here; never more than was produced.
+    stopped_streams_are_paid_for(ended, producer, place.rows())
+    compare(ended + finished, producer, place.rows())
+
+
+def stopped_streams_are_paid_for(
+    ended: list[Seen], producer: Producer, rows: dict[str, Row]
+) -> None:
+    """What had been delivered, counted here; never more than was produced."""
     for one in ended:
         row = rows[one.request_id]
         assert row.outcome == "gateway_stopped", row
         assert one.pieces <= row.completion_tokens <= producer.produced[one.number].written
-    compare(ended + finished, producer, rows)
 
 
-def test_sigterm_while_the_model_server_is_silent_does_not_wait_for_it(place: Site) -> None:
+def test_sigterm_while_the_model_server_is_silent_does_not_wait_for_it(
+    place: Site, way: bool
+) -> None:
     place.ollama.answer("/api/generate", Stall())
-    with place.gateway(DRAIN_SECONDS="1") as server:
-        streams = Streams(place, server.url, 16, pieces=1)
+    with place.gateway(DRAIN_SECONDS="1") as server, front(server, way) as url:
+        streams = Streams(place, url, 16, pieces=1)
         asked = time.monotonic()
         server.signal(signal.SIGTERM)
         seen = streams.wait()
@@ -110,19 +108,28 @@ def test_sigterm_while_the_model_server_is_silent_does_not_wait_for_it(place: Si
         took = time.monotonic() - asked
 
     print(f"\n16 silent requests; ended {took:.1f} s after SIGTERM (drain 1 s)")
-    assert took < 6 and {one.status for one in seen} == {503}
+    assert took < 8
+    assert {(one.status, one.error) for one in seen} == {(503, "gateway_stopping")}, seen
     place.books_balance()
-    assert {(row.outcome, row.pico) for row in place.rows().values()} == {("gateway_stopped", 0)}
+    assert [(row.outcome, row.pico) for row in place.rows().values()] == [
+        ("gateway_stopped", 0)
+    ] * 16
 
 
-def test_a_reload_under_load_fails_no_short_request(place: Site, producer: Producer) -> None:
-    with place.gateway(DRAIN_SECONDS="10") as server:
-        with Drivers(lambda: server.url, place.key, 6, lambda: (3, 0.01)) as drivers:
-            streams = Streams(place, server.url, 4, pieces=60, first=10**6)
+def reload(server: Gunicorn) -> None:
+    before = set(server.worker_pids())
+    server.signal(signal.SIGHUP)
+    until(lambda: len(set(server.worker_pids()) - before) == 2, 20)
+
+
+def test_a_reload_under_load_fails_no_short_request(
+    place: Site, producer: Producer, way: bool
+) -> None:
+    with place.gateway(DRAIN_SECONDS="10") as server, front(server, way) as url:
+        with Drivers(lambda: url, place.key, 6, lambda: (3, 0.01)) as drivers:
+            streams = Streams(place, url, 4, pieces=60)
             for _ in range(3):
-                before = set(server.worker_pids())
-                server.signal(signal.SIGHUP)
-                until(lambda old=before: len(set(server.worker_pids()) - old) == 2, 20)
+                reload(server)
                 time.sleep(1)
         long = streams.wait()
 
@@ -130,9 +137,31 @@ def test_a_reload_under_load_fails_no_short_request(place: Site, producer: Produ
     print(
         f"\n3 reloads; short requests {dict(told)}; long streams {sum(s.done for s in long)} of 4"
     )
-    assert set(told) == {"done"} and all(one.done for one in long)
+    assert set(told) == {"done"} and told["done"] > 50
+    whole_with_usage(long)
     place.books_balance()
     compare(drivers.seen + long, producer, place.rows())
+
+
+def test_a_reload_ends_streams_that_are_longer_than_the_drain_and_says_so(
+    place: Site, producer: Producer, way: bool
+) -> None:
+    with place.gateway(DRAIN_SECONDS=str(DRAIN)) as server, front(server, way) as url:
+        long = Streams(place, url, 8, pieces=600)
+        with Drivers(lambda: url, place.key, 4, lambda: (3, 0.01)) as drivers:
+            asked = time.monotonic()
+            reload(server)
+            ended = long.wait()
+            took = time.monotonic() - asked
+
+    print(f"\n8 long streams ended {took:.1f} s after SIGHUP (drain {DRAIN} s)")
+    assert DRAIN - 1 < took < DRAIN + 5
+    assert all(one.error == "gateway_stopping" and not one.done for one in ended), ended
+    assert drivers.seen
+    whole_with_usage(drivers.seen)
+    place.books_balance()
+    stopped_streams_are_paid_for(ended, producer, place.rows())
+    compare(ended + drivers.seen, producer, place.rows())
 
 
 class TwoBehindNginx(Nginx):
@@ -235,76 +264,3 @@ def test_nothing_but_the_listening_socket_is_shared_over_the_fork(shared: Site) 
     # Connections to the database, to clients and to the model server are each one process's own.
     assert len(one & other) == 1 and one & other == one & master == other & master
     assert len(one) > 1 and len(other) > 1
-
-
-# --- Limits --------------------------------------------------------------------------------------
-
-
-def test_running_out_of_files_refuses_some_and_recovers(place: Site, producer: Producer) -> None:
-    """64 files for each worker, and a hundred who ask at once."""
-    with place.gateway(GATEWAY_THREADS="128") as server:
-        for pid in server.worker_pids():
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (64, 64))
-        with Drivers(lambda: server.url, place.key, 100, lambda: (20, 0.05)) as drivers:
-            time.sleep(4)
-        until(lambda: ask(server.url, place.key, 10**6).done, 20)
-
-    told = Counter(one.error or "done" for one in drivers.seen)
-    print(f"\n64 files, 100 clients: {dict(told)}")
-    assert told["done"]
-    place.books_balance()
-    # Where neither the database nor the journal can be opened an answer ends without `usage`:
-    # nothing is promised for it, but nothing is billed beyond what was produced either.
-    rows = place.rows()
-    told_nothing = [one for one in drivers.seen if one.done and not one.usage]
-    for one in told_nothing:
-        assert rows.pop(one.request_id).completion_tokens <= 20
-    print(f"{len(told_nothing)} of them without usage")
-    promised = [one for one in drivers.seen if one not in told_nothing]
-    compare(
-        promised,
-        producer,
-        {one.request_id: rows[one.request_id] for one in promised if one.request_id in rows},
-    )
-
-
-def test_a_soak_at_full_slots_leaves_nothing_behind(place: Site) -> None:
-    slots = 32
-    with place.gateway(GATEWAY_THREADS=str(slots // 2)) as server:
-        with Drivers(lambda: server.url, place.key, slots, lambda: (20, 0.02)) as drivers:
-            time.sleep(min(10, SOAK_SECONDS / 4))  # Every slot has been used by then.
-            workers = server.worker_pids()
-            samples = []
-            deadline = time.monotonic() + SOAK_SECONDS
-            while time.monotonic() < deadline:
-                samples.append([sample(pid) for pid in workers])
-                time.sleep(1)
-        assert server.worker_pids() == workers, "a worker was replaced"
-        idle = until(lambda: not place.open_holds(), 10)
-
-    assert idle and all(one.done for one in drivers.seen)
-    third = len(samples) // 3
-    for number, worker in enumerate(workers):
-        first = typical(row[number] for row in samples[:third])
-        last = typical(row[number] for row in samples[-third:])
-        print(f"\nworker {worker}: RSS, files, threads {first} at first, {last} at last", end=" ")
-        assert last[0] <= first[0] * 1.05 + 1 and last[2] <= first[2] + 2
-        # Files come and go with the streams; what leaks would be there at the end.
-        assert last[1] <= first[1] * 1.2 + 5
-    print(f"\n{len(drivers.seen)} streams in {SOAK_SECONDS:.0f} s")
-    place.books_balance()
-    held = place.query("SELECT sum(held) FROM billing_budget")
-    assert int(held[0][0]) == 0 and len(place.rows()) == len(drivers.seen)
-
-
-def sample(pid: int) -> tuple[float, int, int]:
-    return resident_mb(pid), len(os.listdir(f"/proc/{pid}/fd")), thread_count(pid)
-
-
-def typical(samples: Iterator[tuple[float, int, int]]) -> tuple[float, float, float]:
-    memory, files, threads = zip(*samples, strict=True)
-    return (
-        round(statistics.median(memory), 1),
-        statistics.median(files),
-        statistics.median(threads),
-    )
