@@ -5,6 +5,8 @@ class BillingConfig(AppConfig):
     name = "billing"
 
     def ready(self) -> None:
-        from billing import checks
+        from accounts import keys
+        from billing import checks, prices
 
         checks.register()
+        keys.not_for_sale = prices.not_for_sale

@@ -40,6 +40,19 @@ def all_in_force(now: datetime, models: Collection[str] | None = None) -> dict[s
     return {price.model: price for price in found}
 
 
+def not_for_sale(names: Collection[str], now: datetime) -> list[str]:
+    """Return those of some names, in any spelling, that no model with a price in force has."""
+    priced = all_in_force(now)
+    return [name for name in names if _canonical(name) not in priced]
+
+
+def _canonical(name: str) -> str | None:
+    try:
+        return canonical(name)
+    except InvalidName:
+        return None
+
+
 def schedule(
     line: PriceLine, *, effective_from: datetime, now: datetime, by: User | None = None
 ) -> ModelPrice:

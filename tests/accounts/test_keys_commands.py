@@ -126,6 +126,16 @@ def test_a_key_takes_scopes_models_and_a_lifetime(alice: Caller) -> None:
     assert timedelta(days=89) < left <= timedelta(days=90)
 
 
+@pytest.mark.usefixtures("priced")
+def test_a_model_that_is_not_for_sale_is_warned_of(alice: Caller) -> None:
+    models = "LLAMA3, lama3, no!model, library/mistral:latest"
+    out, err = run("issue_key", "Alice Ltd", "--name", "ci", "--models", models)
+
+    warned = re.findall(r"^Warning: '(.+)' has no price", err, re.MULTILINE)
+    assert warned == ["lama3", "no!model"]
+    assert status_with(out.strip()) == 200
+
+
 @pytest.mark.parametrize(
     ("text", "span"),
     [("1h", timedelta(hours=1)), ("365d", timedelta(365)), ("99999w", timedelta(weeks=99999))],
@@ -144,6 +154,8 @@ def test_a_lifetime_is_hours_days_or_weeks(alice: Caller, text: str, span: timed
         ["Alice Ltd"],
         ["Alice Ltd", "--name", "ci", "--scopes", "root"],
         ["Alice Ltd", "--name", "ci", "--scopes", ","],
+        ["Alice Ltd", "--name", "ci", "--models", ""],
+        ["Alice Ltd", "--name", "ci", "--models", " , "],
         ["Alice Ltd", "--name", "ci", "--expires", "soon"],
         ["Alice Ltd", "--name", "ci", "--expires", "0d"],
         ["Alice Ltd", "--name", "ci", "--expires=-1d"],

@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
 
 from accounts import keys
 from accounts.models import CUSTOMER_SCOPES, Account, Membership, Scope
@@ -29,12 +30,12 @@ class Command(BaseCommand):
         )
         parser.add_argument("--expires", metavar="90d", help="lifetime: a number and h, d or w")
         parser.add_argument(
-            "--models", default="", help="comma-separated models the key may use (default: all)"
+            "--models", help="comma-separated models the key may use (default: all)"
         )
 
     def handle(self, *_args: Any, **options: Any) -> None:
         account = find_account(options["account"])
-        name = options["name"].strip()
+        name, models = options["name"].strip(), parse_models(options["models"])
         if not name or len(name) > 100:
             raise CommandError("A name has 1 to 100 characters.")
         try:
@@ -42,11 +43,13 @@ class Command(BaseCommand):
                 account,
                 name=name,
                 scopes=parse_scopes(options["scopes"]),
-                allowed_models=[m.strip() for m in options["models"].split(",") if m.strip()],
+                allowed_models=models,
                 expires_in=parse_lifetime(options["expires"]),
             )
         except Membership.DoesNotExist:
             raise CommandError(f"Account '{account}' has no owner; add one in the admin.") from None
+        for model in keys.not_for_sale(models, timezone.now()):
+            self.stderr.write(f"Warning: '{model}' has no price, so the key cannot use it yet.")
         self.stderr.write(f"Key {key.pk} '{key.name}' for {account}. It is shown only now:")
         self.stdout.write(secret)
 
@@ -56,6 +59,14 @@ def find_account(name: str) -> Account:
     if account is None:
         raise CommandError(f"No account '{name}'. Create it: manage.py create_account '{name}'")
     return account
+
+
+def parse_models(text: str | None) -> list[str]:
+    """Return the models that are named; refuse to name none, for that would allow every model."""
+    models = [model.strip() for model in (text or "").split(",") if model.strip()]
+    if text is not None and not models:
+        raise CommandError("--models names at least one model; leave it out for every model.")
+    return models
 
 
 def parse_scopes(text: str) -> list[str]:
