@@ -1,0 +1,103 @@
+"""The promises that are no times but facts: run the tests that prove them, and say what they found.
+
+Each runs in a process of its own, on SQLite; `make campaign` runs them all, on both databases.
+"""
+
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+
+from bench.figures import Figure
+
+# Nothing here takes longer unless it hangs.
+SECONDS = 900.0
+CAMPAIGN = "tests/campaign"
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A promise, the tests that would fail if it broke, and which of their figures to show."""
+
+    number: str
+    promise: str
+    target: str
+    tests: tuple[str, ...]
+    figure: str = ""
+
+    def run(self) -> Figure:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-s",
+            "-p",
+            "no:cacheprovider",
+            *self.tests,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        found = self._found(done.stdout, done.stderr)
+        return Figure(self.number, self.promise, self.target, found, done.returncode == 0)
+
+    def _found(self, report: str, figures: str) -> str:
+        if self.figure and (shown := re.findall(rf"FIGURE .*?({self.figure})", figures)):
+            return "; ".join(shown)
+        counts = re.findall(r"\d+ (?:failed|passed)", report.strip().rpartition("\n")[2])
+        return "tests: " + (", ".join(counts) or "none ran")
+
+
+PROOFS = [
+    Proof(
+        "P7",
+        "a slow client costs one slot, for a time",
+        "CLIENT_SECONDS + 2 s",
+        (f"{CAMPAIGN}/test_slow_clients.py",),
+    ),
+    Proof(
+        "P11",
+        "a cut answer never looks complete",
+        "0",
+        (f"{CAMPAIGN}/test_upstream_cuts.py",),
+        r"\d+ cuts, \d+ looked",
+    ),
+    Proof(
+        "P12",
+        "what Ollama says is what arrives",
+        "0 differences",
+        (f"{CAMPAIGN}/test_upstream_faults.py", "-k", "sliced"),
+    ),
+    Proof(
+        "P17",
+        "no way to another's data, or to control",
+        "0",
+        (
+            "tests/accounts",
+            "tests/gateway/test_model_management.py",
+            "tests/gateway/test_malformed.py",
+        ),
+    ),
+    Proof("P18", "no secret, no prompt in a log", "0", (f"{CAMPAIGN}/test_secrets.py",)),
+    Proof(
+        "P19",
+        "no input makes a 5xx",
+        "0 of 50,000",
+        (f"{CAMPAIGN}/test_fuzz.py", f"{CAMPAIGN}/test_fuzz_bytes.py"),
+        r"P19 [^;]*",
+    ),
+    Proof(
+        "P21",
+        "the books show every change made to them",
+        "all",
+        ("tests/billing/test_reconciliation.py",),
+    ),
+    Proof("P22", "a backup restores and reconciles", "yes", (f"{CAMPAIGN}/test_backup.py",)),
+    Proof("P24", "prompts stay in the house", "0", (f"{CAMPAIGN}/test_ways_out.py",)),
+]
+
+NOT_PROMISED = {
+    "P5": "no request beyond a limit of concurrency",
+    "P9": "full means a quick no",
+    "P10": "one customer cannot starve another",
+    "P16": "rate limits hold over processes",
+}
