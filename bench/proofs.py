@@ -30,7 +30,7 @@ class Proof:
             sys.executable,
             "-m",
             "pytest",
-            "-q",
+            "-v",
             "-s",
             "-p",
             "no:cacheprovider",

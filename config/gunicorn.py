@@ -30,6 +30,9 @@ max_requests = 0
 control_socket_disable = True
 # One parser, the same on every machine, whatever else is installed.
 http_parser = "python"
+# No header of a client or a proxy moves the path: from this host SCRIPT_NAME would be believed, and
+# a proxy's rule for /admin/ stepped around.
+forwarder_headers = ""
 # The heartbeat file belongs in memory: a slow disk would look like a dead worker.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
@@ -57,7 +60,8 @@ def on_starting(server: Any) -> None:
     In a process of its own: what the master imports, its workers would inherit for ever, and a
     reload would not bring new code.
     """
-    if subprocess.run([sys.executable, "manage.py", "check"], stdout=subprocess.DEVNULL).returncode:
+    command = [sys.executable, "manage.py", "check", "--deploy"]
+    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         sys.exit(3)
 
 
@@ -94,9 +98,12 @@ def pre_request(worker: Any, request: Any) -> None:
 
 
 def shorten(record: logging.LogRecord) -> bool:
-    """Log a client that was cut in one line instead of a traceback: it is no fault of ours."""
+    """Log in one line what is a client's fault and none of ours, and nothing of what it sent."""
     if record.exc_info and isinstance(record.exc_info[1], BlockingIOError | TimeoutError):
         record.exc_info = None
         record.msg, record.args = "A client was too slow to send or to read, and was cut.", ()
         record.levelno, record.levelname = logging.INFO, "INFO"
+    if str(record.msg).startswith("Invalid request from"):
+        # What gunicorn quotes of a broken request may be a key.
+        record.msg = record.msg.partition(": ")[0]
     return True

@@ -146,6 +146,8 @@ LOGGING = {
     "loggers": {
         # A 4xx is the client's business and stands in the access log already.
         "django.request": {"level": "ERROR"},
+        # So is a foreign Host, which anybody can send a thousand times.
+        "django.security.DisallowedHost": {"level": "CRITICAL"},
         "urllib3": {"level": "ERROR"},
     },
 }

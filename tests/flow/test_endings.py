@@ -208,6 +208,7 @@ def test_an_answer_longer_than_the_gateway_lets_one_take_is_cut_and_charged(
     response, lines = ask(alice, stream=stream)
 
     assert response.status_code == (200 if stream else 504)
+    assert stream or response["x-should-retry"] == "false"
     assert lines[-1]["code"] == "answer_too_long" and "charged" in lines[-1]["error"]
     assert (row().outcome, row().billed, row().prompt_tokens) == ("answer_too_long", True, 3)
     assert 0 < row().completion_tokens < 100

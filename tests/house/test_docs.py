@@ -14,7 +14,8 @@ def text(*places: str) -> str:
 
 def test_every_setting_is_on_the_settings_page() -> None:
     read = set(re.findall(r'env\.\w+\(\s*"([A-Z_]+)"', text("config/settings.py")))
-    read |= set(re.findall(r'environ\.get\(["\x27]([A-Z_]+)', text("config/gunicorn.py")))
+    served = text("config/gunicorn.py", "config/worker.py")
+    read |= set(re.findall(r'environ\.get\(["\x27]([A-Z_]+)', served))
     documented = set(re.findall(r"^\| `([A-Z_]+)`", text("docs/settings.md"), re.MULTILINE))
 
     assert read == documented

@@ -99,13 +99,17 @@ def test_who_develops_may_debug() -> None:
     assert check(DEBUG="on").returncode == 0
 
 
-def test_bad_settings_stop_the_server_too() -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "number"),
+    [("SECRET_KEY", "short", "accounts.E001"), ("DEBUG", "on", "accounts.E004")],
+)
+def test_bad_settings_stop_the_server_too(name: str, value: str, number: str) -> None:
     command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.py", "config.wsgi"]
-    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "config.settings", "SECRET_KEY": "short"}
+    env = {**os.environ, "DJANGO_SETTINGS_MODULE": "config.settings", name: value}
 
     result = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60)
 
-    assert result.returncode != 0 and "accounts.E001" in result.stderr
+    assert result.returncode != 0 and number in result.stderr
 
 
 @pytest.mark.parametrize(("env", "number"), BAD.values(), ids=BAD.keys())
