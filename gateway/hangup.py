@@ -178,7 +178,7 @@ class Watcher:
         with self._lock:
             # Asked again under the lock: the event may be about a former owner of the number. Who
             # has hung up is reported until it is forgotten, so nobody is missed.
-            gone = [fd for fd, _event in events if fd in self._by_fd and _has_hung_up(fd)]
+            gone = [fd for fd, _event in events if fd in self._by_fd and has_hung_up(fd)]
             left = [self._by_fd[fd] for fd in gone]
             for fd in gone:
                 self._forget(fd)
@@ -201,13 +201,13 @@ def watch_client(client: socket.socket | None, key_id: int | None = None) -> Wat
     the model server is never asked.
     """
     found = Watch(client, key_id)
-    if _has_hung_up(found.client_fd):
+    if has_hung_up(found.client_fd):
         found.break_off(ClientLeft)
     watcher.add(found)
     return found
 
 
-def _has_hung_up(fd: int) -> bool:
+def has_hung_up(fd: int) -> bool:
     """Tell whether a client is gone; asks the kernel and does not wait."""
     if fd < 0 or not hasattr(select, "POLLRDHUP"):
         return False

@@ -1,5 +1,6 @@
 """Ask a model. Each view reads a request, asks one thing and answers."""
 
+import socket
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -16,8 +17,8 @@ from gateway.bodies import read_object
 from gateway.catalogue import Shelf, canonical_name, shelf
 from gateway.dialects import OLLAMA, ollama
 from gateway.dialects.base import Dialect, Renderer
-from gateway.errors import ModelNotFound
-from gateway.hangup import Watch, watch_client
+from gateway.errors import ClientLeft, ModelNotFound
+from gateway.hangup import Watch, has_hung_up, watch_client
 from gateway.metering import Demand, Meter, NullMeter, Receipt, Usage
 from gateway.prompt import Operation, Prompt
 from gateway.rules import Limits
@@ -40,6 +41,8 @@ class AnswerView(APIView):
         job = policy.build(prompt, model, limits())
         if ollama.is_load_request(prompt):
             return self.answer_load(request, model, prompt, renderer)
+        if has_left(request):
+            raise ClientLeft()  # In the queue for a thread: nothing is held, nothing written.
         meter = meter_of(request)
         meter.open(demand(key_of(request), prompt, model, job))
         stream = MeteredStream(
@@ -131,6 +134,17 @@ def request_id(request: Request) -> str:
     return str(getattr(request._request, "id", ""))
 
 
+def has_left(request: Request) -> bool:
+    """Tell whether the request's client is gone already."""
+    client = client_of(request)
+    return client is not None and has_hung_up(client.fileno())
+
+
 def watch_of(request: Request) -> Watch:
-    """Watch the request's client; only gunicorn hands its socket over."""
-    return watch_client(request._request.META.get("gunicorn.socket"), key_of(request).pk)
+    """Watch the request's client."""
+    return watch_client(client_of(request), key_of(request).pk)
+
+
+def client_of(request: Request) -> socket.socket | None:
+    """Return the client's connection; only gunicorn hands it over."""
+    return request._request.META.get("gunicorn.socket")
