@@ -24,7 +24,7 @@ def settle_all(now: datetime, *, lapsed: bool = True) -> int:
 def find(now: datetime, *, lapsed: bool = True) -> Iterator[Hold]:
     """Yield open holds whose worker is known to be dead, or (`lapsed`) whose lease has run out.
 
-    GRACE longer wait those of another worker of this machine that is known to run: it may have been
+    GRACE longer wait those of another worker of this machine that may run: it may have been
     unable to renew them while the database was away; and those of a worker whose journal waits to
     be replayed, for there stands what they used.
     """
@@ -39,8 +39,8 @@ def find(now: datetime, *, lapsed: bool = True) -> Iterator[Hold]:
 
 
 def _runs(worker: str) -> bool:
-    """Tell whether a worker is another of this machine that runs; ours were renewed just now."""
-    return worker != workers.identity() and workers.is_known_alive(worker)
+    """Tell whether a worker is another of this machine that may run; ours were renewed just now."""
+    return worker != workers.identity() and workers.may_still_run(worker)
 
 
 def _has_journal(worker: str) -> bool:

@@ -29,13 +29,13 @@ def is_known_dead(worker: str) -> bool:
     return host == socket.gethostname() and is_known_dead_here(local)
 
 
-def is_known_alive(worker: str) -> bool:
-    """Tell whether a worker of this machine still runs; False where that cannot be known."""
+def may_still_run(worker: str) -> bool:
+    """Tell whether a worker of this machine runs, or cannot be looked at just now."""
     host, _slash, local = worker.rpartition("/")
     number, _dash, started = local.partition("-")
     if host != socket.gethostname() or not started or not number.isdigit():
         return False
-    return _started(int(number)) == started
+    return _started(int(number)) in (started, None)
 
 
 def is_known_dead_here(local: str) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import psycopg
 from psycopg.errors import OperationalError
+from psycopg_pool.base import AttemptWithBackoff
 
 
 class PatientConnection(psycopg.Connection[Any]):
@@ -23,3 +24,13 @@ class PatientConnection(psycopg.Connection[Any]):
             # What the statement did is unknown now; nobody may use this connection again.
             self.pgconn.finish()
             raise OperationalError("the database does not answer") from None
+
+
+def try_anew_at_once() -> None:
+    """Let the pool look for a living connection without long pauses.
+
+    After a restart of the server all that it keeps are dead. It pauses one second after the first
+    of them and two after the next: longer than a request waits, with the server long back.
+    """
+    AttemptWithBackoff.INITIAL_DELAY = 0.02
+    AttemptWithBackoff.DELAY_BACKOFF = 1.0

@@ -60,8 +60,10 @@ def on_starting(server: Any) -> None:
     In a process of its own: what the master imports, its workers would inherit for ever, and a
     reload would not bring new code.
     """
-    command = [sys.executable, "manage.py", "check", "--deploy"]
-    if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+    checked = subprocess.run(
+        [sys.executable, "manage.py", "check", "--deploy"], stdout=subprocess.DEVNULL
+    )
+    if checked.returncode:
         sys.exit(3)
 
 

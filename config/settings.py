@@ -94,6 +94,9 @@ DATABASE_POOL_SIZE: int = env.int("DATABASE_POOL_SIZE", default=8)
 # How long the gateway waits for one statement. Management commands wait as long as it takes.
 DATABASE_ANSWER_SECONDS: float = env.float("DATABASE_ANSWER_SECONDS", default=2.5)
 
+# What stands in the address's query, as `?sslmode=verify-full`, is kept.
+_OPTIONS = DATABASES["default"].get("OPTIONS", {})
+
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
     # A thread keeps its connection: whoever closes the last one pays for a checkpoint.
     DATABASES["default"]["CONN_MAX_AGE"] = None
@@ -105,6 +108,7 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
         "timeout": 10,
         # FULL, since the last commit may be somebody's bill and must survive a power cut.
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
+        **_OPTIONS,
     }
 elif DATABASES["default"]["ENGINE"] == "django.db.backends.postgresql" and DATABASE_POOL_SIZE:
     # Connections are lent for a few statements and never kept while an answer streams,
@@ -124,6 +128,7 @@ elif DATABASES["default"]["ENGINE"] == "django.db.backends.postgresql" and DATAB
             # wait twice as long each time, and find it back as late again as it was away.
             "reconnect_timeout": 1,
         },
+        **_OPTIONS,
     }
 
 # --- Time, language, log --------------------------------------------------------------------

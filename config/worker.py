@@ -6,6 +6,7 @@ proof.
 """
 
 import contextlib
+import errno
 import os
 import socket
 import threading
@@ -21,6 +22,8 @@ CLIENT_SECONDS = float(os.environ.get("CLIENT_SECONDS", "30"))
 
 # How long a client may take to close after its answer, before it may miss the end of it.
 LINGER_SECONDS = 1.0
+# How long a worker that is out of files waits for an answer to end and give some back.
+PAUSE_SECONDS = 0.1
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
@@ -33,12 +36,22 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
     - A thread of the pool waits for a client to close after its answer. Stock waits in its main
       thread, up to two seconds for each client: fifteen that do not close, and the worker counts
       as dead and is killed with every answer in it.
+    - A worker that is out of files accepts nobody for a moment. Stock ends, with all its answers.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # By thread: when the head it reads must be whole, and the connection.
         self._heads: dict[int, tuple[float, Any]] = {}
+
+    def accept(self, listener: Any) -> None:
+        """Accept a connection; without a file for it let it wait, instead of ending the worker."""
+        try:
+            super().accept(listener)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            time.sleep(PAUSE_SECONDS)
 
     def handle(self, conn: Any) -> Any:
         """Serve a connection's next request, in a thread of the pool."""

@@ -17,9 +17,18 @@ def bound_waiting() -> None:
     from django.db import connection
 
     if connection.vendor == "postgresql":
-        from config.database import PatientConnection
+        from config.database import PatientConnection, try_anew_at_once
 
         PatientConnection.seconds = settings.DATABASE_ANSWER_SECONDS
+        try_anew_at_once()
+
+
+def read_addresses() -> None:
+    """Import every view now: a worker out of files could not, and each request would be a 500."""
+    from django.urls import get_resolver
+
+    get_resolver().url_patterns  # noqa: B018  # Read once, kept.
 
 
 bound_waiting()
+read_addresses()

@@ -3,12 +3,16 @@
 from collections.abc import Callable
 
 from django.db import connection
+from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpResponse, JsonResponse
 from rest_framework.decorators import api_view, authentication_classes, permission_classes
 from rest_framework.request import Request
 
 from gateway import upstream
 from gateway.errors import GatewayError
+
+OK, UNREACHABLE = "ok", "unreachable"
+_was_migrated = False
 
 
 def _open(view: Callable[[Request], HttpResponse]) -> Callable[..., HttpResponse]:
@@ -30,26 +34,34 @@ def healthz(request: Request) -> JsonResponse:
 
 @_open
 def readyz(request: Request) -> JsonResponse:
-    """Say whether the database and the model server can be reached; 503 if not."""
-    checks = {"database": _database_answers(), "upstream": _upstream_answers()}
-    ready = all(checks.values())
-    shown = {name: "ok" if fine else "unreachable" for name, fine in checks.items()}
-    status = {"status": "ready" if ready else "not ready", **shown}
+    """Say whether the database is migrated and the model server can be reached; 503 if not."""
+    found = {"database": _database(), "upstream": _upstream()}
+    ready = set(found.values()) == {OK}
+    status = {"status": "ready" if ready else "not ready", **found}
     return JsonResponse(status, status=200 if ready else 503)
 
 
-def _database_answers() -> bool:
+def _database() -> str:
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
+        return OK if _is_migrated() else "not migrated"
     except Exception:  # Whatever a driver or a pool raises, the answer is the same.
-        return False
-    return True
+        return UNREACHABLE
 
 
-def _upstream_answers() -> bool:
+def _is_migrated() -> bool:
+    """Tell whether the tables are those this code was written for; asked until they are."""
+    global _was_migrated
+    if not _was_migrated:
+        executor = MigrationExecutor(connection)
+        _was_migrated = not executor.migration_plan(executor.loader.graph.leaf_nodes())
+    return _was_migrated
+
+
+def _upstream() -> str:
     try:
         upstream.fetch("version", seconds=2.0)
     except GatewayError:
-        return False
-    return True
+        return UNREACHABLE
+    return OK

@@ -43,7 +43,7 @@ def test_a_process_of_which_only_its_parent_took_no_note_is_dead() -> None:
         stat = Path(f"/proc/{process.pid}/stat").read_text()
         name = workers.identity().rpartition("/")[0] + f"/{process.pid}-{stat.split()[21]}"
 
-        assert workers.is_known_dead(name) and not workers.is_known_alive(name)
+        assert workers.is_known_dead(name) and not workers.may_still_run(name)
 
 
 @pytest.mark.parametrize("worker", ["", "elsewhere/1/1", "a/b/c/1/2", "host/x/y", "///"])

@@ -4,8 +4,10 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 
+from gateway import health
 from tests.fakes.ollama import FakeOllama
 
 
@@ -40,6 +42,18 @@ def test_without_its_database_it_is_alive_but_not_ready(
     answer = Client().get("/readyz")
     assert (answer.status_code, answer.json()["database"]) == (503, "unreachable")
     assert b"db.internal" not in answer.content
+
+
+@pytest.mark.django_db
+def test_with_the_tables_of_an_older_version_it_is_not_ready(
+    ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "_was_migrated", False)
+    MigrationRecorder(connection).record_unapplied("billing", "0002_append_only")
+
+    answer = Client().get("/readyz")
+
+    assert (answer.status_code, answer.json()["database"]) == (503, "not migrated")
 
 
 def test_clients_that_look_for_ollama_find_it() -> None:

@@ -95,6 +95,22 @@ def test_good_settings_start() -> None:
     assert result.returncode == 0 and "WARNING" not in result.stderr
 
 
+@pytest.mark.parametrize("pool", ["8", "0"])
+def test_what_the_databases_address_asks_of_the_connection_is_kept(pool: str) -> None:
+    """Or a certificate that was to be verified would not be."""
+    show = (
+        "from config.settings import DATABASES; print(DATABASES['default']['OPTIONS']['sslmode'])"
+    )
+    url = "postgres://gateway@db1,db2/gateway?sslmode=verify-full"
+    env = {**os.environ, "DATABASE_URL": url, "DATABASE_POOL_SIZE": pool}
+
+    done = subprocess.run(
+        [sys.executable, "-c", show], cwd=ROOT, env=env, capture_output=True, text=True, timeout=60
+    )
+
+    assert done.stdout == "verify-full\n", done.stderr
+
+
 def test_who_develops_may_debug() -> None:
     assert check(DEBUG="on").returncode == 0
 
