@@ -17,13 +17,12 @@ from tests.servers.postgres import Postgres
 pytestmark = pytest.mark.sqlite_only  # It brings its own database, so one run is enough.
 
 STREAMS = 8
-# libpq reads it from the environment; of two hosts it takes the one that can be written to.
-WRITABLE = {"PGTARGETSESSIONATTRS": "read-write"}
 
 
 def both(primary: Postgres, replica: Postgres) -> str:
+    """Of two hosts libpq takes the one that can be written to."""
     hosts = f"127.0.0.1:{primary.port},127.0.0.1:{replica.port}"
-    return f"postgres://postgres@{hosts}/gateway"
+    return f"postgres://postgres@{hosts}/gateway?target_session_attrs=read-write"
 
 
 def wait_for_each_commit(primary: Postgres) -> None:
@@ -38,7 +37,7 @@ def wait_for_each_commit(primary: Postgres) -> None:
 def test_a_replica_takes_over_and_nothing_that_was_seen_is_lost() -> None:
     producer = Producer()
     # The replica outlives the site, whose books are proved on it in the end.
-    with contextlib.ExitStack() as last, site("postgresql", **WRITABLE) as place:
+    with contextlib.ExitStack() as last, site("postgresql") as place:
         assert place.postgres
         place.ollama.answer("/api/generate", producer)
         primary = place.postgres
