@@ -1,11 +1,19 @@
-"""Any order of top-ups, price changes, holds, settling, expiry and months keeps the books."""
+"""Any order of top-ups, price changes, holds, settling, expiry, months and crashes keeps the books.
 
+Here a crash is the end of the process in which an event happens, at one of its statements: what
+was committed stays, what was not never was, and the next process sweeps what is left open.
+"""
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
-from django.db import transaction
+from django.db import connection, transaction
+from django.db.models import Sum
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -13,17 +21,59 @@ from hypothesis.stateful import (
     RuleBasedStateMachine,
     initialize,
     invariant,
+    multiple,
     rule,
     run_state_machine_as_test,
 )
 
-from billing import ledger, prices, reconciliation
+from billing import ledger, orphans, prices, pricing, reconciliation
 from billing.models import Budget, Entry, Hold, TokenUsage
+from billing.money import from_pico
 from gateway.metering import Demand, Outcome, Refused, Usage
 from gateway.request_ids import new_request_id
+from tests.billing.test_crash_at_any_statement import (
+    DEAD,
+    NOWHERE,
+    Cut,
+    Failure,
+    Killed,
+)
 from tests.conftest import Caller, new_caller
 
 TOKENS = st.integers(0, 10_000)
+WORKER = f"{socket.gethostname()}/{DEAD}"
+
+
+def kill() -> NoReturn:
+    raise Killed
+
+
+CRASH = Failure("the process is killed", kill, lasts=True)
+
+
+def commit() -> None:
+    """All runs in the test's transaction, so a savepoint is what nothing takes back any more."""
+    connection.connection.execute("SAVEPOINT committed")
+
+
+def lose_what_is_not_committed() -> None:
+    connection.connection.execute("ROLLBACK TO SAVEPOINT committed")
+
+
+@dataclass
+class Open:
+    """What the machine knows of a hold that has not ended."""
+
+    rates: pricing.Rates
+    prompt_estimate: int
+    produced: int = 0
+
+    @property
+    def cost_when_swept(self) -> Decimal:
+        """An orphan costs what was known to be produced, and nothing if that is nothing."""
+        if not self.produced:
+            return Decimal(0)
+        return from_pico(pricing.cost(self.rates, self.prompt_estimate, self.produced))
 
 
 class Ledger(RuleBasedStateMachine):
@@ -37,7 +87,10 @@ class Ledger(RuleBasedStateMachine):
         self.rollback._from_testcase = True
         self.rollback.__enter__()
         self.alice: Caller = new_caller("Machine", credit="1")
+        self.open: dict[Any, Open] = {}
         self.settled: dict[Any, Decimal] = {}
+        self.paid, self.cap_is = Decimal(1), 0
+        self.crash = (NOWHERE, False)
         self.reprice("0.002")
 
     def teardown(self) -> None:
@@ -45,15 +98,56 @@ class Ledger(RuleBasedStateMachine):
             transaction.set_rollback(True)
             self.rollback.__exit__(None, None, None)
 
+    @rule(at=st.integers(0, 9), after=st.booleans())
+    def crash_next(self, at: int, after: bool) -> None:
+        """Let a process die before or after a statement, in the next event that has as many."""
+        self.crash = (at, after)
+
+    def happen(self, event: Callable[[], Any], then: Callable[[], None]) -> None:
+        """Let an event happen, or crash. The model learns of it if it was committed."""
+        commit()
+        cut = Cut(*self.crash, CRASH, on_commit=commit)
+        try:
+            with connection.execute_wrapper(cut):
+                event()
+        except Killed:
+            if not cut.ends_committed:
+                lose_what_is_not_committed()
+            connection.set_rollback(False)
+        if cut.commits or not cut.fired:
+            then()
+        if cut.fired:
+            self.crash = (NOWHERE, False)
+            self.sweep()
+
+    @rule()
+    def sweep(self) -> None:
+        """Another process finds the worker of all holds dead."""
+        self.happen(lambda: orphans.settle_all(self.now), self._all_are_swept)
+
+    def _all_are_swept(self) -> None:
+        self.settled |= {one: left.cost_when_swept for one, left in self.open.items()}
+        self.open.clear()
+
     @rule(price=st.sampled_from(["0", "0.000000001", "0.002", "0.05"]))
     def reprice(self, price: str) -> None:
         line = prices.read_line("llama3", price)
         self.now += timedelta(seconds=1)
-        self.price = prices.schedule(line, effective_from=self.now, now=self.now)
+        moment = self.now
 
-    @rule(amount=st.sampled_from(["0.5", "-0.25", "0.000000000001"]))
-    def post(self, amount: str) -> None:
-        ledger.post(self.alice.account, Decimal(amount), kind=Entry.Kind.GRANT, reason="machine")
+        def priced() -> None:
+            self.rates = line.rates
+
+        self.happen(lambda: prices.schedule(line, effective_from=moment, now=moment), priced)
+
+    @rule(amount=st.sampled_from(["0.5", "-0.25", "0.000000000001"]).map(Decimal))
+    def post(self, amount: Decimal) -> None:
+        def paid() -> None:
+            self.paid += amount
+
+        kind = Entry.Kind.GRANT
+        account = self.alice.account
+        self.happen(lambda: ledger.post(account, amount, kind=kind, reason="machine"), paid)
 
     @rule(minutes=st.integers(1, 50_000))
     def pass_time(self, minutes: int) -> None:
@@ -61,31 +155,46 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(limit=st.integers(0, 50_000))
     def cap(self, limit: int) -> None:
-        budget = ledger.open_budget(
-            self.alice.account, Budget.Unit.TOKENS, Budget.Window.MONTH, now=self.now
-        )
-        ledger.set_limit(budget, limit)
+        kind = (self.alice.account, Budget.Unit.TOKENS, Budget.Window.MONTH)
+        if not self.caps():
+            self.happen(lambda: ledger.open_budget(*kind, now=self.now), lambda: None)
+        if found := self.caps():
+            cap = found[0]
+            self.happen(lambda: ledger.set_limit(cap, limit), lambda: self._cap_is_now(limit))
+
+    def _cap_is_now(self, limit: int) -> None:
+        self.cap_is = limit
+
+    def caps(self) -> list[Budget]:
+        return list(Budget.objects.filter(account=self.alice.account, window=Budget.Window.MONTH))
 
     @rule(target=holds, prompt=TOKENS, completion=TOKENS)
     def hold(self, prompt: int, completion: int) -> Any:
-        demand = Demand(
-            self.alice.account.pk,
-            self.alice.key.pk,
-            "chat",
-            "llama3:latest",
-            prompt,
-            prompt // 4,
-            completion,
-        )
+        """Ask; return the request's id also where its process died."""
+        ids = (self.alice.account.pk, self.alice.key.pk)
+        demand = Demand(*ids, "chat", "llama3:latest", prompt, prompt // 4, completion)
         request_id, lease = new_request_id(), self.now + timedelta(seconds=30)
-        reservation = ledger.Reservation(request_id, demand, self.price, "w", self.now, lease)
+        price = prices.in_force(demand.model, self.now)
+        assert price is not None and price.rates == self.rates
+        reservation = ledger.Reservation(request_id, demand, price, WORKER, self.now, lease)
+        held = Open(price.rates, demand.prompt_estimate)
         try:
-            ledger.hold(reservation)
+            self.happen(
+                lambda: ledger.hold(reservation), lambda: self.open.update({request_id: held})
+            )
         except Refused:
-            return None
+            return multiple()
         for budget in Budget.objects.filter(account=self.alice.account):
-            assert budget.left >= 0, "more was given than there is"
+            assert request_id not in self.open or budget.left >= 0, "more was given than there is"
         return request_id
+
+    @rule(request_id=holds, produced=TOKENS)
+    def renew(self, request_id: Any, produced: int) -> None:
+        def noted() -> None:
+            if request_id in self.open:
+                self.open[request_id].produced = produced
+
+        self.happen(lambda: ledger.renew({request_id: produced}, self.now), noted)
 
     @rule(
         request_id=holds,
@@ -93,18 +202,34 @@ class Ledger(RuleBasedStateMachine):
         completion=TOKENS,
         outcome=st.sampled_from(list(Outcome)),
         billed=st.booleans(),
+        late=st.sampled_from([0, 0, 90]),
     )
     def settle(
-        self, request_id: Any, prompt: int, completion: int, outcome: Outcome, billed: bool
+        self,
+        request_id: Any,
+        prompt: int,
+        completion: int,
+        outcome: Outcome,
+        billed: bool,
+        late: int,
     ) -> None:
-        """Settle in any way, any number of times; only the first counts."""
-        if request_id is None:
-            return
+        """Settle in any way, any number of times, out of order; only the first counts."""
         usage = Usage(prompt, completion, started=True)
-        row = ledger.settle(request_id, usage, outcome=outcome, billed=billed, now=self.now)
-        assert (row is None) == (request_id in self.settled)
-        if row is not None:
-            self.settled[request_id] = row.cost
+        now = self.now - timedelta(minutes=late)
+        rows: list[TokenUsage | None] = []
+        left = self.open.get(request_id)
+
+        def ended() -> None:
+            if left is not None:
+                pico = pricing.cost(left.rates, prompt, completion) if billed else 0
+                self.settled[request_id] = from_pico(pico)
+                del self.open[request_id]
+
+        def settle() -> None:
+            rows.append(ledger.settle(request_id, usage, outcome=outcome, billed=billed, now=now))
+
+        self.happen(settle, ended)
+        assert all((row is None) == (left is None) for row in rows)
 
     @invariant()
     def the_books_balance(self) -> None:
@@ -118,6 +243,13 @@ class Ledger(RuleBasedStateMachine):
             rows = dict(TokenUsage.objects.values_list("request_id", "cost"))
             assert rows == self.settled
             assert Hold.objects.exclude(state="open").count() == len(rows)
+            assert {hold.pk for hold in ledger.open_holds()} == self.open.keys()
+
+    @invariant()
+    def money_moves_and_limits_change_once_or_not_at_all(self) -> None:
+        if hasattr(self, "alice"):
+            assert Entry.objects.aggregate(sum=Sum("amount"))["sum"] == self.paid
+            assert all(cap.limit == self.cap_is for cap in self.caps())
 
 
 @pytest.mark.django_db
