@@ -3,16 +3,18 @@
 import threading
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 import pytest
-from django.db import DatabaseError, connection
+from django.db import DatabaseError, connection, transaction
 from django.db.models import F, QuerySet, Value
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from billing import ledger, reconciliation
+from billing import journal, ledger, reconciliation
 from billing.models import Budget, Hold, ModelPrice
-from gateway.metering import Refused
+from gateway.metering import Outcome, Refused, Usage
+from tests.billing import test_crash_at_any_statement as crash
 from tests.billing.test_ledger import reserve
 from tests.billing.test_ledger import (
     test_many_who_settle_the_same_hold_bill_once as settle_at_once,
@@ -21,6 +23,8 @@ from tests.billing.test_ledger_machine import Ledger
 from tests.conftest import Caller, new_caller, set_price
 
 RACERS, PAID_FOR = 8, 3
+
+caller = crash.caller
 
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
@@ -69,15 +73,99 @@ def roll_up_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "_roll_up", lambda row: (honest(row), honest(row)))
 
 
+# --- Planted bugs that only a crash can show -----------------------------------------------------
+
+
+def gate_and_charge_in_two_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First the hold ends, for good; then what it used is written, all at once."""
+
+    def settle(
+        request_id: UUID, usage: Usage, *, outcome: Outcome, billed: bool, now: Any, **_: Any
+    ) -> Any:
+        gate = Hold.objects.filter(pk=request_id, state=Hold.State.OPEN)
+        if gate.update(state=ledger._final_state(outcome, billed), closed_at=now) != 1:
+            return None
+        with transaction.atomic():
+            ended = Hold.objects.select_related("price").get(pk=request_id)
+            row = ledger._usage_row(ended, usage, outcome=outcome, billed=billed, now=now)
+            row.save(force_insert=True)
+            ledger._charge(ended, row, now)
+            ledger._roll_up(row)
+        return row
+
+    monkeypatch.setattr(ledger, "settle", settle)
+
+
+def money_posted_in_two_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The wallet's limit, then the entry; each is right, and nothing holds them together."""
+    monkeypatch.setattr(ledger, "post", ledger.post.__wrapped__)  # type: ignore[attr-defined]
+
+
+def endings_that_no_journal_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What cannot be settled now is forgotten; its client was told what it costs."""
+    monkeypatch.setattr(journal, "write", lambda _ending: None)
+
+
+CRASH_MUTANTS = [
+    (gate_and_charge_in_two_transactions, crash.gives_a_hold_back, crash.KILLED),
+    (money_posted_in_two_transactions, crash.posts_money, crash.KILLED),
+    (endings_that_no_journal_keeps, crash.answers_a_request, crash.AWAY),
+]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("mutation", "scene", "failure"),
+    CRASH_MUTANTS,
+    ids=crash.name_of,
+)
+def test_cutting_at_every_statement_turns_red(
+    monkeypatch: pytest.MonkeyPatch,
+    caller: Caller,
+    mutation: Mutation,
+    scene: crash.Scene,
+    failure: crash.Failure,
+) -> None:
+    mutation(monkeypatch)
+
+    with pytest.raises(AssertionError):
+        crash.cut_everywhere(scene, caller, failure)
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("mutation", "scene", "failure"),
+    CRASH_MUTANTS,
+    ids=crash.name_of,
+)
+def test_without_a_cut_nobody_would_see_it(
+    monkeypatch: pytest.MonkeyPatch,
+    caller: Caller,
+    mutation: Mutation,
+    scene: crash.Scene,
+    failure: crash.Failure,
+) -> None:
+    mutation(monkeypatch)
+
+    crash.perform(scene, caller, crash.Cut(crash.NOWHERE, False, failure))
+
+
 # --- The stateful machine ------------------------------------------------------------------------
 
 
-def run_machine() -> None:
+class Undisturbed(Ledger):
+    """A machine in which no process dies: the rule is one no more."""
+
+    def crash_next(self, at: int, after: bool) -> None:
+        raise AssertionError("not a rule")
+
+
+def run_machine(machine: type[Ledger] = Ledger, examples: int = 25) -> None:
     """As the suite does, without the time spent on a smaller example of what was found."""
     run_state_machine_as_test(
-        Ledger,
+        machine,
         settings=settings(
-            max_examples=25,
+            max_examples=examples,
             stateful_step_count=30,
             deadline=None,
             database=None,
@@ -91,14 +179,28 @@ def run_machine() -> None:
 @pytest.mark.django_db
 @pytest.mark.parametrize(
     "mutation",
-    [settle_without_the_gate, settling_that_forgets_the_hold, roll_up_counted_twice],
+    [
+        settle_without_the_gate,
+        settling_that_forgets_the_hold,
+        roll_up_counted_twice,
+        gate_and_charge_in_two_transactions,
+    ],
     ids=lambda mutation: mutation.__name__,
 )
 def test_the_machine_turns_red(monkeypatch: pytest.MonkeyPatch, mutation: Mutation) -> None:
     mutation(monkeypatch)
 
     with pytest.raises((AssertionError, DatabaseError)):
-        run_machine()
+        run_machine(examples=100)  # It ends with the first that is red.
+
+
+@pytest.mark.django_db
+def test_a_machine_in_which_nobody_dies_does_not_see_the_gate_apart(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gate_and_charge_in_two_transactions(monkeypatch)
+
+    run_machine(Undisturbed)
 
 
 @pytest.mark.django_db
