@@ -36,6 +36,7 @@ def seen_as(media_type: str) -> str:
     return shown[0]
 
 
+@pytest.mark.django_db  # A request looks after the connection that a test before it may have left.
 @pytest.mark.parametrize("media_type", ODD, ids=lambda kind: kind[:40])
 def test_a_media_type_that_cannot_be_read_is_no_error(media_type: str) -> None:
     environ = RequestFactory().get("/healthz?a=b").environ | {"CONTENT_TYPE": media_type}
