@@ -118,13 +118,16 @@ class HalfOpen(Toxic):
 class Link:
     """One connection through the proxy: two sockets and a thread for each direction."""
 
-    def __init__(self, client: socket.socket, server: socket.socket, toxics: list[Toxic]) -> None:
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
         self._sockets = (client, server)
         self._ended = threading.Event()
         self._lock = threading.Lock()
         for sock in self._sockets:
             sock.settimeout(LONGEST_PAUSE)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def start(self, toxics: list[Toxic]) -> None:
+        client, server = self._sockets
         for source, target, request in ((client, server, True), (server, client, False)):
             own = [dataclasses.replace(each) for each in toxics if each.request is request]
             _start(self._carry, source, target, own)
@@ -202,9 +205,8 @@ class Proxy:
 
     def cut(self, reset: bool = False) -> None:
         """End every connection now."""
-        for link in self._links:
-            link.end(reset)
-        self._links.clear()
+        while self._links:
+            self._links.pop().end(reset)
 
     def down(self) -> None:
         """Refuse connections from now on; those that are open go on (see `cut`)."""
@@ -233,7 +235,9 @@ class Proxy:
                 continue
             except OSError:
                 return
-            self._links.append(Link(client, server, self._toxics))
+            link = Link(client, server)
+            self._links.append(link)  # Before its first byte: who has read one can be cut.
+            link.start(self._toxics)
 
 
 def _start(target: Callable[..., None], *args: Any) -> threading.Thread:
