@@ -1,5 +1,6 @@
 """Run the model on llama.cpp. The only file that imports it, and only when an engine starts."""
 
+import os
 import re
 import secrets
 import socket
@@ -278,7 +279,15 @@ def _serve(model: Model, n_batch: int, **settings: Any) -> Any:
     )
     for name, value in settings.items():
         setattr(params, name, value)
+    params.cpuparams.n_threads = _writing_threads()
     return _unreachable(library, params)
+
+
+def _writing_threads() -> int:
+    """Return how many threads write: one core is left to the gateway. They wait for each other at
+    every step of every token; beside one that works, a thread too many is twice as slow or worse.
+    A prompt is read in long steps, by all cores."""
+    return max(1, (os.cpu_count() or 1) - 1)
 
 
 def _unreachable(library: Any, params: Any) -> Any:
