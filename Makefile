@@ -40,14 +40,14 @@ install: $(VENV)/run  ## Install what runs the gateway into .venv
 run: $(VENV)/run  ## Start the gateway, with a model, on PORT (8000)
 	@HOST=$(HOST) PORT=$(PORT) exec $(BIN)/python -m config.run
 
-test: test-sqlite test-postgresql  ## Run every test, on SQLite and on PostgreSQL
+test: test-sqlite test-postgresql  ## Run every test, on SQLite and on PostgreSQL where that may matter
 
 test-sqlite: $(VENV)/dev
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-postgresql: $(VENV)/dev
 	$(BIN)/python -m tests.servers.postgres --max-connections 200 -- \
-		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not once"
 
 test-js: $(VENV)/dev  ## Run the JavaScript clients' tests; needs node and npm
 	@if command -v node >/dev/null && command -v npm >/dev/null; then \
@@ -60,7 +60,7 @@ test-js: $(VENV)/dev  ## Run the JavaScript clients' tests; needs node and npm
 campaign: $(VENV)/dev  ## Prove the promises by destruction, on both databases; takes minutes
 	$(BIN)/python -m pytest tests/campaign -s -n $(JOBS) --dist loadfile
 	$(BIN)/python -m tests.servers.postgres --max-connections 200 -- \
-		$(BIN)/python -m pytest tests/campaign -s -n $(JOBS) --dist loadfile -m "not sqlite_only"
+		$(BIN)/python -m pytest tests/campaign -s -n $(JOBS) --dist loadfile -m "not once"
 
 promises: $(VENV)/dev  ## Measure what docs/promises.md promises, beside its target; a quarter of an hour
 	$(BIN)/python -m bench.promises

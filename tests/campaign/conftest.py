@@ -28,11 +28,6 @@ from tests.servers.client import BROKEN, RawClient
 from tests.servers.gunicorn import Gunicorn
 from tests.servers.nginx import MISSING, Nginx
 
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "sqlite_only: brings its own databases, so once is enough")
-
-
 # Short enough to test, long enough for a busy machine; a lease shorter than every deadline, so that
 # a hold that is not kept alive would be swept under a running answer.
 DEADLINES = {

@@ -16,7 +16,7 @@ import pytest
 from tests.campaign.site import Drivers, Producer, Site, site
 from tests.servers.gunicorn import ROOT, manage
 
-pytestmark = pytest.mark.sqlite_only  # It brings both databases itself, so one run is enough.
+pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
 
 PAGE = ROOT / "docs" / "operations.md"
 

@@ -19,7 +19,7 @@ from tests.campaign.faulty_wsgi import POINTS
 from tests.campaign.site import DATABASES, Drivers, Producer, Site, compare, site
 from tests.servers.gunicorn import Gunicorn, manage
 
-pytestmark = pytest.mark.sqlite_only  # It brings both databases itself, so one run is enough.
+pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
 
 KILLS = int(os.environ.get("KILLS", "160"))
 SEED = os.environ.get("SEED") or str(random.SystemRandom().randrange(10**6))

@@ -18,7 +18,7 @@ from tests.campaign.conftest import books_balance
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 
-once = pytest.mark.sqlite_only  # What SQLite alone does.
+sqlite_only = pytest.mark.once  # What SQLite alone does.
 
 
 @pytest.fixture
@@ -161,7 +161,7 @@ def test_what_no_disk_takes_waits_in_memory(tmp_path: Path, settings: Any) -> No
     assert journal.replay(found.append) == 0
 
 
-@once
+@sqlite_only
 @pytest.mark.usefixtures("priced", "transactional_db", "folder")
 def test_a_database_file_that_may_not_grow_is_like_a_full_disk(
     alice: Caller, ollama: FakeOllama

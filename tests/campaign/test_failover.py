@@ -14,7 +14,7 @@ from tests.campaign.load import Streams, ask_many, served_or_refused, whole_with
 from tests.campaign.site import Drivers, Producer, Seen, Site, compare, site, until
 from tests.servers.postgres import Postgres
 
-pytestmark = pytest.mark.sqlite_only  # It brings its own database, so one run is enough.
+pytestmark = pytest.mark.once  # It brings its own database, so one run is enough.
 
 STREAMS = 8
 

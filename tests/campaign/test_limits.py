@@ -15,7 +15,7 @@ from tests.campaign.conftest import resident_mb, thread_count
 from tests.campaign.site import Drivers, Producer, Site, ask, compare, site, until
 from tests.servers.gunicorn import Gunicorn
 
-pytestmark = pytest.mark.sqlite_only  # It brings its own databases, so one run is enough.
+pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
 
 SOAK_SECONDS = float(os.environ.get("SOAK_SECONDS", "60"))
 FILES = 64

@@ -17,7 +17,7 @@ from tests.campaign.load import served_or_refused
 from tests.campaign.site import DATABASES, Drivers, Producer, Site, compare, site, until
 from tests.servers.gunicorn import manage
 
-pytestmark = pytest.mark.sqlite_only  # It brings both databases itself, so one run is enough.
+pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
 
 # A stream takes 0.3 s; what a migration may add to it on a busy machine.
 LONGEST = 5

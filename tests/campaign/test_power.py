@@ -23,7 +23,7 @@ import pytest
 from tests.campaign.site import Drivers, Producer, Seen, Site, compare, site, until
 from tests.servers.gunicorn import Gunicorn, manage
 
-pytestmark = pytest.mark.sqlite_only  # It brings its own databases, so one run is enough.
+pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
 
 COPIES = int(os.environ.get("COPIES", "10"))
 SEED = os.environ.get("SEED") or str(random.SystemRandom().randrange(10**6))

@@ -18,7 +18,7 @@ from tests.servers.client import RawClient
 from tests.servers.gunicorn import Gunicorn
 from tests.servers.nginx import MISSING, Nginx
 
-pytestmark = pytest.mark.sqlite_only  # It brings its own databases, so one run is enough.
+pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
 
 DRAIN = 2
 

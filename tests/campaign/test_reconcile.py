@@ -10,7 +10,7 @@ from tests.campaign.load import served_or_refused
 from tests.campaign.site import DATABASES, Drivers, Producer, Site, compare, site
 from tests.servers.gunicorn import manage
 
-pytestmark = pytest.mark.sqlite_only  # It brings both databases itself, so one run is enough.
+pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from tests.campaign.site import Producer, Seen, Site, compare, site, until
 from tests.campaign.test_crash_loop import SEED, SETTLED_WITHIN, STREAMS, Victim, wait_for_death
 from tests.servers.gunicorn import Gunicorn
 
-pytestmark = pytest.mark.sqlite_only  # It brings its own databases, so one run is enough.
+pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from tests.campaign.load import Streams, ask_many, refused_in_time, whole_with_usage
 from tests.campaign.site import Producer, Seen, Site, compare, fill, site, small_disk, until
 
-pytestmark = pytest.mark.sqlite_only  # It brings its own databases, so one run is enough.
+pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
 
 STREAMS = 8
 

@@ -21,7 +21,7 @@ from tests.fakes.script import Status
 from tests.servers.client import RawClient
 from tests.servers.gunicorn import manage
 
-pytestmark = pytest.mark.sqlite_only  # It brings its own database, so one run is enough.
+pytestmark = pytest.mark.once  # It brings its own database, so one run is enough.
 
 PROMPT = "a prompt that stays in the house"
 PASSWORD = "a-password-of-netrc"

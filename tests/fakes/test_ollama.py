@@ -33,6 +33,8 @@ from tests.fakes.script import (
 )
 from tests.servers.client import BROKEN, RawClient, Truncated
 
+pytestmark = pytest.mark.once  # It needs no database.
+
 ASK = {"model": "llama3", "prompt": "Why is the sky blue?"}
 CHAT = {"model": "llama3", "messages": [{"role": "user", "content": "Why so blue?"}]}
 

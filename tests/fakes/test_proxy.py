@@ -20,6 +20,8 @@ from tests.fakes.proxy import (
 from tests.fakes.script import Sleep, tokens
 from tests.servers.client import RawClient, Truncated
 
+pytestmark = pytest.mark.once  # It needs no database.
+
 ASKED = {"model": "llama3", "prompt": "hi"}
 
 

@@ -18,7 +18,10 @@ from tests.flow.conftest import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+pytestmark = [
+    pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here"),
+    pytest.mark.once,  # It brings its own database.
+]
 pytest.importorskip("xllamacpp", reason="the embedded engine's wheels are not installed")
 
 

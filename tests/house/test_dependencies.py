@@ -21,6 +21,8 @@ from packaging.utils import canonicalize_name
 
 from tests.house.audit import audit
 
+pytestmark = pytest.mark.once  # It needs no database.
+
 ROOT = Path(__file__).resolve().parents[2]
 SETS = ("requirements", "requirements-dev", "requirements-embedded")
 FILES = sorted(ROOT.glob("requirements*"))

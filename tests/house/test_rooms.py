@@ -9,6 +9,8 @@ import pytest
 
 from gateway import policy, rules
 
+pytestmark = pytest.mark.once  # It needs no database.
+
 ROOT = Path(__file__).resolve().parents[2]
 APPS = ("accounts", "gateway", "billing", "config")
 # From left to right; each app imports only what stands to its left.

@@ -10,6 +10,8 @@ import pytest
 
 from gateway.checks import check_upstream
 
+pytestmark = pytest.mark.once  # It needs no database.
+
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "a-secret-for-tests-that-is-long-enough-to-pass-its-own-check"
 
