@@ -9,7 +9,7 @@ The invariants, each kept by the statement that could break it:
   roll-up = sum of usage rows. `reconciliation.py` proves them from the rows.
 - A month that is over stays over: requests end out of order, and a late one must not open it again.
 - Locks are taken in one order everywhere: hold, usage row, budgets by id, roll-up. So nothing
-  deadlocks. A new hold's row comes last, but nobody else can wait for it.
+  deadlocks.
 - Holds and bills are durable: never part of another transaction, whose rollback would undo them.
 """
 
@@ -63,12 +63,7 @@ def hold(reservation: Reservation) -> Hold:
     what earlier budgets gave."""
     demand = reservation.demand
     budgets = list(_budgets_of(demand.account_id, demand.key_id))
-    for budget in budgets:
-        money = budget.unit == Budget.Unit.MONEY
-        amount = reservation.cost if money else reservation.tokens
-        if not _reserve(budget, amount, reservation.opened_at):
-            raise _refusal(budget, amount)
-    return Hold.objects.create(
+    held = Hold.objects.create(
         request_id=reservation.request_id,
         account_id=demand.account_id,
         key_id=demand.key_id,
@@ -83,6 +78,13 @@ def hold(reservation: Reservation) -> Hold:
         opened_at=reservation.opened_at,
         lease_until=reservation.lease_until,
     )
+    # Last: everybody of the account waits for these rows until the commit.
+    for budget in budgets:
+        money = budget.unit == Budget.Unit.MONEY
+        amount = reservation.cost if money else reservation.tokens
+        if not _reserve(budget, amount, reservation.opened_at):
+            raise _refusal(budget, amount)
+    return held
 
 
 def _budgets_of(account_id: int, key_id: int) -> QuerySet[Budget]:
