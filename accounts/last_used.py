@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from django.conf import settings
-from django.db import DatabaseError
+from django.db import Error
 
+from accounts.connections import give_back
 from accounts.models import ApiKey
 
 logger = logging.getLogger(__name__)
@@ -26,13 +27,15 @@ def note(key_id: int, now: datetime) -> None:
 
 def flush(**_signal: Any) -> None:
     """Write what was noted, at most once in LAST_USED_EVERY; runs when an answer has been sent."""
-    for key_id, used_at in _take().items():
-        try:
+    try:
+        for key_id, used_at in _take().items():
             ApiKey.objects.filter(pk=key_id).update(last_used_at=used_at)
-        except DatabaseError:
-            # A date for people to look at is not worth failing anything for.
-            logger.warning("Could not write when key %s was last used.", key_id)
-            return
+    except Error as error:
+        # A date for people to look at is not worth failing anything for.
+        logger.warning("Could not write when keys were last used: %s", type(error).__name__)
+    finally:
+        # Django's own giving back was before this: it would stay with the idle thread.
+        give_back()
 
 
 def _take() -> dict[int, datetime]:

@@ -10,6 +10,7 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from django.utils import timezone
 
+from accounts.connections import give_back
 from billing import journal, ledger, prices, pricing, workers
 from billing.keeper import keeper
 from billing.models import TokenUsage
@@ -35,6 +36,7 @@ class LedgerMeter:
 
     def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
         found = prices.all_in_force(timezone.now(), models)
+        give_back()
         return {
             name: Offer(price.prompt_per_1k, price.completion_per_1k, settings.CURRENCY)
             for name, price in found.items()
@@ -61,7 +63,7 @@ class LedgerMeter:
         ledger.hold(reservation)
         self._is_open, self._rates = True, price.rates
         keeper.keep(self.request_id, self)
-        release_connection()
+        give_back()
 
     def progress(self, completion_tokens: int) -> None:
         self.produced = completion_tokens
@@ -80,7 +82,7 @@ class LedgerMeter:
         finally:
             # Not before it is settled or in the journal: what nobody keeps may be swept.
             keeper.drop(self.request_id)
-            release_connection()
+            give_back()
         return None if row is None else receipt_of(row)
 
     def _keep_for_later(self, ending: journal.Ending) -> Receipt | None:
@@ -119,15 +121,6 @@ def receipt_of(row: TokenUsage) -> Receipt:
     source = CountSource(row.count_source)
     usage = Usage(row.prompt_tokens, row.completion_tokens, source, started=True)
     return Receipt(usage, row.cost, settings.CURRENCY)
-
-
-def release_connection() -> None:
-    """Give a pooled connection back, so that none is held while an answer streams.
-
-    SQLite has no pool, and to open a connection anew costs more than the transaction does.
-    """
-    if connection.vendor != "sqlite":
-        drop_connection()
 
 
 def drop_connection() -> None:

@@ -53,6 +53,8 @@ MIDDLEWARE = [
     "gateway.middleware.content_policy",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    # Above all that uses the database.
+    "accounts.connections.give_back_after_view",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "django.middleware.common.CommonMiddleware",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -113,8 +115,9 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
 elif DATABASES["default"]["ENGINE"] == "django.db.backends.postgresql" and DATABASE_POOL_SIZE:
     # Connections are lent for a few statements and never kept while an answer streams,
     # so a few of them serve hundreds of streams.
-    from config.database import PatientConnection
+    from config.postgresql.base import PatientConnection
 
+    DATABASES["default"]["ENGINE"] = "config.postgresql"
     DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
     DATABASES["default"]["OPTIONS"] = {
         "connect_timeout": 3,
@@ -122,7 +125,7 @@ elif DATABASES["default"]["ENGINE"] == "django.db.backends.postgresql" and DATAB
             "connection_class": PatientConnection,
             "min_size": 1,
             "max_size": DATABASE_POOL_SIZE,
-            # Without a connection by then a request is answered 503, and its thread is free.
+            # If nobody got a connection for so long, a request is answered 503.
             "timeout": 2,
             # While the database is away each request tries anew. The pool's own patience would
             # wait twice as long each time, and find it back as late again as it was away.

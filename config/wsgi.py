@@ -17,7 +17,7 @@ def bound_waiting() -> None:
     from django.db import connection
 
     if connection.vendor == "postgresql":
-        from config.database import PatientConnection, try_anew_at_once
+        from config.postgresql.base import PatientConnection, try_anew_at_once
 
         PatientConnection.seconds = settings.DATABASE_ANSWER_SECONDS
         try_anew_at_once()

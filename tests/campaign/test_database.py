@@ -33,11 +33,10 @@ from tests.campaign.site import (
     small_disk,
     until,
 )
-from tests.servers.client import RawClient
 from tests.servers.gunicorn import Gunicorn
 from tests.servers.postgres import Postgres
 
-pytestmark = pytest.mark.sqlite_only  # It brings its own databases, so one run is enough.
+pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
 
 STREAMS = 8
 DOWN_SECONDS = float(os.environ.get("DOWN_SECONDS", "30"))
@@ -247,30 +246,3 @@ def use_up_the_log(postgres: Postgres) -> None:
     with contextlib.suppress(psycopg.Error):
         while True:
             postgres.execute("SELECT pg_logical_emit_message(false, '', repeat('x', 1000000))")
-
-
-# --- Few connections -----------------------------------------------------------------------------
-
-
-def test_streams_that_wait_hold_no_connection(producer: Producer) -> None:
-    """A pool of two, eight streams: who asks something short meanwhile does not wait for them."""
-    with site("postgresql", DATABASE_POOL_SIZE="2", GATEWAY_WORKERS="1") as place:
-        place.ollama.answer("/api/generate", producer)
-        with place.gateway() as server:
-            streams = Streams(place, server.url, STREAMS, pieces=60)
-            taken = [ask_usage(server.url, place.key) for _ in range(50)]
-            assert not streams.seen, "the streams were over too soon"
-            seen = streams.wait()
-    print(f"\npool of 2, 8 streams: /usage in {percentile(taken, 50) * 1000:.0f} ms (p50),", end="")
-    print(f" {max(taken) * 1000:.0f} ms at most", end=" ")
-    whole_with_usage(seen)
-    assert max(taken) < 2
-
-
-def ask_usage(url: str, key: str) -> float:
-    began = time.monotonic()
-    with RawClient(url, timeout=15) as client:
-        client.get("/usage", key=key)
-        assert client.read_head().status == 200
-        client.read_all()
-    return time.monotonic() - began

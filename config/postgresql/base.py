@@ -1,15 +1,46 @@
-"""A connection to PostgreSQL that does not wait for ever.
+"""Django's PostgreSQL, for requests that must neither wait for ever nor be turned away too soon.
 
 A server that hangs (its machine is paused, its disk is gone) keeps its connections open and says
 nothing. The kernel still acknowledges what is sent, so no time-out of TCP notices, and each request
-would keep its thread.
+would keep its thread. A server that is merely busy looks the same to who stands in line for it.
 """
 
+import time
 from typing import Any
 
 import psycopg
+from django.db.backends.postgresql import base
 from psycopg.errors import OperationalError
+from psycopg_pool import PoolTimeout
 from psycopg_pool.base import AttemptWithBackoff
+
+# Seconds a request stands in line for a pool that still lends connections: as many as it would
+# wait for SQLite's one writer.
+LINE_SECONDS = 10.0
+
+
+class DatabaseWrapper(base.DatabaseWrapper):
+    """Waits for a pooled connection as long as others get theirs.
+
+    The pool's own time-out is for a database that is away. A crowd on a slow machine outwaits it
+    too, though each would have its turn a moment later.
+    """
+
+    # When the pool of this process lent a connection last.
+    _lent_at = float("-inf")
+
+    def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
+        began = time.monotonic()
+        while True:
+            tried = time.monotonic()
+            try:
+                connection = super().get_new_connection(conn_params)
+            except PoolTimeout:
+                if DatabaseWrapper._lent_at < tried or tried - began > LINE_SECONDS:
+                    raise
+            else:
+                DatabaseWrapper._lent_at = time.monotonic()
+                return connection
 
 
 class PatientConnection(psycopg.Connection[Any]):
