@@ -26,6 +26,7 @@ from tests.campaign.site import (
     Drivers,
     Producer,
     Row,
+    Seen,
     Site,
     compare,
     fill,
@@ -225,19 +226,23 @@ def fill_up_and_make_room(place: Site, server: Gunicorn, producer: Producer, dis
     use_up_the_log(postgres)
     refused = ask_many(server.url, place.key, 16)
     seen = streams.wait()
-    kept, stopped = place.journal_lines(), not postgres.is_up
+    kept = place.journal_lines()
     ballast.unlink()
-    if stopped:
-        postgres.come_up()
-    back = until(lambda: [one for one in ask_many(server.url, place.key, 1) if one.done], 30)
+    back = until(lambda: start_and_ask(place, server), 30)
 
-    print(f"\nPostgreSQL {'stopped' if stopped else 'refused to write'};", end=" ")
-    print(f"{kept} endings in the journal", end=" ")
+    print(f"\n{kept} endings in the journal", end=" ")
     refused_in_time(refused, 6)
     whole_with_usage(seen)
     assert kept >= STREAMS
     place.books_balance()
     compare(first + refused + seen + back, producer, place.rows())
+
+
+def start_and_ask(place: Site, server: Gunicorn) -> list[Seen]:
+    """Start the database if it has stopped, which takes it a while; return what was served."""
+    if not postgres_of(place).is_up:
+        postgres_of(place).come_up()
+    return [one for one in ask_many(server.url, place.key, 1) if one.done]
 
 
 def use_up_the_log(postgres: Postgres) -> None:
