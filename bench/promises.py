@@ -217,7 +217,7 @@ def revoking(place: Site, server: Gunicorn) -> Figures:
     ended: list[float] = []
 
     def run(n: int) -> None:
-        assert ask(server.url, key, n).error == "key_revoked"
+        assert ask(server.url, key, n, pieces=2000).error == "key_revoked"
         ended.append(time.monotonic())
 
     threads = [threading.Thread(target=run, args=(n,)) for n in range(STREAMS)]
