@@ -16,8 +16,8 @@ from tests.fakes.ollama import FakeOllama, Received
 
 # What an answer to anybody must not tell of how the gateway is made.
 INTERNALS = re.compile(
-    rb'Traceback|File "|site-packages|/work/|\b[A-Z]\w+(?:Error|Exception)\b|django|psycopg|sqlite'
-    rb"|urllib3|127\.0\.0\.1|OLLAMA_BASE|DATABASE_URL"
+    rb'Traceback|File "|site-packages|\b[A-Z]\w+(?:Error|Exception)\b|django|psycopg|sqlite|urllib3'
+    rb"|127\.0\.0\.1|OLLAMA_BASE|DATABASE_URL|" + re.escape(str(settings.BASE_DIR).encode())
 )
 PAGES = ("/admin/", "/static/")
 
