@@ -62,7 +62,7 @@ campaign: $(VENV)/dev  ## Prove the promises by destruction, on both databases; 
 	$(BIN)/python -m tests.servers.postgres --max-connections 200 -- \
 		$(BIN)/python -m pytest tests/campaign -s -n $(JOBS) --dist loadfile -m "not once"
 
-promises: $(VENV)/dev  ## Measure what docs/promises.md promises, beside its target; a quarter of an hour
+promises: $(VENV)/dev  ## Measure what docs/promises.md promises, beside its target; eleven minutes
 	$(BIN)/python -m bench.promises
 
 lint: $(VENV)/dev  ## Check style and types

@@ -1,6 +1,6 @@
 """`make promises`: measure what docs/promises.md promises, and print it beside its target.
 
-Real gunicorn, a fake Ollama, databases of its own, loopback; a quarter of an hour. Fewer kills and
+Real gunicorn, a fake Ollama, databases of its own, loopback; eleven minutes. Fewer kills and
 restarts than `make campaign`, and SQLite where the database makes no difference.
 """
 

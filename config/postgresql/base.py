@@ -36,7 +36,8 @@ class DatabaseWrapper(base.DatabaseWrapper):
             try:
                 connection = super().get_new_connection(conn_params)
             except PoolTimeout:
-                if DatabaseWrapper._lent_at < tried or tried - began > LINE_SECONDS:
+                nobody_was_served = DatabaseWrapper._lent_at < tried
+                if nobody_was_served or time.monotonic() - began >= LINE_SECONDS:
                     raise
             else:
                 DatabaseWrapper._lent_at = time.monotonic()
