@@ -63,8 +63,13 @@ def test_an_upload_that_dawdles_holds_no_connection(place: Site, server: Gunicor
 
 @pytest.mark.parametrize(
     ("path", "body"),
-    [("/api/tags", None), ("/v1/models", None), ("/api/show", {"model": "llama3"})],
-    ids=["a list", "a list for OpenAI", "a model's facts"],
+    [
+        ("/api/tags", None),
+        ("/v1/models", None),
+        ("/api/show", {"model": "llama3"}),
+        ("/api/generate", {"model": "llama3", "prompt": "hi"}),
+    ],
+    ids=["a list", "a list for OpenAI", "a model's facts", "a first line"],
 )
 def test_who_waits_for_the_model_server_holds_no_connection(
     place: Site, server: Gunicorn, path: str, body: dict[str, Any] | None
