@@ -1,12 +1,14 @@
 from django.apps import AppConfig
+from django.db.models.signals import post_migrate
 
 
-class BillingConfig(AppConfig):
+class BillingApp(AppConfig):
     name = "billing"
 
     def ready(self) -> None:
         from accounts import keys
-        from billing import checks, prices
+        from billing import checks, configuration, prices
 
         checks.register()
+        post_migrate.connect(configuration.write_after_migrate, sender=self)
         keys.not_for_sale = prices.not_for_sale

@@ -10,6 +10,7 @@ Prices and amounts are pico-units, tokens are tokens; both are whole numbers. Wh
 is guarded by triggers in the database itself (migration 0002).
 """
 
+import uuid
 from decimal import Decimal
 
 from django.conf import settings
@@ -23,6 +24,23 @@ from gateway.metering import CountSource, Outcome
 
 OUTCOMES = [(outcome.value, outcome.value.replace("_", " ")) for outcome in Outcome]
 SOURCES = [(source.value, source.value) for source in CountSource]
+
+
+class BillingConfig(models.Model):
+    """What this database was set up for, in its only row. Written by the first `migrate`."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    currency = models.CharField(max_length=3)
+    scale = models.PositiveSmallIntegerField(help_text="Amounts are whole numbers of 10^-scale.")
+    # Random, and kept by backups: tells this database from another one behind the same address.
+    database_id = models.UUIDField(default=uuid.uuid4)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="one_billing_config")]
+
+    def __str__(self) -> str:
+        return f"{self.currency}, scale {self.scale}, database {self.database_id}"
 
 
 class ModelPrice(models.Model):

@@ -21,6 +21,12 @@ PICO_PER_UNIT = 1_000_000_000_000
 # What a 64-bit integer holds: 9.2 million units of the currency in one cell.
 MAX_PICO = 2**63 - 1
 
+
+def scale_of(currency: str) -> int:
+    """Return how many decimals an amount of a currency has."""
+    return PICO
+
+
 _AMOUNT = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,12})?")
 
 

@@ -18,7 +18,7 @@ from django.utils import timezone
 from accounts import keys, last_used
 from accounts.models import Account, ApiKey, Membership
 from billing import append_only, ledger, prices
-from billing.models import Budget, Entry, ModelPrice
+from billing.models import BillingConfig, Budget, Entry, ModelPrice
 from tests.fakes.ollama import FakeOllama
 
 
@@ -132,17 +132,20 @@ def set_price(model: str, prompt: str, completion: str | None = None) -> ModelPr
 
 # --- Emptying the database between tests --------------------------------------------------------
 # Append-only tables refuse it, so the guard is lifted for just that moment; production has no
-# switch for it.
+# switch for it. The database stays the same one, for whoever has read its id.
 
 _empty_tables = TransactionTestCase._fixture_teardown
 
 
 def _empty_guarded_tables(self: TransactionTestCase) -> None:
+    kept = BillingConfig.objects.get()
     with connection.schema_editor() as editor:
         append_only.unprotect(editor)
     _empty_tables(self)
     with connection.schema_editor() as editor:
         append_only.protect(editor)
+    BillingConfig.objects.all().delete()
+    kept.save(force_insert=True)
 
 
 TransactionTestCase._fixture_teardown = _empty_guarded_tables

@@ -44,6 +44,7 @@ WRITERS = {
     "UsageDaily": "billing/ledger.py",
     "Entry": "billing/ledger.py",
     "ModelPrice": "billing/prices.py",
+    "BillingConfig": "billing/configuration.py",
 }
 WRITES = {"create", "bulk_create", "update", "delete", "save", "get_or_create", "update_or_create"}
 
