@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from django.contrib.auth.models import User
 from django.db import connection
+from django.db.backends.signals import connection_created
 from django.test import Client, TransactionTestCase
 from django.utils import timezone
 
@@ -20,6 +21,10 @@ from accounts.models import Account, ApiKey, Membership
 from billing import append_only, ledger, prices
 from billing.models import BillingConfig, Budget, Entry, ModelPrice
 from tests.fakes.ollama import FakeOllama
+from tests.house import ledger_writes
+
+# For the whole suite: a guarded table that anybody but its writer writes fails the test.
+connection_created.connect(ledger_writes.install, dispatch_uid="ledger_writes")
 
 
 @pytest.fixture
