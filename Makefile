@@ -68,6 +68,7 @@ promises: $(VENV)/dev  ## Measure what docs/promises.md promises, beside its tar
 lint: $(VENV)/dev  ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/mypy .
 	$(BIN)/python manage.py makemigrations --check --dry-run --skip-checks
 

@@ -14,7 +14,7 @@ from tests.house.ledger_writes import ROOT, ForbiddenWrite
 # Each is compiled as if it stood in billing/views.py.
 FORBIDDEN = {
     "save of a row": "def write(budget): budget.save()",
-    "update of a variable": "def write(budget): rows = type(budget).objects.all(); rows.update(spent=0)",
+    "update of a variable": "def write(budget): x = type(budget).objects.all(); x.update(spent=0)",
     "a related manager": "def write(budget): budget.account.budgets.update(spent=0)",
     "bulk update": "def write(budget): type(budget).objects.bulk_update([budget], ['spent'])",
     "delete of a row": "def write(budget): budget.delete()",
@@ -37,7 +37,7 @@ def planted(source: str, place: str) -> Callable[[Budget], None]:
 
 @pytest.mark.parametrize("spelling", FORBIDDEN)
 def test_a_view_that_writes_the_ledger_turns_the_suite_red(spelling: str, alice: Caller) -> None:
-    with pytest.raises(ForbiddenWrite, match="billing/views.py writes billing_budget"):
+    with pytest.raises(ForbiddenWrite, match=r"billing/views\.py writes billing_budget"):
         planted(FORBIDDEN[spelling], "billing/views.py")(alice.wallet)
 
 

@@ -1,4 +1,4 @@
-"""The house: who may import whom, who writes what, and what no room may hold."""
+"""What a module may import and how large it may be; test_layers.py checks the layers."""
 
 import ast
 from collections.abc import Iterator
@@ -13,17 +13,7 @@ pytestmark = pytest.mark.once  # It needs no database.
 
 ROOT = Path(__file__).resolve().parents[2]
 APPS = ("accounts", "gateway", "billing", "config")
-# From left to right; each app imports only what stands to its left.
-FORBIDDEN = {
-    "accounts": ("gateway", "billing", "config"),
-    "gateway": ("billing", "config"),
-    "billing": ("config",),
-    "config": (),
-}
-# All that billing may know of the gateway: the port, and how models are named.
-PORT = {"gateway.metering", "gateway.names"}
 PURE = (
-    "gateway/bodies.py",
     "gateway/catalogue.py",
     "gateway/chunk.py",
     "gateway/dialects",
@@ -36,17 +26,16 @@ PURE = (
     "gateway/usage.py",
     "billing/pricing.py",
 )
-IMPURE = ("requests", "django.db.models", "django.utils.timezone", "os", "time", "random")
-WRITERS = {
-    "Budget": "billing/ledger.py",
-    "Hold": "billing/ledger.py",
-    "TokenUsage": "billing/ledger.py",
-    "UsageDaily": "billing/ledger.py",
-    "Entry": "billing/ledger.py",
-    "ModelPrice": "billing/prices.py",
-    "BillingConfig": "billing/configuration.py",
-}
-WRITES = {"create", "bulk_create", "update", "delete", "save", "get_or_create", "update_or_create"}
+# All that a pure module may import: what computes and touches nothing.
+PURE_IMPORTS = {
+    "base64", "binascii", "collections", "dataclasses", "datetime", "decimal", "enum", "itertools",
+    "json",
+    "math", "operator", "re", "string", "struct", "typing", "uuid", "zlib",
+    "accounts.models.Scope",
+    "billing.money",
+    "gateway.errors", "gateway.prompt", "gateway.chunk", "gateway.metering", "gateway.names",
+    "gateway.images", "gateway.rules", "gateway.usage", "gateway.dialects",
+}  # fmt: skip
 
 
 def sources(*places: str) -> Iterator[Path]:
@@ -67,28 +56,35 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
-
-
-@pytest.mark.parametrize("app", APPS)
-def test_an_app_imports_only_to_its_left(app: str) -> None:
-    for path in sources(app):
-        tops = {name.partition(".")[0] for name in imports(path)}
-        assert not tops & set(FORBIDDEN[app]), path
-
-
-def test_billing_knows_of_the_gateway_its_port_alone() -> None:
-    for path in sources("billing"):
-        for name in imports(path):
-            if name.startswith("gateway."):
-                assert any(name == room or name.startswith(f"{room}.") for room in PORT), path
 
 
 @pytest.mark.parametrize("place", PURE)
 def test_pure_rooms_stay_pure(place: str) -> None:
     for path in sources(place):
-        assert not imports(path) & set(IMPURE), path
+        assert not [name for name in imports(path) if not is_pure(name)], path
+
+
+def is_pure(name: str) -> bool:
+    return any(name == pure or name.startswith(f"{pure}.") for pure in PURE_IMPORTS)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import socket",
+        "from django.conf import settings",
+        "from django.db import connection",
+        "import requests",
+        "from pathlib import Path",
+    ],
+)
+def test_an_import_that_does_input_or_output_is_not_pure(line: str, tmp_path: Path) -> None:
+    planted = tmp_path / "pricing.py"
+    planted.write_text(line + "\n" + (ROOT / "billing/pricing.py").read_text())
+
+    assert [name for name in imports(planted) if not is_pure(name)]
 
 
 def test_one_room_talks_to_the_model_server() -> None:
@@ -99,21 +95,6 @@ def test_one_room_talks_to_the_model_server() -> None:
 
 def uses_requests(path: Path) -> bool:
     return any(name.partition(".")[0] in ("requests", "urllib3") for name in imports(path))
-
-
-@pytest.mark.parametrize("model", WRITERS)
-def test_a_table_has_one_writer(model: str) -> None:
-    for path in sources():
-        if str(path.relative_to(ROOT)) != WRITERS[model] and "migrations" not in path.parts:
-            for call in ast.walk(tree(path)):
-                assert not writes(call, model), f"{path}:{getattr(call, 'lineno', 0)}"
-
-
-def writes(node: ast.AST, model: str) -> bool:
-    """Tell whether a node is a call like `Model.objects….update(…)`."""
-    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
-        return False
-    return node.func.attr in WRITES and ast.unparse(node.func.value).startswith(f"{model}.objects")
 
 
 def test_no_room_is_a_lumber_room() -> None:
