@@ -28,8 +28,11 @@ class Request(Protocol):
     def path(self) -> str: ...
 
 
-def answer(request: Request, models: list[str]) -> Script:
-    """The script for a request; pull and delete change the models."""
+def answer(request: Request, models: list[str], loaded: list[str] | None = None) -> Script:
+    """The script for a request; pull and delete change the models.
+
+    `loaded`: the models in memory, if not all.
+    """
     methods = ROUTES.get(request.path)
     if methods is None:
         return reply("404 page not found", 404)
@@ -40,7 +43,10 @@ def answer(request: Request, models: list[str]) -> Script:
         body = json.loads(request.body) if request.method in ("POST", "DELETE") else {}
     except ValueError:
         return _error(400, "invalid JSON" if request.body else "missing request body")
-    return handler(body, models) if isinstance(body, dict) else _error(400, "not an object")
+    if not isinstance(body, dict):
+        return _error(400, "not an object")
+    listed = models if loaded is None or request.path != "/api/ps" else loaded
+    return handler(body, listed)
 
 
 def full_name(name: str) -> str:
@@ -197,7 +203,7 @@ def _ps(body: Body, models: list[str]) -> Script:
         "size_vram": 4_661_224_676,
         "context_length": 4096,
     }
-    return reply({"models": [_entry(name) | loaded for name in models[:1]]})
+    return reply({"models": [_entry(name) | loaded for name in models]})
 
 
 def _show(body: Body, models: list[str]) -> Script:

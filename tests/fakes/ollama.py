@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Self
 
 from tests.fakes import behaviour
+from tests.fakes.memory import Memory
 from tests.fakes.script import Answer, Interrupted, Step, flatten
 
 # An idle connection or a reader that never reads must not keep a thread for ever.
@@ -25,6 +26,9 @@ REQUESTS_A_CONNECTION = 10_000
 LONGEST_LINE = 65_536
 # Closing a socket with this on sends RST instead of FIN.
 LINGER_ZERO = struct.pack("ii", 1, 0)
+# The gateway asks for these by itself, when it has not known them for long enough. They are kept
+# apart, so that a test sees what its own requests came to.
+LOOKS = {("GET", "/api/tags"), ("GET", "/api/ps")}
 
 
 @dataclass(eq=False)
@@ -49,6 +53,10 @@ class Received:
     @property
     def json(self) -> Any:
         return json.loads(self.body)
+
+    @property
+    def is_look(self) -> bool:
+        return (self.method, self.path) in LOOKS
 
     @property
     def lines_sent(self) -> int:
@@ -143,7 +151,9 @@ class FakeOllama:
     # --- What a test asks -------------------------------------------------------------------
 
     def calls(self, path: str) -> list[Received]:
-        return [received for received in self.requests if received.path == path]
+        """The requests on a path, the gateway's own looks too."""
+        with self._changed:
+            return [one for one in [*self.requests, *self.looks] if one.path == path]
 
     def wait_for(self, n: int, path: str | None = None, timeout: float = 5) -> list[Received]:
         """The requests (on this path) once there are `n`; an AssertionError when too few come."""
@@ -159,20 +169,32 @@ class FakeOllama:
     def wait_idle(self, timeout: float = 5) -> None:
         """Return once no answer is being written."""
         with self._changed:
-            idle = self._changed.wait_for(lambda: not self._in_flight, timeout)
+            idle = self._changed.wait_for(lambda: not self._answering(), timeout)
             assert idle, f"{self.in_flight} answers still written after {timeout} s"
 
     @property
     def in_flight(self) -> int:
+        """How many answers are being written, looks aside."""
         with self._changed:
             self._sweep()
-            return len(self._in_flight)
+            return len(self._answering())
+
+    @property
+    def open_looks(self) -> int:
+        with self._changed:
+            self._sweep()
+            return len(self._in_flight) - len(self._answering())
+
+    def _answering(self) -> list[Received]:
+        return [received for received in self._in_flight.values() if not received.is_look]
 
     # --- Connections ------------------------------------------------------------------------
 
     def _forget(self) -> None:
         self.models = list(self._installed)
+        self.memory = Memory()
         self.requests: list[Received] = []
+        self.looks: list[Received] = []
         self.max_in_flight = 0
         self._queued: defaultdict[str, deque[Script]] = defaultdict(deque)
         self._standing: dict[str, Script] = {}
@@ -227,9 +249,11 @@ class FakeOllama:
         with self._changed:
             queued = self._queued[received.path]
             script = queued.popleft() if queued else self._standing.get(received.path)
+        before = self.memory.steps(received.path, received.body, self.models)
         if script:
-            return flatten(script(received))
-        return behaviour.answer(received, self.models)
+            return [*before, *flatten(script(received))]
+        loaded = self.memory.listed(self.models)
+        return [*before, *behaviour.answer(received, self.models, loaded)]
 
     def _begin(self, sock: socket.socket, received: Received) -> None:
         with self._changed:
@@ -239,8 +263,8 @@ class FakeOllama:
             self._sweep()
             self._in_flight[sock.fileno()] = received
             self._epoll.register(sock, select.EPOLLRDHUP)
-            self.max_in_flight = max(self.max_in_flight, len(self._in_flight))
-            self.requests.append(received)
+            self.max_in_flight = max(self.max_in_flight, len(self._answering()))
+            (self.looks if received.is_look else self.requests).append(received)
             self._changed.notify_all()
 
     def _settle(self, handle: int) -> None:

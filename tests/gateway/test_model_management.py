@@ -86,6 +86,8 @@ def test_a_price_is_shown_with_its_model(alice: Caller, ollama: FakeOllama) -> N
 def test_what_is_loaded_is_shown_as_far_as_it_is_ones_own(
     alice: Caller, narrow: Caller, ollama: FakeOllama
 ) -> None:
+    ollama.memory.models = ["llama3:latest"]
+
     assert names(alice.get("/api/ps")) == ["llama3:latest"]
     assert names(narrow.get("/api/ps")) == []
 

@@ -1,0 +1,118 @@
+"""Which models the fake has in memory, and how it loads one.
+
+Facts about Ollama: it loads one model at a time; while it loads, nothing is sent; when the client
+whose request began the load leaves, the load is given up, and the next request that waits begins it
+anew. `/api/ps` lists a model once it is loaded.
+"""
+
+import json
+import threading
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from tests.fakes.behaviour import full_name
+from tests.fakes.script import Answer, Interrupted, Step
+
+LOADING = ("/api/generate", "/api/chat", "/api/embed", "/api/embeddings")
+# How long one who waits for a load sleeps before it looks again, in seconds.
+LOOK_SECONDS = 0.005
+
+
+@dataclass
+class Load:
+    """A load that was begun."""
+
+    model: str
+    aborted: bool = False
+
+
+@dataclass
+class Memory:
+    """Every installed model is in memory, until a test says which are (`models`).
+
+    `seconds`: how long a load takes. `room`: how many models there is memory for.
+    """
+
+    models: list[str] | None = None
+    seconds: float = 0.0
+    room: int = 1000
+    loads: list[Load] = field(default_factory=list)
+    _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def listed(self, installed: list[str]) -> list[str]:
+        """The models that `/api/ps` names."""
+        return [*installed] if self.models is None else [*self.models]
+
+    def steps(self, path: str, body: bytes, installed: list[str]) -> list[Step]:
+        """What comes before the answer to a request: nothing, a load, or an unload."""
+        if self.models is None or path not in LOADING:
+            return []
+        asked = _object(body)
+        name = full_name(str(asked.get("model") or asked.get("name") or ""))
+        if name not in map(full_name, installed):
+            return []
+        return [Unloading(self, name) if _unloads(path, asked) else Loading(self, name)]
+
+    def load(self, name: str, answer: Answer) -> None:
+        """Bring a model into memory; raise Interrupted when the one who asked leaves."""
+        while not self._turn.acquire(timeout=LOOK_SECONDS):
+            answer.pause(0)
+        try:
+            if name not in self._loaded():
+                self._begin(name, answer)
+        finally:
+            self._turn.release()
+
+    def _begin(self, name: str, answer: Answer) -> None:
+        load = Load(name)
+        self.loads.append(load)
+        # The models that have to go leave the list before the new one is loaded.
+        self.models = self._loaded()[-(self.room - 1) :] if self.room > 1 else []
+        try:
+            answer.pause(self.seconds)
+        except Interrupted:
+            load.aborted = True
+            raise
+        self.models = [*self._loaded(), name]
+
+    def unload(self, name: str) -> None:
+        self.models = [one for one in self._loaded() if one != name]
+
+    def _loaded(self) -> list[str]:
+        return self.models or []
+
+
+@dataclass(frozen=True)
+class Loading(Step):
+    """Wait until a model is in memory."""
+
+    memory: Memory
+    name: str
+    instant: ClassVar[bool] = False
+
+    def play(self, answer: Answer) -> None:
+        self.memory.load(self.name, answer)
+
+
+@dataclass(frozen=True)
+class Unloading(Step):
+    """Remove a model from memory."""
+
+    memory: Memory
+    name: str
+    instant: ClassVar[bool] = False
+
+    def play(self, answer: Answer) -> None:
+        self.memory.unload(self.name)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _unloads(path: str, asked: dict[str, Any]) -> bool:
+    return path == "/api/generate" and not asked.get("prompt") and asked.get("keep_alive") == 0
