@@ -5,8 +5,9 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PORT ?= 8000
-HOST ?= 127.0.0.1
+# Only as `make run PORT=9000`: other programs have a PORT and a HOST in the environment, too.
+ADDRESS = $(if $(filter command,$(origin PORT)),GATEWAY_PORT=$(PORT)) \
+	$(if $(filter command,$(origin HOST)),GATEWAY_HOST=$(HOST))
 # Nothing is installed that is not pinned with its hash; nor built, for what builds it has no hash.
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	--require-hashes --only-binary :all:
@@ -38,7 +39,7 @@ $(VENV)/dev: $(VENV)/run requirements-dev.txt
 install: $(VENV)/run  ## Install what runs the gateway into .venv
 
 run: $(VENV)/run  ## Start the gateway, with a model, on PORT (8000)
-	@HOST=$(HOST) PORT=$(PORT) exec $(BIN)/python -m config.run
+	@$(ADDRESS) exec $(BIN)/python -m config.run
 
 test: test-sqlite test-postgresql  ## Run every test, on SQLite and on PostgreSQL where that may matter
 

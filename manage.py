@@ -4,12 +4,17 @@
 import os
 import sys
 
+from config.failures import in_one_line
+
 
 def main() -> None:
+    # What a command writes (the database of SQLite, the journal) is its user's alone.
+    os.umask(0o077)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     from django.core.management import execute_from_command_line
 
-    execute_from_command_line(sys.argv)
+    with in_one_line():
+        execute_from_command_line(sys.argv)
 
 
 if __name__ == "__main__":

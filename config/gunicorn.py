@@ -9,20 +9,28 @@ import subprocess
 import sys
 from typing import Any
 
+from config import environment
 from config.worker import CLIENT_SECONDS
 
-bind = f"{os.environ.get('HOST', '127.0.0.1')}:{os.environ.get('PORT', '8000')}"
+# What this and its workers write (the database of SQLite, the journal) is its user's alone.
+os.umask(0o077)
+
+_env = environment.read()
+_server = environment.read_server(_env)
+
+_host = f"[{_server.host}]" if ":" in _server.host else _server.host
+bind = f"{_host}:{_server.port}"
 
 # Two processes, so that one busy interpreter or one crash is never the whole service. Threads are
 # the number of answers at once that is sold; an idle one costs a few kilobytes.
-workers = int(os.environ.get("GATEWAY_WORKERS", "2"))
-threads = int(os.environ.get("GATEWAY_THREADS", "256"))
+workers = _server.workers
+threads = _server.threads
 
 # A sign of life from the worker's main thread, not a limit on answers, which stream for minutes.
 timeout = 30
 # After SIGTERM, streams are ended in good order when DRAIN_SECONDS have passed; this only has to be
 # longer, so that nothing is left to SIGKILL.
-graceful_timeout = int(float(os.environ.get("DRAIN_SECONDS", "25"))) + 5
+graceful_timeout = int(_server.drain_seconds) + 5
 keepalive = 5
 # Recycling a worker with a long stream in it would stop service for the length of the stream.
 max_requests = 0
@@ -37,7 +45,7 @@ forwarder_headers = ""
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 # No query strings and no headers: neither keys nor prompts reach a log.
-accesslog = "-" if os.environ.get("ACCESS_LOG", "1") == "1" else None
+accesslog = "-" if _server.access_log else None
 access_log_format = '%(t)s "%(m)s %(U)s" %(s)s %(B)s %(L)ss %({x-request-id}o)s'
 
 # How much of an answer may wait in the kernel for a slow client, beyond what is on its way. Left to
@@ -65,6 +73,8 @@ def on_starting(server: Any) -> None:
     )
     if checked.returncode:
         sys.exit(3)
+    for line in environment.old_names(_env):
+        server.log.warning("%s It listens on %s.", line, bind)
 
 
 def post_fork(server: Any, worker: Any) -> None:

@@ -1,14 +1,11 @@
 """Settings of the gateway, top to bottom. Values come from the environment or from `.env`."""
 
 from datetime import timedelta
-from pathlib import Path
 
-import environ
+from config import environment
+from config.environment import BASE_DIR
 
-BASE_DIR = Path(__file__).resolve().parent.parent
-
-env = environ.Env()
-env.read_env(env.str("ENV_FILE", default=str(BASE_DIR / ".env")))
+env = environment.read()
 
 # --- Who may talk to us ---------------------------------------------------------------------
 
@@ -157,6 +154,8 @@ LOGGING = {
         # So is a foreign Host, which anybody can send a thousand times.
         "django.security.DisallowedHost": {"level": "CRITICAL"},
         "urllib3": {"level": "ERROR"},
+        # Each of its tries to connect; who waits for it says why there is no connection.
+        "psycopg.pool": {"level": "ERROR"},
     },
 }
 
@@ -229,3 +228,8 @@ HOLD_LEASE_SECONDS: float = env.float("HOLD_LEASE_SECONDS", default=30.0)
 # Where endings are kept that could not be settled while the database was away.
 JOURNAL_DIR: str = env.str("JOURNAL_DIR", default=str(BASE_DIR / "journal"))
 KEEP_LEASES = True  # Off in tests that own the database alone.
+
+# --- The end --------------------------------------------------------------------------------
+
+environment.read_server(env)  # gunicorn reads these itself; a bad one is named here too.
+env.refuse()

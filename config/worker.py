@@ -7,7 +7,6 @@ proof.
 
 import contextlib
 import errno
-import os
 import socket
 import threading
 import time
@@ -16,9 +15,11 @@ from typing import Any
 from gunicorn.util import close_graceful
 from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
+from config import environment
+
 # Seconds that a client may take for the head of its request, to send the next byte of its body, or
 # to take the next of its answer. Accepted connections inherit the last two from the listening one.
-CLIENT_SECONDS = float(os.environ.get("CLIENT_SECONDS", "30"))
+CLIENT_SECONDS = environment.read_server(environment.read()).client_seconds
 
 # How long a client may take to close after its answer, before it may miss the end of it.
 LINGER_SECONDS = 1.0

@@ -47,10 +47,15 @@ def as_gateway_error(exc: Exception) -> GatewayError:
         return BY_STATUS.get(exc.status_code, BadRequest)(_first_sentence(exc.detail))
     # InternalError: a standby, on which nothing can be written.
     if isinstance(exc, (OperationalError, InterfaceError, InternalError)):
-        logger.error("The database failed: %s", type(exc).__name__)
+        logger.error("The database failed: %s: %s", type(exc).__name__, _first_line(exc))
         return DatabaseDown()
     logger.error("Unforeseen error", exc_info=exc)
     return GatewayError()
+
+
+def _first_line(exc: Exception) -> str:
+    """Return the reason in a driver's error; the lines after it may quote a statement."""
+    return str(exc).strip().partition("\n")[0][:300]
 
 
 def _first_sentence(detail: Any) -> str:

@@ -253,6 +253,7 @@ def _as_gateway_error(error: Exception, watch: Watch) -> GatewayError:
     if _waited_too_long(error):
         return UpstreamStalled()
     if isinstance(error, (requests.ConnectTimeout, NewConnectionError)) or _never_connected(error):
+        logger.error("The model server at %s cannot be reached.", settings.OLLAMA_BASE)
         return UpstreamDown()
     return UpstreamBroke()
 

@@ -35,10 +35,11 @@ class DatabaseWrapper(base.DatabaseWrapper):
             tried = time.monotonic()
             try:
                 connection = super().get_new_connection(conn_params)
-            except PoolTimeout:
+            except PoolTimeout as error:
                 nobody_was_served = DatabaseWrapper._lent_at < tried
                 if nobody_was_served or time.monotonic() - began >= LINE_SECONDS:
-                    raise
+                    reason = PatientConnection.refusal
+                    raise PoolTimeout(f"{error}: {reason}" if reason else str(error)) from error
             else:
                 DatabaseWrapper._lent_at = time.monotonic()
                 return connection
@@ -48,6 +49,19 @@ class PatientConnection(psycopg.Connection[Any]):
     """Waits `seconds` for what a statement returns; for ever while that is None."""
 
     seconds: float | None = None
+    # Why the server refused the latest connection; empty once it accepts one. The pool connects
+    # in a thread of its own, and tells who waits for it nothing but that time is up.
+    refusal = ""
+
+    @classmethod
+    def connect(cls, *args: Any, **kwargs: Any) -> Any:
+        try:
+            connection = super().connect(*args, **kwargs)
+        except OperationalError as error:
+            PatientConnection.refusal = str(error).strip().partition("\n")[0]
+            raise
+        PatientConnection.refusal = ""
+        return connection
 
     def wait(self, gen: Any, interval: float = 0.1, timeout: float | None = None) -> Any:
         try:

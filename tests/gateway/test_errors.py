@@ -400,3 +400,21 @@ def test_a_fault_of_the_connection_becomes_an_error(
 def test_a_model_server_that_is_off_is_down() -> None:
     with pytest.raises(errors.UpstreamDown):
         upstream.fetch("version")
+
+
+def test_a_model_server_that_is_away_is_named_in_the_log(
+    alice: Caller, priced: Any, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.OLLAMA_BASE = "http://127.0.0.1:9"
+
+    answer = alice.post("/generate", model="llama3", prompt="Hi")
+
+    assert answer.status_code == 503
+    assert "The model server at http://127.0.0.1:9 cannot be reached." in caplog.text
+
+
+def test_a_database_that_is_away_says_why_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    away = OperationalError("connection failed: no password supplied\nLINE 1: SELECT 'a prompt'")
+
+    assert isinstance(handlers.as_gateway_error(away), errors.DatabaseDown)
+    assert "no password supplied" in caplog.text and "a prompt" not in caplog.text

@@ -1,6 +1,7 @@
 """Settings that cannot work stop the start, with one clear line each."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,11 +9,14 @@ from typing import Any
 
 import pytest
 
+from config.environment import Environment, old_names, read_server
 from gateway.checks import check_upstream
 
 pytestmark = pytest.mark.once  # It needs no database.
 
 ROOT = Path(__file__).resolve().parents[2]
+# What the README showed once, and people pasted.
+PLACEHOLDER = "…50 random characters or more; make run writes one…"
 SECRET = "a-secret-for-tests-that-is-long-enough-to-pass-its-own-check"
 
 BAD = {
@@ -135,3 +139,113 @@ def test_bad_settings_do_not(env: dict[str, str], number: str) -> None:
     result = check("--deploy", **env)
 
     assert result.returncode != 0 and number in result.stderr
+
+
+# --- Values that cannot be read ------------------------------------------------------------------
+
+UNREADABLE = {
+    "a number in letters": ({"DEFAULT_COMPLETION_TOKENS": "abc"}, "DEFAULT_COMPLETION_TOKENS must"),
+    "an endless number": ({"UPSTREAM_TOTAL_SECONDS": "inf"}, "UPSTREAM_TOTAL_SECONDS must"),
+    "a misspelt database": ({"DATABASE_URL": "postgress://u:pa55@h/x"}, "DATABASE_URL must"),
+    "half a yes": ({"BEHIND_TLS_PROXY": "maybe"}, "BEHIND_TLS_PROXY must be on or off"),
+    "a misspelt name": ({"OLAMA_BASE": "http://127.0.0.1:1"}, "did you mean OLLAMA_BASE?"),
+    "a port in letters": ({"GATEWAY_PORT": "http"}, "GATEWAY_PORT must be a whole number"),
+}
+PROGRAMS = {
+    "manage.py": ["manage.py", "check"],
+    "gunicorn": ["-m", "gunicorn", "-c", "config/gunicorn.py", "config.wsgi"],
+    "make run": ["-m", "config.run"],
+}
+
+
+def start(program: str, env: dict[str, str], file: Path) -> subprocess.CompletedProcess[str]:
+    """Run a program with the settings of a file; it is expected to end by itself."""
+    given = {"DJANGO_SETTINGS_MODULE": "config.settings", "SECRET_KEY": SECRET, **env}
+    return subprocess.run(
+        [sys.executable, *PROGRAMS[program]],
+        cwd=ROOT,
+        env={**os.environ, "ENV_FILE": str(file), **given},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+@pytest.mark.parametrize(("env", "line"), UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_value_that_cannot_be_read_is_one_clear_line(
+    tmp_path: Path, program: str, env: dict[str, str], line: str
+) -> None:
+    result = start(program, env, tmp_path / "none.env")
+
+    said = [each for each in result.stderr.splitlines() if "] [INFO] " not in each]
+    assert result.returncode != 0
+    assert len(said) == 1 and line in said[0], said
+    assert "pa55" not in result.stderr + result.stdout
+
+
+def test_all_that_is_wrong_in_the_file_is_said_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "my.env"
+    file.write_text("OLAMA_BASE=x\nDEBUG=perhaps\nMAX_IMAGES = 3\nSECRET_KEY = very secret\n")
+
+    result = start("manage.py", {}, file)
+
+    assert result.returncode != 0 and "very secret" not in result.stderr
+    for part in ("OLAMA_BASE", "DEBUG must be", "Line 3 of", "Line 4 of"):
+        assert part in result.stderr, result.stderr
+
+
+def test_the_file_sets_what_gunicorn_reads_too(tmp_path: Path) -> None:
+    file = tmp_path / "my.env"
+    file.write_text("GATEWAY_PORT=8123\nDRAIN_SECONDS=70\nCLIENT_SECONDS='3'\nACCESS_LOG=off\n")
+
+    env = Environment({"GATEWAY_HOST": "10.0.0.1", "DRAIN_SECONDS": ""}, file)
+    server = read_server(env)
+
+    assert (server.host, server.port, server.client_seconds) == ("10.0.0.1", 8123, 3.0)
+    assert server.drain_seconds == 25 and not server.access_log
+    env.refuse()
+
+
+def test_a_name_that_other_programs_set_is_not_read_and_is_told(tmp_path: Path) -> None:
+    env = Environment({"HOST": "x86_64-conda-linux-gnu", "PORT": "1"}, tmp_path / "none")
+
+    assert read_server(env).host == "127.0.0.1"
+    assert [line.split()[0] for line in old_names(env)] == ["HOST", "PORT"]
+    assert not old_names(Environment({"HOST": "x", "GATEWAY_HOST": "::1"}, tmp_path / "none"))
+
+
+def test_the_secret_that_the_readme_shows_is_refused() -> None:
+    [block] = re.findall(r"```ini\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    shown = dict(line.split("=", 1) for line in block.strip().splitlines())["SECRET_KEY"]
+
+    assert "accounts.E001" in check("--deploy", SECRET_KEY=shown).stderr
+    assert "accounts.E001" in check("--deploy", SECRET_KEY=PLACEHOLDER).stderr
+
+
+def test_a_secret_of_random_digits_is_a_good_one() -> None:
+    assert "accounts.E001" not in check("--deploy", SECRET_KEY="0123456789abcdef" * 4).stderr
+
+
+@pytest.mark.parametrize("pool", ["8", "0"])
+@pytest.mark.parametrize("program", ["manage.py migrate", "make run"])
+def test_a_database_that_is_not_there_is_one_line_with_the_reason(
+    tmp_path: Path, program: str, pool: str
+) -> None:
+    command = ["-m", "config.run"] if program == "make run" else ["manage.py", "migrate"]
+    url = "postgres://gateway:pa55@127.0.0.1:9/gateway"
+    env = {"DATABASE_URL": url, "DATABASE_POOL_SIZE": pool, "ENV_FILE": str(tmp_path / ".env")}
+    env["DJANGO_SETTINGS_MODULE"] = "config.settings"
+
+    result = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={**os.environ, "SECRET_KEY": SECRET, **env, "GATEWAY_PORT": "0"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+    [line] = result.stderr.strip().splitlines()
+    assert result.returncode != 0 and line.startswith("The database cannot be used: ")
+    assert "port 9 failed: Connection refused" in line and "pa55" not in line

@@ -32,7 +32,12 @@ class Gunicorn:
     ) -> None:
         self.port = port or _free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self._env = {**os.environ, **env, "HOST": "127.0.0.1", "PORT": str(self.port)}
+        self._env = {
+            **os.environ,
+            **env,
+            "GATEWAY_HOST": "127.0.0.1",
+            "GATEWAY_PORT": str(self.port),
+        }
         configured = ["-c", config] if config else []
         self._command = [sys.executable, "-m", "gunicorn", *configured]
         self._command += ["--bind", f"127.0.0.1:{self.port}", *args, app]

@@ -1,0 +1,12 @@
+"""What the gateway writes to the disk is its user's alone."""
+
+from pathlib import Path
+
+from tests.flow.conftest import House
+
+
+def test_workers_write_files_that_nobody_else_may_read(house: House) -> None:
+    pids = [house.server.pid, *house.server.worker_pids()]
+
+    assert len(pids) > 1
+    assert all("Umask:\t0077" in Path(f"/proc/{pid}/status").read_text() for pid in pids)
