@@ -15,24 +15,44 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-BASE_DIR = Path(__file__).resolve().parent.parent
-ENV_FILE = Path(os.environ.get("ENV_FILE", BASE_DIR / ".env"))
+from config import environment, trial
+from config.environment import BASE_DIR
+from config.failures import in_one_line
+
+ENV_FILE = Path(os.environ.get("ENV_FILE") or BASE_DIR / ".env")
 DEMO_KEY_FILE = ENV_FILE.with_name(".demo-key")
 DEMO_ACCOUNT, DEMO_CREDIT = "Demo", "25"
+# The key is in a curl that people paste elsewhere. It may not pull or delete, and it ends.
+DEMO_SCOPES, DEMO_LIFETIME = ["infer", "usage"], timedelta(days=30)
 EMBEDDED_MODEL = "smollm2:135m"
+FORGOTTEN = ".venv/bin/python manage.py changepassword admin"
 START_SECONDS = 60
 # How long running answers may go on after Ctrl-C, and how long stopping may take in all.
 GRACE_SECONDS, STOP_SECONDS = 3, 10
 
 
 def main() -> None:
-    write_env()
+    os.umask(0o077)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
-    address = os.environ.get("HOST", "127.0.0.1"), int(os.environ.get("PORT", "8000"))
+    with in_one_line():
+        run()
+
+
+def run() -> None:
+    write_env()
+    env = environment.read()
+    server = environment.read_server(env)
+    address = server.host, server.port
+    if not env.has("ACCESS_LOG"):
+        os.environ["ACCESS_LOG"] = "off"
+    prepare_settings()
+    for line in environment.old_names(env):
+        say(f"{line} It listens on {server.host}:{server.port}.")
     refuse_taken_port(*address)
     prepare_database()
     password = create_operator()
@@ -64,7 +84,8 @@ def write_env() -> None:
 
 def refuse_taken_port(host: str, port: int) -> None:
     """Stop with one clear line if something listens there already."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -72,11 +93,16 @@ def refuse_taken_port(host: str, port: int) -> None:
             sys.exit(f"Cannot listen on {host}:{port}: {error.strerror}. Try: make run PORT=8001")
 
 
-def prepare_database() -> None:
+def prepare_settings() -> None:
+    """Read the settings; the first one that cannot work ends this program with one line."""
     import django
-    from django.core.management import call_command
 
     django.setup()
+
+
+def prepare_database() -> None:
+    from django.core.management import call_command
+
     say("Preparing the database …")
     call_command("migrate", verbosity=0)
     call_command("seed_prices", verbosity=0, stdout=open(os.devnull, "w"))  # noqa: SIM115
@@ -107,7 +133,9 @@ def demo_key() -> str:
         out = open(os.devnull, "w")  # noqa: SIM115
         call_command("create_account", DEMO_ACCOUNT, credit=DEMO_CREDIT, stdout=out)
         account = Account.objects.get(name=DEMO_ACCOUNT)
-    _key, secret = keys.issue(account, name="make run", scopes=["infer", "usage", "models"])
+    _key, secret = keys.issue(
+        account, name="make run", scopes=DEMO_SCOPES, expires_in=DEMO_LIFETIME
+    )
     DEMO_KEY_FILE.touch(mode=0o600)
     DEMO_KEY_FILE.write_text(secret + "\n")
     return secret
@@ -142,14 +170,17 @@ def stopped_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def model_server() -> Iterator[str]:
-    """Find the Ollama at OLLAMA_BASE, or start the embedded engine there. Yields a model's name."""
+def model_server() -> Iterator[str | None]:
+    """Find the Ollama at OLLAMA_BASE, or start the embedded engine there.
+
+    Yields the name of a model that answers prompts; None if there is none.
+    """
     from django.conf import settings
 
     base = settings.OLLAMA_BASE
     if answers(f"{base}/api/version"):
         say(f"Using the Ollama at {base}.")
-        yield installed_model()
+        yield trial.prepare(say, but_for=DEMO_ACCOUNT)
         return
     host, port = urlsplit(base).hostname or "", urlsplit(base).port or 11434
     if host not in ("127.0.0.1", "localhost"):
@@ -161,25 +192,12 @@ def model_server() -> Iterator[str]:
         yield EMBEDDED_MODEL
 
 
-def installed_model() -> str:
-    """Return the name of a model that is installed and priced, for the example."""
-    from django.utils import timezone
-
-    from billing import prices
-    from gateway import catalogue, upstream
-
-    names = catalogue.names_of(upstream.fetch("tags"))
-    priced = prices.all_in_force(timezone.now(), names)
-    return next((name for name in names if name in priced), "MODEL")
-
-
 @contextlib.contextmanager
 def serve(host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
-    os.environ.update(HOST=host, PORT=str(port), DRAIN_SECONDS=str(GRACE_SECONDS))
-    os.environ.setdefault("ACCESS_LOG", "0")
+    os.environ.update(GATEWAY_HOST=host, GATEWAY_PORT=str(port), DRAIN_SECONDS=str(GRACE_SECONDS))
     command = [sys.executable, "-m", "gunicorn", "-c", "config/gunicorn.py", "config.wsgi"]
     with process([*command, "--log-level", "warning"]) as gateway:
-        wait_for(f"http://{host}:{port}/healthz", gateway)
+        wait_for(f"{url_of(host, port)}/healthz", gateway)
         yield gateway
 
 
@@ -224,24 +242,37 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-def show(address: tuple[str, int], password: str | None, key: str, model: str) -> None:
-    url = f"http://{address[0]}:{address[1]}"
-    login = f"admin / {password}" if password else "admin, with the password you have"
+def url_of(host: str, port: int) -> str:
+    """Return the address to call; one that means "every address" is called by loopback's."""
+    called = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
+    return f"http://[{called}]:{port}" if ":" in called.strip("[]") else f"http://{called}:{port}"
+
+
+def show(address: tuple[str, int], password: str | None, key: str, model: str | None) -> None:
+    url = url_of(*address)
+    login = f"admin / {password}" if password else f"the password you have; forgotten: {FORGOTTEN}"
     say(f"""
 The gateway is ready.
 
   Address  {url}
   Admin    {url}/admin/   {login}
   Key      {key}
-
-Paste this:
-
-  curl {url}/generate \\
-    -H 'Authorization: Bearer {key}' \\
-    -d '{{"model": "{model}", "prompt": "Why is the sky blue?"}}'
-
+{first_request(url, key, model)}
 Ctrl-C stops everything.
 """)
+
+
+def first_request(url: str, key: str, model: str | None) -> str:
+    """Return a request to paste. It streams: a small machine is silent for long otherwise."""
+    if model is None:
+        return "\nNo model that answers is installed: `ollama pull llama3.2`, then start again.\n"
+    return f"""
+Paste this:
+
+  curl -N {url}/generate \\
+    -H 'Authorization: Bearer {key}' \\
+    -d '{{"model": "{model}", "prompt": "Why is the sky blue?", "stream": true}}'
+"""
 
 
 if __name__ == "__main__":

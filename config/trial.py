@@ -1,0 +1,81 @@
+"""Let a first request to the operator's own Ollama work: price the models, choose one."""
+
+from collections.abc import Callable
+from typing import Any
+
+# Per 1,000 tokens read and written.
+TRIAL_PRICE = "0.0005", "0.001"
+CHANGE = ".venv/bin/python manage.py set_price NAME --input 0.002 --output 0.004"
+
+
+def prepare(say: Callable[[str], None], *, but_for: str) -> str | None:
+    """Price the installed models and return the smallest that answers prompts, None without one.
+
+    Models are priced only while the demo account, `but_for`, is the only customer: later a model
+    without a price may be one that is not for sale on purpose.
+    """
+    from accounts.models import Account
+
+    models = installed()
+    if not Account.objects.exclude(name=but_for).exists():
+        price([name_of(model) for model in models], say)
+    return smallest_chat_model(models)
+
+
+def installed() -> list[dict[str, Any]]:
+    """Return the entries of the models that Ollama runs itself, the smallest first."""
+    from gateway import catalogue, upstream
+
+    listing = upstream.fetch("tags")
+    local = catalogue.visible(listing, catalogue.shelf([], sees_all=True), {})
+    return sorted(local, key=lambda entry: entry.get("size") or 0)
+
+
+def name_of(entry: dict[str, Any]) -> str:
+    from gateway import catalogue
+
+    return catalogue.name_of(entry)
+
+
+def price(names: list[str], say: Callable[[str], None]) -> None:
+    """Give every model that was never priced the price of a trial, and say so."""
+    from django.conf import settings
+    from django.utils import timezone
+
+    from billing import prices
+    from billing.models import ModelPrice
+
+    now = timezone.now()
+    known = set(ModelPrice.objects.filter(model__in=names).values_list("model", flat=True))
+    new = sorted({name for name in names if name and name not in known})
+    for name in new:
+        line = prices.read_line(name, *TRIAL_PRICE)
+        prices.schedule(line, effective_from=now, now=now)
+    if new:
+        tariff = f"{TRIAL_PRICE[0]} / {TRIAL_PRICE[1]} {settings.CURRENCY} per 1,000 tokens"
+        say(f"Priced for this trial at {tariff}: {', '.join(new)}. To change one: {CHANGE}")
+
+
+def smallest_chat_model(models: list[dict[str, Any]]) -> str | None:
+    """Return the smallest priced model that answers prompts, None without one."""
+    from django.utils import timezone
+
+    from billing import prices
+
+    priced = prices.all_in_force(timezone.now(), [name_of(model) for model in models])
+    names = (name_of(model) for model in models)
+    return next((name for name in names if name in priced and answers_prompts(name)), None)
+
+
+def answers_prompts(name: str) -> bool:
+    """Tell by the model's capabilities, and where Ollama names none, by its name."""
+    from gateway import upstream
+    from gateway.errors import GatewayError
+
+    try:
+        capabilities = upstream.fetch("show", {"model": name}).get("capabilities")
+    except GatewayError:
+        return False
+    if isinstance(capabilities, list):
+        return "completion" in capabilities
+    return "embed" not in name
