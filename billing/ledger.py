@@ -24,12 +24,16 @@ from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.db.models import BigIntegerField, Case, F, Q, QuerySet, Sum, Value, When
 from django.db.models.expressions import Combinable
+from django.db.models.lookups import GreaterThanOrEqual
 
 from accounts.models import Account, ApiKey
 from billing import pricing
 from billing.models import Budget, Entry, Hold, ModelPrice, TokenUsage, UsageDaily
-from billing.money import MAX_PICO, from_pico, to_pico
+from billing.money import MAX_LIMIT, MAX_PICO, ExactSum, from_pico, to_pico
 from gateway.metering import CapReached, Demand, NoCredit, Outcome, Refused, Usage
+
+# How far below zero a wallet's limit may be taken: with MAX_LIMIT spent, what is left fits 64 bits.
+DEEPEST = MAX_LIMIT - MAX_PICO
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +97,13 @@ def _budgets_of(account_id: int, key_id: int) -> QuerySet[Budget]:
 
 
 def _reserve(budget: Budget, amount: int, now: datetime) -> bool:
-    """Take an amount from a budget if it has it. The WHERE is the limit; the row count decides."""
+    """Take an amount from a budget if it has it. The WHERE is the limit; the row count decides.
+
+    What is left is compared, not what would be spent: that sum may leave 64 bits.
+    """
     spent, period = _spent_with(budget, 0, now)
-    room = Budget.objects.filter(pk=budget.pk, limit__gte=spent + F("held") + Value(amount))
+    enough = GreaterThanOrEqual(F("limit") - spent - F("held"), Value(amount))
+    room = Budget.objects.filter(enough, pk=budget.pk)
     return room.update(held=F("held") + Value(amount), spent=spent, period=period) == 1
 
 
@@ -270,12 +278,19 @@ def post(
         raise ValueError("An entry moves money; zero does not.")
     wallet = open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
     pico = to_pico(amount)
-    fits = Budget.objects.filter(pk=wallet.pk, limit__lte=MAX_PICO - max(pico, 0))
-    if fits.update(limit=F("limit") + Value(pico)) != 1:
-        raise ValueError("The wallet cannot hold that much.")
+    if not _move_limit(wallet, pico):
+        bound = from_pico(MAX_LIMIT if pico > 0 else DEEPEST)
+        raise ValueError(f"That is too much: what a wallet was given ends at {bound:,f}.")
     return Entry.objects.create(
         account=account, kind=kind, amount=amount, reason=reason.strip(), created_by=by
     )
+
+
+def _move_limit(wallet: Budget, pico: int) -> bool:
+    """Change what a wallet was given in all, unless that leaves what it can count."""
+    least, most = max(DEEPEST - pico, -MAX_PICO), min(MAX_LIMIT - pico, MAX_PICO)
+    fits = Budget.objects.filter(pk=wallet.pk, limit__range=(least, most))
+    return fits.update(limit=F("limit") + Value(pico)) == 1
 
 
 @transaction.atomic
@@ -287,7 +302,10 @@ def open_budget(
     key: ApiKey | None = None,
     now: datetime | None = None,
 ) -> Budget:
-    """Return a budget, made if it is not there; a new one counts what was spent before it."""
+    """Return a budget, made if it is not there; a new one counts what was spent before it.
+
+    Raises ValueError if that is more than a budget can count.
+    """
     same = Budget.objects.filter(account=account, key=key, unit=unit, window=window)
     if found := same.first():
         return found
@@ -318,10 +336,12 @@ def _stop_settling() -> None:
 
 def _spent_in(past: QuerySet[UsageDaily], unit: Budget.Unit) -> int:
     totals: dict[str, Any] = past.aggregate(
-        cost=Sum("cost"), prompt=Sum("prompt_tokens"), completion=Sum("completion_tokens")
+        cost=ExactSum("cost"), prompt=Sum("prompt_tokens"), completion=Sum("completion_tokens")
     )
     if unit == Budget.Unit.MONEY:
-        return to_pico(totals["cost"] or 0)
+        if (cost := totals["cost"] or Decimal(0)) > from_pico(MAX_LIMIT):
+            raise ValueError(f"{cost:,f} was used before: more than a budget can count.")
+        return to_pico(cost)
     return int((totals["prompt"] or 0) + (totals["completion"] or 0))
 
 

@@ -6,8 +6,8 @@ price: what a token costs, one row per version, never changed. budget: a limit, 
 and held of it. hold: what one request may take, set aside before it is answered. usage row: what
 it took, and the evidence of the bill. entry: money put in or taken out by a person.
 
-Prices and amounts are pico-units, tokens are tokens; both are whole numbers. What must never change
-is guarded by triggers in the database itself (migration 0002).
+Prices and amounts are pico (`money.py`), tokens are tokens; both are whole numbers. What must never
+change is guarded by triggers in the database itself (migration 0002).
 """
 
 import uuid
@@ -48,12 +48,14 @@ class ModelPrice(models.Model):
 
     model = models.CharField(max_length=600, help_text="Canonical name, such as llama3:latest.")
     effective_from = models.DateTimeField()
-    prompt_price = models.BigIntegerField(help_text="Pico-units per prompt token.")
-    completion_price = models.BigIntegerField(help_text="Pico-units per completion token.")
+    prompt_price = models.BigIntegerField(help_text="Smallest units per prompt token.")
+    completion_price = models.BigIntegerField(help_text="Smallest units per completion token.")
     cached_prompt_price = models.BigIntegerField(
-        null=True, blank=True, help_text="Pico-units per cached prompt token; empty: as the prompt."
+        null=True,
+        blank=True,
+        help_text="Smallest units per cached prompt token; empty: as the prompt.",
     )
-    request_price = models.BigIntegerField(default=0, help_text="Pico-units per request.")
+    request_price = models.BigIntegerField(default=0, help_text="Smallest units per request.")
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
@@ -94,7 +96,7 @@ class ModelPrice(models.Model):
 class Budget(models.Model):
     """A limit of an account, or of one of its keys: a wallet, a monthly cap of money or tokens.
 
-    `limit`, `spent` and `held` are pico-units or tokens, by `unit`. A wallet's limit is everything
+    `limit`, `spent` and `held` are pico or tokens, by `unit`. A wallet's limit is everything
     ever paid in. A monthly budget counts from zero when `period` is no longer this month.
     """
 

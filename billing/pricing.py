@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from decimal import Decimal
 
-from billing.money import MAX_PICO, from_pico, to_pico
+from billing.money import MAX_PICO, from_pico, scale, to_pico
 from gateway.metering import Outcome, Usage
 
-# A tenth of the currency's unit per token, 100 per 1,000: far above any price, and low enough that
-# no cost leaves 64 bits, whatever count of tokens is believed.
+# 100 per 1,000 tokens, or 100,000 in a currency of small units: far above any price, and low enough
+# that no cost leaves 64 bits, whatever count of tokens is believed.
 MAX_PRICE = 10**11
 
 
@@ -62,17 +62,23 @@ def is_billed(outcome: Outcome, usage: Usage, *, bill_broken: bool) -> bool:
 def per_token(price_per_1k: str | Decimal) -> int:
     """Turn a price per 1,000 tokens into pico per token; raise InvalidPrice.
 
-    At most nine decimals, so that the price of one token is a whole number of pico.
+    It has three decimals less than an amount, so that one token's is a whole number of pico.
     """
     try:
         pico = to_pico(price_per_1k)
     except ValueError:
         raise InvalidPrice(f"'{price_per_1k}' is not a price such as 0.002.") from None
     if pico < 0 or pico // 1000 > MAX_PRICE:
-        raise InvalidPrice(f"'{price_per_1k}' is out of range; prices go from 0 to 100.")
+        most = f"{per_1k(MAX_PRICE):f}"
+        raise InvalidPrice(f"'{price_per_1k}' is out of range; prices go from 0 to {most}.")
     if pico % 1000:
-        raise InvalidPrice(f"'{price_per_1k}' has more than 9 decimals.")
+        raise InvalidPrice(f"'{price_per_1k}' has more than {price_decimals()} decimals.")
     return pico // 1000
+
+
+def price_decimals() -> int:
+    """Return how many decimals a price per 1,000 tokens may have."""
+    return scale() - 3
 
 
 def per_1k(pico_per_token: int) -> Decimal:

@@ -9,7 +9,7 @@ from django.db.models import QuerySet, Sum
 
 from accounts.models import Account, ApiKey
 from billing.models import Budget, UsageDaily
-from billing.money import from_pico
+from billing.money import ExactSum, from_pico
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +36,8 @@ class Line:
 
 
 SUMS = {
-    name: Sum(name)
-    for name in ("requests", "unbilled", "prompt_tokens", "completion_tokens", "cost")
+    **{name: Sum(name) for name in ("requests", "unbilled", "prompt_tokens", "completion_tokens")},
+    "cost": ExactSum("cost"),
 }
 
 

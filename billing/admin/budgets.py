@@ -56,19 +56,23 @@ class BudgetAdmin(OfficeAdmin):
     ) -> HttpResponse:
         self.require(request, "billing.add_budget")
         form = CapForm(request.POST or None, initial=request.GET.dict())
-        if not form.is_valid():
+        budget = self._open(request, form) if form.is_valid() else None
+        if budget is None:
             note = "A wallet opens with its account. A cap limits one month (UTC) at a time."
             return self.form_page(request, form, title="Add a cap", submit="Add cap", note=note)
-        budget = self._open(request, form)
         self.message_user(request, f"The {budget} is in force.", messages.SUCCESS)
         return HttpResponseRedirect(reverse("admin:billing_budget_changelist"))
 
     @transaction.atomic
-    def _open(self, request: HttpRequest, form: CapForm) -> Budget:
+    def _open(self, request: HttpRequest, form: CapForm) -> Budget | None:
         said = form.cleaned_data
         unit, window = Budget.Unit(said["unit"]), Budget.Window.MONTH
         now = timezone.now()
-        budget = ledger.open_budget(said["account"], unit, window, key=said["key"], now=now)
+        try:
+            budget = ledger.open_budget(said["account"], unit, window, key=said["key"], now=now)
+        except ValueError as error:
+            form.add_error(None, str(error))
+            return None
         ledger.set_limit(budget, said["limit"])
         budget.limit = said["limit"]
         self.log_addition(request, budget, f"Limit: {amounts_of(budget)['limit']}.")

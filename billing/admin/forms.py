@@ -17,7 +17,7 @@ from accounts.forms import AccountForm, IssueKeyForm
 from accounts.models import Account, ApiKey
 from billing import prices, pricing
 from billing.models import Budget, Entry
-from billing.money import from_pico, to_pico
+from billing.money import MAX_LIMIT, from_pico, to_pico
 from gateway.names import InvalidName, canonical
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ class PriceForm(forms.Form):
         help_text="In any spelling: llama3, LLAMA3:latest, hf.co/user/repo:q4_0.",
     )
     input_per_1k = amount_field(
-        label="Input, per 1K tokens", help_text="Tokens read. At most nine decimals."
+        label="Input, per 1K tokens",
+        help_text=f"Tokens read. At most {pricing.price_decimals()} decimals.",
     )
     output_per_1k = amount_field(
         label="Output, per 1K tokens", required=False, help_text="Tokens written. Empty: as input."
@@ -138,8 +139,9 @@ def read_limit(text: str, unit: str) -> int:
         pico = to_pico(text)
     except ValueError as error:
         raise forms.ValidationError(str(error)) from None
-    if pico < 0:
-        raise forms.ValidationError("A limit is not negative.")
+    if not 0 <= pico <= MAX_LIMIT:
+        most = f"{from_pico(MAX_LIMIT):,f}"
+        raise forms.ValidationError(f"A limit is from 0 to {most}.")
     return pico
 
 

@@ -1,0 +1,160 @@
+"""Currencies of small units have fewer decimals, so that their large numbers fit 64 bits."""
+
+import io
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.test import Client
+from django.utils import timezone
+
+from accounts.models import Account
+from billing import ledger, statements
+from billing.checks import check_configuration
+from billing.models import BillingConfig, Budget, Entry, ModelPrice, UsageDaily
+from billing.money import MAX_LIMIT, MAX_PICO, ExactSum, from_pico, scale_of, to_pico
+from billing.pricing import InvalidPrice, per_1k, per_token
+from gateway.metering import NoCredit
+from tests.billing.test_ledger import books_balance, finish, reserve
+from tests.conftest import Caller, new_caller, set_price
+
+NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
+WITHOUT_MINOR_UNIT = {"BIF", "CLP", "GNF", "JPY", "KMF", "KRW", "PYG", "UGX", "VND", "XAF", "XOF"}
+
+
+@pytest.fixture
+def vnd(db: None, settings: Any) -> None:
+    settings.CURRENCY = "VND"
+    BillingConfig.objects.update(currency="VND", scale=9)
+
+
+def run(*command: str) -> str:
+    out = io.StringIO()
+    call_command(*command, stdout=out)
+    return out.getvalue()
+
+
+def test_currencies_have_twelve_decimals_or_nine() -> None:
+    assert {scale_of(code) for code in ("USD", "EUR", "GBP", "CHF", "KWD", "CNY")} == {12}
+    assert {scale_of(code) for code in (*WITHOUT_MINOR_UNIT, "IDR", "INR")} == {9}
+
+
+def test_an_amount_of_small_units(settings: Any) -> None:
+    settings.CURRENCY = "JPY"
+
+    assert to_pico("1.000000001") == 10**9 + 1
+    assert to_pico("9000000000") == MAX_LIMIT
+    assert f"{from_pico(1):f}" == "0.000000001"
+    with pytest.raises(ValueError, match="at most 9 decimals"):
+        to_pico("0.0000000001")
+
+
+def test_a_price_of_small_units(settings: Any) -> None:
+    settings.CURRENCY = "VND"
+
+    assert per_1k(per_token("52500.5")) == Decimal("52500.5")
+    with pytest.raises(InvalidPrice, match="from 0 to 100000"):
+        per_token("100001")
+    with pytest.raises(InvalidPrice, match="more than 6 decimals"):
+        per_token("0.0000001")
+
+
+def test_a_database_in_vnd_is_accepted(vnd: None) -> None:
+    assert check_configuration() == []
+
+
+def test_a_customer_in_vnd_pays_in_two_large_amounts_and_uses_them(vnd: None) -> None:
+    run("create_account", "Big", "--credit", "5000000000")
+    assert "5000300000 now" in run("grant", "Big", "300000", "--reason", "Second invoice")
+
+    charlie = new_caller("Charlie", credit="26000000")
+    price = set_price("llama3", "50", "150")
+    row = finish(reserve(charlie, price, prompt=10_000, completion=2_000), 8_000, 1_000)
+
+    assert row.cost == Decimal(550)
+    assert statements.balance(charlie.account) == 25_999_450
+    assert books_balance()
+
+
+def test_the_seeds_are_prices_in_vnd_too(vnd: None) -> None:
+    assert "prices added" in run("seed_prices")
+
+
+# --- At the end of what 64 bits hold, in any currency ---------------------------------------------
+
+
+def test_a_wallet_that_is_nearly_full_says_how_much_it_takes(db: None) -> None:
+    run("create_account", "Big", "--credit", "8900000")
+
+    with pytest.raises(CommandError, match="ends at 9,000,000"):
+        run("grant", "Big", "300000", "--reason", "Too much")
+    run("grant", "Big", "-9000000", "--reason", "Back to us")
+    with pytest.raises(CommandError, match="ends at -223,372"):
+        run("grant", "Big", "-9000000", "--reason", "Back to us")
+
+
+def test_a_wallet_at_its_end_refuses_the_next_request(charlie: Caller) -> None:
+    price = set_price("llama3", "100")
+    Budget.objects.filter(pk=charlie.wallet.pk).update(limit=MAX_PICO, spent=to_pico("9200000"))
+
+    with pytest.raises(NoCredit):
+        reserve(charlie, price, prompt=1_000_000)
+
+
+def test_a_month_beyond_64_bits_is_summed_up(charlie: Caller, priced: ModelPrice) -> None:
+    spend(charlie, priced, 3, Decimal(4_000_000))
+
+    usage, history = charlie.get("/usage"), charlie.get("/usage/history", group_by="key")
+
+    assert (usage.status_code, usage.json()["billed_amount_usd"]) == (200, "12000000")
+    assert (history.status_code, history.json()["total"]["cost"]) == (200, "12000000")
+
+
+def test_a_budget_that_would_begin_beyond_64_bits_is_refused(
+    charlie: Caller, priced: ModelPrice, office: Client
+) -> None:
+    postpaid = Account.objects.create(name="Postpaid Ltd")
+    spend(charlie, priced, 3, Decimal(4_000_000), account=postpaid)
+
+    with pytest.raises(CommandError, match="more than a budget can count"):
+        run("grant", "Postpaid Ltd", "5", "--reason", "First")
+    said = {"account": postpaid.pk, "unit": "money", "limit": "5"}
+    page = office.post("/admin/billing/budget/add/", said)
+
+    assert page.status_code == 200 and b"more than a budget can count" in page.content
+    assert not Budget.objects.filter(account=postpaid).exists()
+    assert not Entry.objects.filter(account=postpaid).exists()
+
+
+def test_a_cap_beyond_what_a_budget_is_given_is_refused(charlie: Caller, office: Client) -> None:
+    said = {"account": charlie.account.pk, "unit": "money", "limit": "9000001"}
+
+    page = office.post("/admin/billing/budget/add/", said)
+
+    assert page.status_code == 200 and b"A limit is from 0 to 9,000,000." in page.content
+
+
+def spend(
+    caller: Caller, price: ModelPrice, rows: int, cost: Decimal, account: Account | None = None
+) -> None:
+    """Roll up so many rows of this month, each of another model."""
+    for number in range(rows):
+        UsageDaily.objects.create(
+            account=account or caller.account,
+            day=timezone.now().date(),
+            key=caller.key,
+            model=f"model-{number}",
+            price=price,
+            requests=1,
+            cost=cost,
+        )
+
+
+def test_a_sum_of_negative_amounts_is_exact(charlie: Caller) -> None:
+    for amount in ("-0.000000000001", "-25.5", "3"):
+        ledger.post(charlie.account, Decimal(amount), kind=Entry.Kind.GRANT, reason="test")
+
+    mine = Entry.objects.filter(account=charlie.account)
+    assert mine.aggregate(sum=ExactSum("amount"))["sum"] == Decimal("2.499999999999")
