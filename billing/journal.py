@@ -75,7 +75,7 @@ def _append(line: bytes) -> None:
 
 def _new_file() -> FileIO:
     _folder().mkdir(parents=True, exist_ok=True)
-    path = _folder() / f"{workers.local_identity()}.{uuid4().hex}.new"
+    path = _folder() / f"{workers.file_name(workers.identity())}.{uuid4().hex}.new"
     file = path.open("xb", buffering=0)
     _is_locked(file)
     # Under its own name only when it is locked: another would find it empty, and remove it.
@@ -113,7 +113,7 @@ def replay(settle: Callable[[Ending], None]) -> int:
 
 
 def owners() -> set[str]:
-    """Return the local names of the processes of which a journal waits to be replayed."""
+    """Return the processes, as `workers.file_name`, of which a journal waits to be replayed."""
     return {path.name.partition(".")[0] for path in _folder().glob("*" + SUFFIX)}
 
 

@@ -13,7 +13,6 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, connection
-from django.utils import timezone
 
 from billing import journal, ledger, orphans
 
@@ -62,12 +61,12 @@ class Keeper:
     def tick(self) -> None:
         """Renew our leases, then settle what the journal holds, then orphans: in this order, since
         what stands in a journal is known better than what an orphan is thought to have used."""
-        now = timezone.now()
         with self._lock:
             produced = {request_id: answer.produced for request_id, answer in self._kept.items()}
-        ledger.renew(produced, now + timedelta(seconds=settings.HOLD_LEASE_SECONDS))
+        ledger.renew(produced, timedelta(seconds=settings.HOLD_LEASE_SECONDS))
         journal.replay(settle_from_journal)
-        orphans.settle_all(now, lapsed=time.monotonic() > self._believes_leases_after)
+        lapsed = time.monotonic() > self._believes_leases_after
+        orphans.settle_all(lapsed=lapsed, served=produced.keys())
 
     def _run(self) -> None:
         pause = threading.Event()
@@ -94,9 +93,8 @@ def settle_from_journal(ending: journal.Ending) -> None:
             ending.usage,
             outcome=ending.outcome,
             billed=ending.billed,
-            now=timezone.now(),
         )
-    except (IntegrityError, DataError):
+    except (IntegrityError, DataError, OverflowError):
         logger.exception("An ending contradicts the books; see `reconcile`: %s", ending)
 
 

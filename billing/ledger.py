@@ -11,6 +11,7 @@ The invariants, each kept by the statement that could break it:
 - Locks are taken in one order everywhere: hold, usage row, budgets by id, roll-up. So nothing
   deadlocks.
 - Holds and bills are durable: never part of another transaction, whose rollback would undo them.
+- Every date is a reading of the database's clock by the statement that writes it (`clock.py`).
 """
 
 from collections.abc import Mapping
@@ -23,11 +24,11 @@ from uuid import UUID
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.db.models import BigIntegerField, Case, F, Q, QuerySet, Sum, Value, When
-from django.db.models.expressions import Combinable
+from django.db.models.expressions import Combinable, RawSQL
 from django.db.models.lookups import GreaterThanOrEqual
 
 from accounts.models import Account, ApiKey
-from billing import pricing
+from billing import clock, pricing
 from billing.models import Budget, Entry, Hold, ModelPrice, TokenUsage, UsageDaily
 from billing.money import MAX_LIMIT, MAX_PICO, ExactSum, from_pico, to_pico
 from gateway.metering import CapReached, Demand, NoCredit, Outcome, Refused, Usage
@@ -44,8 +45,7 @@ class Reservation:
     demand: Demand
     price: ModelPrice
     worker: str
-    opened_at: datetime
-    lease_until: datetime
+    lease: timedelta
 
     @property
     def cost(self) -> int:
@@ -67,28 +67,58 @@ def hold(reservation: Reservation) -> Hold:
     what earlier budgets gave."""
     demand = reservation.demand
     budgets = list(_budgets_of(demand.account_id, demand.key_id))
-    held = Hold.objects.create(
+    held = _open(reservation, [budget.pk for budget in budgets])
+    # Last: everybody of the account waits for these rows until the commit.
+    for budget in budgets:
+        money = budget.unit == Budget.Unit.MONEY
+        amount = reservation.cost if money else reservation.tokens
+        if not _reserve(budget, amount, held.opened_at):
+            raise _refusal(budget, amount)
+    return held
+
+
+def _open(reservation: Reservation, budget_ids: list[int]) -> Hold:
+    demand = reservation.demand
+    return _insert_hold(
         request_id=reservation.request_id,
         account_id=demand.account_id,
         key_id=demand.key_id,
-        price=reservation.price,
+        price_id=reservation.price.pk,
         model=demand.model,
         operation=demand.operation,
         amount=from_pico(reservation.cost),
         tokens=reservation.tokens,
         prompt_estimate=demand.prompt_estimate,
-        budget_ids=[budget.pk for budget in budgets],
+        budget_ids=budget_ids,
+        state=Hold.State.OPEN,
+        progress=0,
         worker=reservation.worker,
-        opened_at=reservation.opened_at,
-        lease_until=reservation.lease_until,
+        opened_at=clock.now(),
+        lease_until=clock.now(reservation.lease),
+        lease_boot_ms=_lease_on_this_machine(reservation.lease),
     )
-    # Last: everybody of the account waits for these rows until the commit.
-    for budget in budgets:
-        money = budget.unit == Budget.Unit.MONEY
-        amount = reservation.cost if money else reservation.tokens
-        if not _reserve(budget, amount, reservation.opened_at):
-            raise _refusal(budget, amount)
-    return held
+
+
+_INSERT = "INSERT INTO billing_hold ({columns}) VALUES ({places}) RETURNING *"
+
+
+def _insert_hold(**values: Any) -> Hold:
+    """Insert a row and return it as the database has it; the ORM would not return its clock."""
+    places, params = [], []
+    for name, value in values.items():
+        if isinstance(value, RawSQL):
+            places.append(value.sql)
+            params += value.params
+        else:
+            places.append("%s")
+            field: Any = Hold._meta.get_field(name)
+            params.append(field.get_db_prep_save(value, connection))
+    insert = _INSERT.format(columns=", ".join(values), places=", ".join(places))
+    return Hold.objects.raw(insert, params)[0]
+
+
+def _lease_on_this_machine(lease: timedelta) -> int:
+    return clock.since_boot() + lease // timedelta(milliseconds=1)
 
 
 def _budgets_of(account_id: int, key_id: int) -> QuerySet[Budget]:
@@ -150,6 +180,14 @@ def _refusal(budget: Budget, amount: int) -> Refused:
 # --- Settle, when the answer has ended ------------------------------------------------------------
 
 
+# One statement: who wins the gate also reads the clock and the hold.
+_END = """
+UPDATE billing_hold SET state = %s, closed_at = {now}
+WHERE request_id = %s AND state = 'open' AND lease_boot_ms = COALESCE(%s, lease_boot_ms)
+RETURNING *
+"""
+
+
 @transaction.atomic(durable=True)
 def settle(
     request_id: UUID,
@@ -157,24 +195,28 @@ def settle(
     *,
     outcome: Outcome,
     billed: bool,
-    now: datetime,
-    lease_until: datetime | None = None,
+    lease_boot_ms: int | None = None,
 ) -> TokenUsage | None:
     """End a hold and write its usage row; return None if it had ended already.
 
-    `lease_until`: end it only if its lease was not renewed since it was read.
+    `lease_boot_ms`: end it only if its lease was not renewed since it was read.
     """
-    gate = Hold.objects.filter(pk=request_id, state=Hold.State.OPEN)
-    if lease_until is not None:
-        gate = gate.filter(lease_until=lease_until)
-    if gate.update(state=_final_state(outcome, billed), closed_at=now) != 1:
+    ended = _end(request_id, _final_state(outcome, billed), lease_boot_ms)
+    if ended is None:
         return None
-    ended = Hold.objects.select_related("price").get(pk=request_id)
-    row = _usage_row(ended, usage, outcome=outcome, billed=billed, now=now)
+    row = _usage_row(ended, usage, outcome=outcome, billed=billed)
     row.save(force_insert=True)
-    _charge(ended, row, now)
+    _charge(ended, row)
     _roll_up(row)
     return row
+
+
+def _end(request_id: UUID, state: Hold.State, lease_boot_ms: int | None) -> Hold | None:
+    now, params = clock.now_sql()
+    which: Any = Hold._meta.pk
+    key = which.get_db_prep_value(request_id, connection)
+    gate = Hold.objects.raw(_END.format(now=now), [state, *params, key, lease_boot_ms])
+    return next(iter(gate), None)
 
 
 def _final_state(outcome: Outcome, billed: bool) -> Hold.State:
@@ -183,10 +225,10 @@ def _final_state(outcome: Outcome, billed: bool) -> Hold.State:
     return Hold.State.SETTLED if billed else Hold.State.RELEASED
 
 
-def _usage_row(
-    hold: Hold, usage: Usage, *, outcome: Outcome, billed: bool, now: datetime
-) -> TokenUsage:
+def _usage_row(hold: Hold, usage: Usage, *, outcome: Outcome, billed: bool) -> TokenUsage:
     rates = hold.price.rates
+    now = hold.closed_at
+    assert now is not None
     cost = pricing.cost(rates, usage.prompt_tokens, usage.completion_tokens) if billed else 0
     return TokenUsage(
         request_id=hold.request_id,
@@ -210,7 +252,7 @@ def _usage_row(
     )
 
 
-def _charge(ended: Hold, row: TokenUsage, now: datetime) -> None:
+def _charge(ended: Hold, row: TokenUsage) -> None:
     """Give back what was held and take what was used, in every budget that applies now: one that
     was opened since the hold gave nothing to it, but counts what it used."""
     for budget in _budgets_of(ended.account_id, ended.key_id):
@@ -218,7 +260,7 @@ def _charge(ended: Hold, row: TokenUsage, now: datetime) -> None:
         held = to_pico(ended.amount) if money else ended.tokens
         used = (to_pico(row.cost) if money else row.total_tokens) if row.billed else 0
         given = held if budget.pk in ended.budget_ids else 0
-        spent, period = _spent_with(budget, used, now)
+        spent, period = _spent_with(budget, used, row.settled_at)
         Budget.objects.filter(pk=budget.pk).update(
             held=F("held") - Value(given), spent=spent, period=period
         )
@@ -249,19 +291,22 @@ def _roll_up(row: TokenUsage) -> None:
 # --- Leases -----------------------------------------------------------------------------------
 
 
-def renew(produced: Mapping[UUID, int], lease_until: datetime) -> None:
+def renew(produced: Mapping[UUID, int], lease: timedelta) -> None:
     """Extend the leases of holds that are being served, noting the tokens produced so far."""
     if not produced:
         return
     cases = [When(pk=request_id, then=Value(tokens)) for request_id, tokens in produced.items()]
-    open_holds = Hold.objects.filter(pk__in=list(produced), state=Hold.State.OPEN)
-    progress = Case(*cases, default=F("progress"), output_field=BigIntegerField())
-    open_holds.update(progress=progress, lease_until=lease_until)
+    Hold.objects.filter(pk__in=list(produced), state=Hold.State.OPEN).update(
+        progress=Case(*cases, default=F("progress"), output_field=BigIntegerField()),
+        lease_until=clock.now(lease),
+        lease_boot_ms=_lease_on_this_machine(lease),
+    )
 
 
 def open_holds() -> QuerySet[Hold]:
-    """Return the holds that have not ended, oldest first."""
-    return Hold.objects.filter(state=Hold.State.OPEN).order_by("request_id")
+    """Return the holds that have not ended, oldest first, each with the database's `now`."""
+    open_ones = Hold.objects.filter(state=Hold.State.OPEN).order_by("request_id")
+    return open_ones.annotate(now=clock.now())
 
 
 # --- Money in and out, and limits -----------------------------------------------------------------

@@ -8,10 +8,9 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
-from django.utils import timezone
 
 from accounts.connections import give_back
-from billing import journal, ledger, prices, pricing, workers
+from billing import clock, journal, ledger, prices, pricing, workers
 from billing.keeper import keeper
 from billing.models import TokenUsage
 from billing.money import from_pico
@@ -35,7 +34,7 @@ class LedgerMeter:
         self._rates = pricing.Rates(0, 0)
 
     def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
-        found = prices.all_in_force(timezone.now(), models)
+        found = prices.all_in_force(clock.now(), models)
         give_back()
         return {
             name: Offer(price.prompt_per_1k, price.completion_per_1k, settings.CURRENCY)
@@ -44,8 +43,7 @@ class LedgerMeter:
 
     def open(self, demand: Demand) -> None:
         """Pin the price, hold the most it can come to; raise Refused."""
-        now = timezone.now()
-        price = prices.in_force(demand.model, now)
+        price = prices.in_force(demand.model, clock.now())
         if price is None:
             raise NotPriced(
                 f"model '{demand.model}' is not for sale: it has no price. "
@@ -56,8 +54,7 @@ class LedgerMeter:
             demand=demand,
             price=price,
             worker=workers.identity(),
-            opened_at=now,
-            lease_until=now + timedelta(seconds=settings.HOLD_LEASE_SECONDS),
+            lease=timedelta(seconds=settings.HOLD_LEASE_SECONDS),
         )
         # Where the commit was done and only its answer lost, nobody renews the lease.
         ledger.hold(reservation)
@@ -104,9 +101,7 @@ class LedgerMeter:
         give_up_at = time.monotonic() + PATIENCE
         for attempt in range(1, TRIES + 1):
             try:
-                row = ledger.settle(
-                    self.request_id, usage, outcome=outcome, billed=billed, now=timezone.now()
-                )
+                row = ledger.settle(self.request_id, usage, outcome=outcome, billed=billed)
                 # None: somebody was first, or a try before this one whose answer was lost.
                 return row or TokenUsage.objects.filter(request_id=self.request_id).first()
             except (DatabaseError, InterfaceError):

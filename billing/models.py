@@ -179,8 +179,11 @@ class Hold(models.Model):
     state = models.CharField(max_length=8, choices=State.choices, default=State.OPEN)
     progress = models.BigIntegerField(default=0, help_text="Tokens known to be produced.")
     worker = models.CharField(max_length=200)
+    # On the database's clock, as everything dated here.
     opened_at = models.DateTimeField()
     lease_until = models.DateTimeField()
+    # The same moment on the clock of the worker's machine that nobody can set (`clock.py`).
+    lease_boot_ms = models.BigIntegerField(default=0)
     closed_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:

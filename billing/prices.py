@@ -8,6 +8,7 @@ from datetime import datetime
 
 from django.contrib.auth.models import User
 from django.db.models import OuterRef, Subquery
+from django.db.models.expressions import RawSQL
 
 from billing.models import ModelPrice
 from billing.pricing import InvalidPrice, Rates, per_token
@@ -24,13 +25,15 @@ class PriceLine:
     rates: Rates
 
 
-def in_force(model: str, now: datetime) -> ModelPrice | None:
+def in_force(model: str, now: datetime | RawSQL) -> ModelPrice | None:
     """Return the newest version that has begun; None if the model was never priced."""
     begun = ModelPrice.objects.filter(model=model, effective_from__lte=now)
     return begun.order_by("-effective_from").first()
 
 
-def all_in_force(now: datetime, models: Collection[str] | None = None) -> dict[str, ModelPrice]:
+def all_in_force(
+    now: datetime | RawSQL, models: Collection[str] | None = None
+) -> dict[str, ModelPrice]:
     """Return the version in force of every priced model, or of those given, by name."""
     begun = ModelPrice.objects.filter(effective_from__lte=now)
     newest = begun.filter(model=OuterRef("model")).order_by("-effective_from").values("pk")[:1]

@@ -4,8 +4,10 @@ Alice owns an account with credit, Bob is a member of it, Charlie must see nothi
 the operator.
 """
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -18,7 +20,7 @@ from django.utils import timezone
 
 from accounts import keys, last_used
 from accounts.models import Account, ApiKey, Membership
-from billing import append_only, ledger, prices
+from billing import append_only, clock, ledger, prices
 from billing.models import BillingConfig, Budget, Entry, ModelPrice
 from tests.fakes.ollama import FakeOllama
 from tests.house import ledger_writes
@@ -128,6 +130,18 @@ def priced(db: None) -> ModelPrice:
     set_price("mistral", "0.0015")
     set_price("nomic-embed-text", "0.0001")
     return llama3
+
+
+@contextlib.contextmanager
+def database_time(moment: datetime | None) -> Iterator[None]:
+    """The database's clock stands at a moment; None leaves it alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        if moment is not None:
+            told = connection.ops.adapt_datetimefield_value
+            later = timedelta()
+            patch.setattr(clock, "now_sql", lambda later=later: ("%s", [told(moment + later)]))
+            patch.setattr(clock, "read", lambda: moment)
+        yield
 
 
 def set_price(model: str, prompt: str, completion: str | None = None) -> ModelPrice:

@@ -66,12 +66,12 @@ def asked(caller: Caller, by: User) -> None:
     )
     demand = Demand(caller.account.pk, caller.key.pk, EVIL[:20], EVIL, 9, 9, 9)
     for settled in (True, False):
-        lease = now + timedelta(seconds=30)
-        made = ledger.Reservation(new_request_id(), demand, price, EVIL, now, lease)
+        lease = timedelta(seconds=30)
+        made = ledger.Reservation(new_request_id(), demand, price, EVIL, lease)
         hold = ledger.hold(made)
         if settled:
             usage = Usage(1, 1, CountSource.UPSTREAM, started=True)
-            ledger.settle(hold.request_id, usage, outcome=Outcome.COMPLETE, billed=True, now=now)
+            ledger.settle(hold.request_id, usage, outcome=Outcome.COMPLETE, billed=True)
 
 
 def crawl(browser: Client, *start: str) -> dict[str, Any]:

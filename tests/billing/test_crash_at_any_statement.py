@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from accounts import keys
 from accounts.models import Account
-from billing import journal, keeper, ledger, orphans, prices, reconciliation, workers
+from billing import clock, journal, keeper, ledger, orphans, prices, reconciliation, workers
 from billing.meter import LedgerMeter
 from billing.models import Budget, Entry, Hold, ModelPrice, TokenUsage
 from gateway.metering import CapReached, CountSource, Demand, Outcome, Usage
@@ -175,6 +175,15 @@ def in_a_process_that_dies() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def machine_running_for(longer: timedelta) -> Iterator[None]:
+    """By the clock that nobody can set, so much later than now."""
+    later = clock.since_boot() + longer // timedelta(milliseconds=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(clock, "since_boot", lambda: later)
+        yield
+
+
 # --- What is cut, and what must be true then -----------------------------------------------------
 
 
@@ -207,7 +216,7 @@ def answers_a_request(caller: Caller) -> Act:
         opened.append(True)
         with contextlib.suppress(OperationalError, NobodyThoughtOfThis):
             # The keeper's thread does this, and goes on.
-            ledger.renew({meter.request_id: PRODUCED}, timezone.now() + timedelta(minutes=1))
+            ledger.renew({meter.request_id: PRODUCED}, timedelta(minutes=1))
         told.append(meter.close(COUNTED, Outcome.COMPLETE))
 
     def ended(cut: Cut) -> list[tuple[str, Decimal]]:
@@ -219,7 +228,8 @@ def answers_a_request(caller: Caller) -> Act:
     def holds_true(cut: Cut) -> bool:
         if cut.failure is not KILLED and not opened:
             # The process lives, but nobody keeps the lease of what it could not see being opened.
-            orphans.settle_all(timezone.now() + orphans.GRACE)
+            with machine_running_for(orphans.GRACE):
+                orphans.settle_all()
         assert all(receipt and receipt.cost == COST for receipt in told), cut
         return rows_of(meter.request_id) == ended(cut)
 
@@ -254,7 +264,7 @@ def sweeps_orphans(caller: Caller) -> Act:
     with in_a_process_that_dies():
         for meter in meters:
             meter.open(demand_of(caller))
-    ledger.renew({meter.request_id: PRODUCED for meter in meters}, timezone.now())
+    ledger.renew({meter.request_id: PRODUCED for meter in meters}, timedelta())
 
     def holds_true(_cut: Cut) -> bool:
         return all(rows_of(one.request_id) == [("expired", ORPHANS_COST)] for one in meters)

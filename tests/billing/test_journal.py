@@ -13,14 +13,13 @@ from uuid import UUID
 
 import pytest
 from django.db import OperationalError
-from django.utils import timezone
 
 from billing import journal, keeper, ledger, orphans, workers
 from billing.models import Hold, ModelPrice, TokenUsage
 from gateway.metering import CountSource, Outcome, Usage
 from gateway.request_ids import new_request_id
 from tests.billing.test_ledger import books_balance, reserve
-from tests.conftest import Caller
+from tests.conftest import Caller, database_time
 from tests.fakes.ollama import FakeOllama
 
 
@@ -143,13 +142,13 @@ def test_no_sweeper_takes_what_stands_in_the_journal_of_the_dead(
     """One process replays it while another looks for orphans: both have just been started."""
     hold = reserve(alice, priced)
     with writer(folder, hold.request_id) as process:
-        local = next(folder.iterdir()).name.partition(".")[0]
-        host = workers.identity().rpartition("/")[0]
-        Hold.objects.filter(pk=hold.pk).update(worker=f"{host}/{local}")
+        local = next(folder.iterdir()).name.partition(".")[0].rpartition("_")[2]
+        place = workers.identity().rpartition("/")[0]
+        Hold.objects.filter(pk=hold.pk).update(worker=f"{place}/{local}")
         process.kill()
     assert workers.is_known_dead(Hold.objects.get().worker)
 
-    assert orphans.settle_all(timezone.now()) == 0
+    assert orphans.settle_all() == 0
 
     journal.replay(keeper.settle_from_journal)
     assert TokenUsage.objects.get().outcome == "complete" and books_balance()
@@ -159,10 +158,12 @@ def test_a_journal_that_nobody_can_replay_is_not_waited_for_for_ever(
     alice: Caller, priced: ModelPrice, folder: Path
 ) -> None:
     hold = reserve(alice, priced)
-    (folder / f"{hold.worker.rpartition('/')[2]}.stuck.ndjson").mkdir()
+    (folder / f"{workers.file_name(hold.worker)}.stuck.ndjson").mkdir()
 
-    assert orphans.settle_all(hold.lease_until + timedelta(minutes=59)) == 0
-    assert orphans.settle_all(hold.lease_until + timedelta(minutes=61)) == 1
+    with database_time(hold.lease_until + timedelta(minutes=59)):
+        assert orphans.settle_all() == 0
+    with database_time(hold.lease_until + timedelta(minutes=61)):
+        assert orphans.settle_all() == 1
 
 
 @pytest.mark.usefixtures("priced")

@@ -14,17 +14,18 @@ from billing.models import Budget, Entry, Hold, ModelPrice, TokenUsage, UsageDai
 from billing.money import from_pico
 from gateway.metering import CapReached, CountSource, Demand, NoCredit, Outcome, Usage
 from gateway.request_ids import new_request_id
-from tests.conftest import Caller, set_price
+from tests.conftest import Caller, database_time, set_price
 
 NOVEMBER = datetime(2026, 11, 30, 23, 59, tzinfo=UTC)
 DECEMBER = datetime(2026, 12, 1, 0, 1, tzinfo=UTC)
+# A process of another machine: nobody here knows whether it runs.
+ELSEWHERE = "host/boot/1/1-1"
 
 
 def reserve(
     caller: Caller, price: ModelPrice, *, prompt: int = 100, completion: int = 100, now: Any = None
 ) -> Hold:
     """Hold what a request of this size may take at most."""
-    now = now or timezone.now()
     demand = Demand(
         account_id=caller.account.pk,
         key_id=caller.key.pk,
@@ -34,14 +35,15 @@ def reserve(
         prompt_estimate=prompt // 4,
         completion_bound=completion,
     )
-    lease = now + timedelta(seconds=30)
-    return ledger.hold(ledger.Reservation(new_request_id(), demand, price, "host/1/1", now, lease))
+    lease = timedelta(seconds=30)
+    with database_time(now):
+        return ledger.hold(ledger.Reservation(new_request_id(), demand, price, ELSEWHERE, lease))
 
 
 def finish(hold: Hold, prompt: int = 10, completion: int = 5, now: Any = None) -> Any:
     usage = Usage(prompt, completion, CountSource.UPSTREAM, started=True)
-    now = now or timezone.now()
-    return ledger.settle(hold.request_id, usage, outcome=Outcome.COMPLETE, billed=True, now=now)
+    with database_time(now):
+        return ledger.settle(hold.request_id, usage, outcome=Outcome.COMPLETE, billed=True)
 
 
 def books_balance() -> bool:
@@ -155,7 +157,6 @@ def test_what_is_not_billed_costs_nothing_and_is_still_on_record(
         usage,
         outcome=Outcome.UPSTREAM_BROKE,
         billed=False,
-        now=timezone.now(),
     )
 
     assert row is not None and (row.completion_tokens, row.cost) == (3, 0)

@@ -4,7 +4,6 @@ Here a crash is the end of the process in which an event happens, at one of its 
 was committed stays, what was not never was, and the next process sweeps what is left open.
 """
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -26,7 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from billing import ledger, orphans, prices, pricing, reconciliation
+from billing import ledger, orphans, prices, pricing, reconciliation, workers
 from billing.models import Budget, Entry, Hold, TokenUsage
 from billing.money import from_pico
 from gateway.metering import Demand, Outcome, Refused, Usage
@@ -38,10 +37,10 @@ from tests.billing.test_crash_at_any_statement import (
     Failure,
     Killed,
 )
-from tests.conftest import Caller, new_caller
+from tests.conftest import Caller, database_time, new_caller
 
 TOKENS = st.integers(0, 10_000)
-WORKER = f"{socket.gethostname()}/{DEAD}"
+WORKER = workers.identity().rpartition("/")[0] + f"/{DEAD}"
 
 
 def kill() -> NoReturn:
@@ -103,12 +102,14 @@ class Ledger(RuleBasedStateMachine):
         """Let a process die before or after a statement, in the next event that has as many."""
         self.crash = (at, after)
 
-    def happen(self, event: Callable[[], Any], then: Callable[[], None]) -> None:
+    def happen(
+        self, event: Callable[[], Any], then: Callable[[], None], now: datetime | None = None
+    ) -> None:
         """Let an event happen, or crash. The model learns of it if it was committed."""
         commit()
         cut = Cut(*self.crash, CRASH, on_commit=commit)
         try:
-            with connection.execute_wrapper(cut):
+            with connection.execute_wrapper(cut), database_time(now or self.now):
                 event()
         except Killed:
             if not cut.ends_committed:
@@ -123,7 +124,7 @@ class Ledger(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         """Another process finds the worker of all holds dead."""
-        self.happen(lambda: orphans.settle_all(self.now), self._all_are_swept)
+        self.happen(orphans.settle_all, self._all_are_swept)
 
     def _all_are_swept(self) -> None:
         self.settled |= {one: left.cost_when_swept for one, left in self.open.items()}
@@ -173,10 +174,10 @@ class Ledger(RuleBasedStateMachine):
         """Ask; return the request's id also where its process died."""
         ids = (self.alice.account.pk, self.alice.key.pk)
         demand = Demand(*ids, "chat", "llama3:latest", prompt, prompt // 4, completion)
-        request_id, lease = new_request_id(), self.now + timedelta(seconds=30)
+        request_id, lease = new_request_id(), timedelta(seconds=30)
         price = prices.in_force(demand.model, self.now)
         assert price is not None and price.rates == self.rates
-        reservation = ledger.Reservation(request_id, demand, price, WORKER, self.now, lease)
+        reservation = ledger.Reservation(request_id, demand, price, WORKER, lease)
         held = Open(price.rates, demand.prompt_estimate)
         try:
             self.happen(
@@ -194,7 +195,7 @@ class Ledger(RuleBasedStateMachine):
             if request_id in self.open:
                 self.open[request_id].produced = produced
 
-        self.happen(lambda: ledger.renew({request_id: produced}, self.now), noted)
+        self.happen(lambda: ledger.renew({request_id: produced}, timedelta()), noted)
 
     @rule(
         request_id=holds,
@@ -215,7 +216,6 @@ class Ledger(RuleBasedStateMachine):
     ) -> None:
         """Settle in any way, any number of times, out of order; only the first counts."""
         usage = Usage(prompt, completion, started=True)
-        now = self.now - timedelta(minutes=late)
         rows: list[TokenUsage | None] = []
         left = self.open.get(request_id)
 
@@ -226,9 +226,9 @@ class Ledger(RuleBasedStateMachine):
                 del self.open[request_id]
 
         def settle() -> None:
-            rows.append(ledger.settle(request_id, usage, outcome=outcome, billed=billed, now=now))
+            rows.append(ledger.settle(request_id, usage, outcome=outcome, billed=billed))
 
-        self.happen(settle, ended)
+        self.happen(settle, ended, now=self.now - timedelta(minutes=late))
         assert all((row is None) == (left is None) for row in rows)
 
     @invariant()

@@ -11,17 +11,22 @@ from uuid import UUID
 
 import pytest
 from django.core.management import call_command
+from django.db import connection
 from django.utils import timezone
 
-from billing import keeper, ledger, orphans, workers
+from billing import clock, keeper, ledger, orphans, workers
 from billing.models import Hold, ModelPrice, TokenUsage
-from tests.billing.test_ledger import books_balance, reserve
-from tests.conftest import Caller
+from tests.billing.test_crash_at_any_statement import machine_running_for
+from tests.billing.test_ledger import books_balance, finish, reserve
+from tests.conftest import Caller, database_time
 
 
 def orphan(alice: Caller, price: ModelPrice, *, produced: int = 0, **fields: Any) -> Hold:
+    """Return a hold; by default of a worker of which nobody here knows whether it runs."""
     hold = reserve(alice, price)
-    Hold.objects.filter(pk=hold.pk).update(progress=produced, **fields)
+    here = {"lease_boot_ms": clock.since_boot() + 30_000} | fields
+    Hold.objects.filter(pk=hold.pk).update(progress=produced, **here)
+    hold.refresh_from_db()
     return hold
 
 
@@ -30,11 +35,6 @@ def dead_worker() -> str:
     name = "import billing.workers as w; print(w.identity())"
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     return subprocess.check_output([sys.executable, "-c", name], cwd=root, text=True).strip()
-
-
-def test_this_process_is_not_dead_and_one_that_ended_is() -> None:
-    assert not workers.is_known_dead(workers.identity())
-    assert workers.is_known_dead(dead_worker())
 
 
 def test_a_process_of_which_only_its_parent_took_no_note_is_dead() -> None:
@@ -46,7 +46,7 @@ def test_a_process_of_which_only_its_parent_took_no_note_is_dead() -> None:
         assert workers.is_known_dead(name) and not workers.may_still_run(name)
 
 
-@pytest.mark.parametrize("worker", ["", "elsewhere/1/1", "a/b/c/1/2", "host/x/y", "///"])
+@pytest.mark.parametrize("worker", ["", "elsewhere/1/1-1", "a/b/c/1/2", "host/x/y", "///"])
 def test_of_other_machines_nothing_is_known(worker: str) -> None:
     assert not workers.is_known_dead(worker)
 
@@ -54,7 +54,7 @@ def test_of_other_machines_nothing_is_known(worker: str) -> None:
 def test_a_lease_that_ran_out_is_settled(alice: Caller, priced: ModelPrice) -> None:
     orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
 
-    assert orphans.settle_all(timezone.now()) == 1
+    assert orphans.settle_all() == 1
 
     row = TokenUsage.objects.get()
     assert (row.outcome, row.billed, alice.wallet.held) == ("expired", False, 0)
@@ -64,7 +64,7 @@ def test_a_lease_that_ran_out_is_settled(alice: Caller, priced: ModelPrice) -> N
 def test_a_dead_worker_is_not_waited_for(alice: Caller, priced: ModelPrice) -> None:
     orphan(alice, priced, worker=dead_worker(), produced=7)
 
-    assert orphans.settle_all(timezone.now()) == 1
+    assert orphans.settle_all() == 1
 
     row = TokenUsage.objects.get()
     assert (row.billed, row.completion_tokens, row.count_source) == (True, 7, "estimated")
@@ -73,10 +73,10 @@ def test_a_dead_worker_is_not_waited_for(alice: Caller, priced: ModelPrice) -> N
 
 def test_a_lease_renewed_meanwhile_is_left_alone(alice: Caller, priced: ModelPrice) -> None:
     orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
-    [found] = orphans.find(timezone.now())
-    ledger.renew({found.request_id: 3}, timezone.now() + timedelta(seconds=30))
+    [found] = orphans.find()
+    ledger.renew({found.request_id: 3}, timedelta(seconds=30))
 
-    assert not orphans._settle(found, timezone.now())
+    assert not orphans._settle(found)
     assert Hold.objects.get().state == "open"
 
 
@@ -95,10 +95,81 @@ def test_a_keeper_that_just_started_believes_no_lease(
     assert TokenUsage.objects.get().request_id == dead.request_id
 
 
+# --- Clocks ---------------------------------------------------------------------------------------
+
+HERE = workers.identity().rpartition("/")[0]
+# The parent of this process: it runs, whatever a lease says.
+SIBLING = f"{HERE}/{os.getppid()}-{workers._started(os.getppid())}"
+CONTAINER = HERE.rpartition("/")[0] + "/another-namespace/7-7"
+
+
+@pytest.mark.parametrize("hours", [-2, 2])
+@pytest.mark.parametrize("worker", [CONTAINER, SIBLING])
+def test_a_wall_clock_that_steps_ends_no_lease_of_this_machine(
+    alice: Caller, priced: ModelPrice, worker: str, hours: int
+) -> None:
+    """The database runs on this machine, and its clock steps, too."""
+    hold = orphan(alice, priced, worker=worker)
+
+    with database_time(hold.opened_at + timedelta(hours=hours)):
+        assert orphans.settle_all() == 0
+        with machine_running_for(timedelta(hours=2)):
+            assert orphans.settle_all() == 1
+
+
+def test_a_lease_of_another_machine_runs_by_the_clock_of_the_database(
+    alice: Caller, priced: ModelPrice
+) -> None:
+    hold = orphan(alice, priced)
+    with machine_running_for(timedelta(days=1)), database_time(hold.opened_at):
+        assert orphans.settle_all() == 0
+    with database_time(hold.lease_until - timedelta(seconds=1)):
+        assert orphans.settle_all() == 0
+    with database_time(hold.lease_until + timedelta(seconds=1)):
+        assert orphans.settle_all() == 1
+
+
+def test_our_own_clock_decides_nothing(
+    alice: Caller, priced: ModelPrice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway host whose clock is two hours ahead, on a database that is elsewhere."""
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite's clock is ours")
+    wrong = timezone.now() + timedelta(hours=2)
+    monkeypatch.setattr(timezone, "now", lambda: wrong)
+    hold = orphan(alice, priced)
+
+    assert orphans.settle_all() == 0
+    assert hold.opened_at < wrong - timedelta(hours=1)
+    row = finish(hold)
+    assert hold.opened_at <= row.settled_at < wrong - timedelta(hours=1)
+
+
+def test_a_process_that_runs_does_not_keep_a_hold_for_ever(
+    alice: Caller, priced: ModelPrice
+) -> None:
+    """It may not know of it: the commit was done, and only its answer was lost."""
+    orphan(alice, priced, worker=SIBLING)
+
+    with machine_running_for(timedelta(minutes=60)):
+        assert orphans.settle_all() == 0
+    with machine_running_for(timedelta(minutes=61)):
+        assert orphans.settle_all() == 1
+
+
+def test_what_this_process_serves_it_never_settles(alice: Caller, priced: ModelPrice) -> None:
+    """All processes of this machine were stopped after the renewal, and go on."""
+    hold = orphan(alice, priced, worker=workers.identity())
+
+    with machine_running_for(timedelta(hours=2)):
+        assert orphans.settle_all(served={hold.request_id}) == 0
+        assert orphans.settle_all() == 1
+
+
 def test_a_hold_that_is_served_is_left_alone(alice: Caller, priced: ModelPrice) -> None:
     orphan(alice, priced, worker=workers.identity())
 
-    assert orphans.settle_all(timezone.now()) == 0
+    assert orphans.settle_all() == 0
     assert Hold.objects.get().state == "open"
 
 
@@ -117,7 +188,7 @@ def test_one_that_cannot_be_settled_does_not_keep_the_others(
 
     monkeypatch.setattr(ledger, "settle", settle)
 
-    assert orphans.settle_all(timezone.now()) == 1
+    assert orphans.settle_all() == 1
 
 
 def test_a_tick_renews_what_is_kept_and_notes_what_was_produced(

@@ -190,12 +190,12 @@ def test_who_can_open_no_file_thinks_nobody_dead(monkeypatch: pytest.MonkeyPatch
     """Else a worker short of files would settle what its living sibling is serving."""
     from billing import workers
 
-    sibling = workers.local_identity().replace(str(os.getpid()), "1")
+    sibling = workers.identity().replace(f"/{os.getpid()}-", "/1-")
 
     def fail(*_args: Any, **_kwargs: Any) -> str:
         raise OSError(24, "Too many open files")
 
     monkeypatch.setattr(Path, "read_bytes", fail)
 
-    assert not workers.is_known_dead_here(sibling)
-    assert not workers.is_known_dead_here(workers.local_identity())
+    assert not workers.is_known_dead(sibling)
+    assert not workers.is_known_dead(workers.identity())

@@ -3,7 +3,6 @@
 from typing import Any
 
 from django.core.management.base import BaseCommand
-from django.utils import timezone
 
 from billing import journal, ledger, orphans
 from billing.keeper import settle_from_journal
@@ -19,6 +18,6 @@ class Command(BaseCommand):
         replayed = journal.replay(settle_from_journal)
         if replayed:
             self.stdout.write(f"{replayed} endings replayed from the journal.")
-        settled = orphans.settle_all(timezone.now())
+        settled = orphans.settle_all()
         left = ledger.open_holds().count()
         self.stdout.write(f"{settled} orphaned holds settled; {left} are open and being served.")
