@@ -70,7 +70,7 @@ class LedgerMeter:
         if not self._is_open:
             return None
         self._is_open = False
-        billed = pricing.is_billed(outcome, usage, bill_broken=settings.BILL_BROKEN_ANSWERS)
+        billed = pricing.is_billed(outcome, usage, bill_interrupted=settings.BILL_INTERRUPTED)
         try:
             row = self._settle(usage, outcome, billed)
         except Exception as error:

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 from uuid import UUID
 
+from django.conf import settings
 from django.db import DataError, IntegrityError
 
 from billing import clock, journal, ledger, pricing, workers
@@ -79,8 +80,9 @@ def _settle(hold: Hold) -> bool:
         completion_tokens=hold.progress,
         source=CountSource.ESTIMATED,
         started=started,
+        delivered=started,  # Progress is noted of chunks that are relayed, and of no others.
     )
-    billed = pricing.is_billed(Outcome.EXPIRED, usage, bill_broken=False)
+    billed = pricing.is_billed(Outcome.EXPIRED, usage, bill_interrupted=settings.BILL_INTERRUPTED)
     row = ledger.settle(
         hold.request_id,
         usage,

@@ -10,15 +10,13 @@ from gateway.metering import Outcome, Usage
 # that no cost leaves 64 bits, whatever count of tokens is believed.
 MAX_PRICE = 10**11
 
-
-# Ends that come from the client's side or ours, not from the model server.
-CUT = (
-    Outcome.CLIENT_LEFT,
-    Outcome.ANSWER_TOO_LONG,
-    Outcome.KEY_REVOKED,
-    Outcome.GATEWAY_STOPPED,
-    Outcome.EXPIRED,
-)
+# Ends of the client's side: always billed, or leaving early would be a way not to pay.
+CLIENT_ENDS = (Outcome.CLIENT_LEFT, Outcome.KEY_REVOKED, Outcome.ANSWER_TOO_LONG)
+# Ends that a prompt can cause, and ends of the gateway's side: billed if anything was delivered.
+INTERRUPTIONS = (Outcome.INVALID_REQUEST, Outcome.GATEWAY_STOPPED, Outcome.EXPIRED)
+# Failures of the model server itself: free while fewer tokens than this were delivered.
+FAILURES = (Outcome.UPSTREAM_BROKE, Outcome.UPSTREAM_STALLED)
+FREE_BELOW = 64
 
 
 class InvalidPrice(ValueError):
@@ -42,20 +40,23 @@ def cost(rates: Rates, prompt_tokens: int, completion_tokens: int) -> int:
     return total
 
 
-def is_billed(outcome: Outcome, usage: Usage, *, bill_broken: bool) -> bool:
-    """Tell whether an answer that ended like this is charged.
+def is_billed(outcome: Outcome, usage: Usage, *, bill_interrupted: bool) -> bool:
+    """Tell whether a response that ended like this is billed.
 
-    Whole: yes. Left, revoked, or cut by our time limit or a restart or crash of ours: what was
-    produced, if it had begun.
-    Broken by the model server, or silent: only if the operator bills that, and something had begun.
-    Never: what the model server or the gateway failed to begin.
+    Complete: yes. Ended from the client's side: if it had begun.
+    Ended by anybody else: if something was delivered, and the operator bills that. A whole response
+    that fails delivers nothing.
+    Never: what was refused before the first chunk, and what a defect of the gateway ended.
     """
     if outcome is Outcome.COMPLETE:
         return True
-    if outcome in CUT:
+    if outcome in CLIENT_ENDS:
         return usage.started
-    if outcome in (Outcome.UPSTREAM_BROKE, Outcome.UPSTREAM_STALLED):
-        return usage.started and usage.completion_tokens > 0 and bill_broken
+    if outcome in INTERRUPTIONS:
+        return bill_interrupted and usage.delivered
+    if outcome in FAILURES:
+        enough = usage.completion_tokens >= FREE_BELOW
+        return bill_interrupted and usage.delivered and enough
     return False
 
 

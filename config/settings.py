@@ -221,8 +221,9 @@ PULL_REGISTRIES: list[str] = env.list("PULL_REGISTRIES", default=["registry.olla
 # --- Billing --------------------------------------------------------------------------------
 
 CURRENCY: str = env.str("CURRENCY", default="USD")
-# An answer that the model server broke off after its first token: bill what was delivered?
-BILL_BROKEN_ANSWERS: bool = env.bool("BILL_BROKEN_ANSWERS", default=False)
+# Bill what was delivered of a response that the model server or the gateway interrupted. A client
+# that disconnects pays in any case.
+BILL_INTERRUPTED: bool = env.bool("BILL_INTERRUPTED", default=True)
 # A hold whose process shows no life for this long belongs to nobody and is settled.
 HOLD_LEASE_SECONDS: float = env.float("HOLD_LEASE_SECONDS", default=30.0)
 # Where endings are kept that could not be settled while the database was away.

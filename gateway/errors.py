@@ -33,6 +33,8 @@ class GatewayError(Exception):
     message = "Something went wrong on our side. Quote the request id when you report it."
     # Seconds after which a client may try again; None where waiting does not help.
     retry_after: int | None = None
+    # What the log is told besides, in words of our own.
+    cause = ""
 
     def __init__(self, message: str | None = None) -> None:
         self.message = message or self.message

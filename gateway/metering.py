@@ -20,6 +20,8 @@ class Outcome(StrEnum):
     CLIENT_LEFT = "client_left"
     ANSWER_TOO_LONG = "answer_too_long"
     KEY_REVOKED = "key_revoked"
+    # The model server says that the request is at fault, before the first chunk or after it.
+    INVALID_REQUEST = "invalid_request"
     UPSTREAM_REFUSED = "upstream_refused"
     UPSTREAM_BROKE = "upstream_broke"
     UPSTREAM_STALLED = "upstream_stalled"
@@ -55,12 +57,14 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What was counted, in tokens. `started`: the model server had begun to answer."""
+    """What was counted, in tokens. `started`: the model server had begun to answer. `delivered`:
+    what was counted was on its way to the client, chunk by chunk, when the response ended early."""
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     source: CountSource = CountSource.COUNTED
     started: bool = False
+    delivered: bool = False
 
     @property
     def total_tokens(self) -> int:

@@ -24,6 +24,7 @@ from gateway.dialects.base import Renderer
 from gateway.dialects.ollama import cut_short
 from gateway.errors import (
     AnswerTooLong,
+    BadRequest,
     ClientLeft,
     GatewayBusy,
     GatewayError,
@@ -56,6 +57,8 @@ def _outcome_of(error: Exception, *, started: bool) -> Outcome:
     answer before its first chunk and breaks it off after, and what is no error of ours is a bug."""
     if not isinstance(error, GatewayError):
         return Outcome.GATEWAY_FAILED
+    if isinstance(error, BadRequest) and type(error) not in OUTCOMES:
+        return Outcome.INVALID_REQUEST
     otherwise = Outcome.UPSTREAM_BROKE if started else Outcome.UPSTREAM_REFUSED
     return OUTCOMES.get(type(error), otherwise)
 
@@ -90,6 +93,7 @@ class MeteredStream:
         self._chunks: Generator[Chunk, None, None] | Pump = _nothing()
         # Read by `begin`, not yet counted: nothing of it has been handed on.
         self._first: Chunk | None = None
+        self._is_whole = False
         self._ended = False
         self._owes_sign_of_life = False
 
@@ -148,6 +152,7 @@ class MeteredStream:
 
     def whole(self) -> bytes:
         """Return the answer as one JSON body; raise GatewayError if it does not end well."""
+        self._is_whole = True
         chunks: list[Chunk] = []
         try:
             while not chunks or not chunks[-1].done:
@@ -178,7 +183,9 @@ class MeteredStream:
             # The model server ignores the limit it was given; the hold covers no more.
             return cut_short(chunk)
         self._tally.add(chunk)
-        self._meter.progress(self._tally.written)
+        if not self._is_whole:
+            # After a crash a client of a whole response has nothing.
+            self._meter.progress(self._tally.written)
         return chunk
 
     # --- The end ----------------------------------------------------------------------------------
@@ -190,12 +197,14 @@ class MeteredStream:
         """Settle an answer that broke, and return what the client is told."""
         self._settle(_outcome_of(error, started=self._tally.started))
         if isinstance(error, GatewayError):
+            if error.cause:
+                logger.warning("The model server failed: %s", error.cause)
             return error
         logger.error("The relay failed", exc_info=error)
         return GatewayError()
 
     def _settle(self, outcome: Outcome) -> None:
-        self._end(self._tally.partial(), outcome)
+        self._end(self._tally.partial(delivered=not self._is_whole), outcome)
 
     def _end(self, usage: Usage, outcome: Outcome) -> Receipt | None:
         """The only place that closes the meter; `_ended` lets it run once, so the first end stands.

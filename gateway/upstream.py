@@ -21,7 +21,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
 
-from gateway.dialects.ollama import refusal
+from gateway import upstream_errors
 from gateway.errors import (
     GatewayError,
     UpstreamBroke,
@@ -243,7 +243,7 @@ def _refused(response: requests.Response, model: str) -> GatewayError:
         # A redirect, or a refusal of our Host or Origin: the operator's to mend, not the client's.
         logger.error("The model server answered %s; check OLLAMA_BASE.", response.status_code)
         return UpstreamError()
-    return refusal(response.status_code, text, model)
+    return upstream_errors.from_status(response.status_code, text, model)
 
 
 def _as_gateway_error(error: Exception, watch: Watch) -> GatewayError:

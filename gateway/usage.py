@@ -47,11 +47,17 @@ class Tally:
         """Tell whether more was produced than was allowed, beyond a parser's odd split."""
         return self.produced >= self.completion_bound + SLACK
 
-    def partial(self) -> Usage:
-        """Return the usage of an answer that ended early."""
+    def partial(self, *, delivered: bool = True) -> Usage:
+        """Return the usage of a response that ended early; a whole one has delivered nothing."""
         if not self.started:
             return Usage(source=CountSource.COUNTED, started=False)
-        return Usage(self.prompt_estimate, self.written, CountSource.COUNTED, started=True)
+        return Usage(
+            self.prompt_estimate,
+            self.written,
+            CountSource.COUNTED,
+            started=True,
+            delivered=delivered,
+        )
 
     def final(self, last: Chunk) -> Usage:
         """Return the usage of a whole answer: upstream's counts, ours where they are missing.

@@ -53,7 +53,7 @@ class AnswerView(APIView):
         )
         stream.begin(
             partial(upstream.send, prompt.operation, job.body),
-            partial(ollama.read_chunk, prompt.operation),
+            partial(ollama.read_chunk, prompt.operation, model=model),
             keep_alive=sign_of_life(prompt, renderer),
         )
         return respond(stream, prompt, renderer)

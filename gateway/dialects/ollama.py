@@ -6,19 +6,12 @@ chunk that merely has an `error` key, and stop reading at the first `done: true`
 """
 
 import json
-import re
 from collections.abc import Sequence
 from typing import Any
 
+from gateway import upstream_errors
 from gateway.chunk import Chunk
-from gateway.errors import (
-    BadRequest,
-    GatewayError,
-    ModelNotFound,
-    UpstreamBroke,
-    UpstreamBusy,
-    UpstreamError,
-)
+from gateway.errors import BadRequest, GatewayError, UpstreamBroke
 from gateway.metering import Receipt
 from gateway.prompt import Operation, Prompt
 from gateway.rules import refuse_lookalikes
@@ -93,11 +86,12 @@ def loaded(operation: Operation, created_at: str) -> Chunk:
 # --- Upstream's lines ---------------------------------------------------------------------------
 
 
-def read_chunk(operation: Operation, line: bytes) -> Chunk:
-    """Read one line of the model server; raise UpstreamBroke for an error line and for nonsense."""
+def read_chunk(operation: Operation, line: bytes, model: str = "") -> Chunk:
+    """Read one line of the model server; raise UpstreamBroke for nonsense, and what an error line
+    means."""
     native = _native(line)
     if native.get("error"):
-        raise UpstreamBroke()
+        raise upstream_errors.from_line(native["error"], model)
     if operation is Operation.EMBED:
         vectors = native.get("embeddings")
         if not isinstance(vectors, list) or not all(isinstance(one, list) for one in vectors):
@@ -264,7 +258,7 @@ def read_progress(model: str, line: bytes) -> Chunk:
     """Read one line of a pull; raise ModelNotFound or UpstreamError for an error line."""
     native = _native(line)
     if native.get("error"):
-        raise refusal(502, str(native["error"]), model)
+        raise upstream_errors.from_status(502, str(native["error"]), model)
     return Chunk(done=native.get("status") == "success", fields=native)
 
 
@@ -276,30 +270,3 @@ class ProgressRenderer(OllamaRenderer):
 
     def _public(self, chunk: Chunk) -> dict[str, Any]:
         return {name: value for name, value in chunk.fields.items() if name not in PRIVATE}
-
-
-# --- Refusals -------------------------------------------------------------------------------------
-
-_LACKS = re.compile(r"does not support ([a-z ]{1,20})")
-_MISSING = ("file does not exist", "not found", "pull model manifest")
-
-
-def refusal(status: int, text: str, model: str = "") -> GatewayError:
-    """Turn the model server's refusal into an error of ours.
-
-    Its own text may hold paths, internal names and the operator's registry; so what a client can
-    act on is said in our words, and the rest is not told.
-    """
-    if status == 404 or (status >= 500 and any(words in text for words in _MISSING)):
-        return ModelNotFound(model)
-    if found := _LACKS.search(text):
-        return BadRequest(f"model '{model}' does not support {found[1].strip()}")
-    if "context length" in text:
-        return BadRequest("The prompt is longer than the model's context.")
-    if "invalid format" in text or "grammar" in text:
-        return BadRequest("'format' is not a JSON schema the model server can follow.")
-    if status == 503:
-        return UpstreamBusy()
-    if status == 400:
-        return BadRequest("The model server refused this request as invalid.")
-    return UpstreamError()

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from billing.money import MAX_PICO, from_pico
 from billing.pricing import (
+    FREE_BELOW,
     MAX_PRICE,
     InvalidPrice,
     Rates,
@@ -128,40 +129,41 @@ def test_a_price_is_shown_per_thousand_and_per_million() -> None:
 # --- Who pays -------------------------------------------------------------------------------------
 
 NEVER_BEGAN = Usage()
-NOTHING_YET = Usage(5, 0, started=True)
-SOME = Usage(5, 3, started=True)
+EMPTY = Usage(5, 0, started=True)
+# Of a whole response that ended early: the model server wrote it, nobody got it.
+UNSEEN = Usage(5, 300, started=True)
+LITTLE = Usage(5, FREE_BELOW - 1, started=True, delivered=True)
+ENOUGH = Usage(5, FREE_BELOW, started=True, delivered=True)
 
+# What is billed by default, and what with BILL_INTERRUPTED=off.
 BILLED = [
-    (Outcome.COMPLETE, NOTHING_YET, True, True),
-    (Outcome.COMPLETE, SOME, True, True),
-    (Outcome.CLIENT_LEFT, NEVER_BEGAN, False, False),
-    (Outcome.CLIENT_LEFT, NOTHING_YET, True, True),
-    (Outcome.CLIENT_LEFT, SOME, True, True),
-    (Outcome.KEY_REVOKED, NEVER_BEGAN, False, False),
-    (Outcome.KEY_REVOKED, SOME, True, True),
-    (Outcome.GATEWAY_STOPPED, NEVER_BEGAN, False, False),
-    (Outcome.GATEWAY_STOPPED, SOME, True, True),
-    (Outcome.ANSWER_TOO_LONG, NEVER_BEGAN, False, False),
-    (Outcome.ANSWER_TOO_LONG, NOTHING_YET, True, True),
-    (Outcome.ANSWER_TOO_LONG, SOME, True, True),
-    (Outcome.EXPIRED, NEVER_BEGAN, False, False),
-    (Outcome.EXPIRED, SOME, True, True),
+    *[(Outcome.COMPLETE, usage, True, True) for usage in (EMPTY, UNSEEN, LITTLE)],
+    *[
+        (outcome, usage, usage.started, usage.started)
+        for outcome in (Outcome.CLIENT_LEFT, Outcome.KEY_REVOKED, Outcome.ANSWER_TOO_LONG)
+        for usage in (NEVER_BEGAN, EMPTY, UNSEEN, LITTLE)
+    ],
+    *[
+        (outcome, usage, usage.delivered, False)
+        for outcome in (Outcome.INVALID_REQUEST, Outcome.GATEWAY_STOPPED, Outcome.EXPIRED)
+        for usage in (NEVER_BEGAN, EMPTY, UNSEEN, LITTLE)
+    ],
+    *[
+        (outcome, usage, usage is ENOUGH, False)
+        for outcome in (Outcome.UPSTREAM_BROKE, Outcome.UPSTREAM_STALLED)
+        for usage in (NEVER_BEGAN, EMPTY, UNSEEN, LITTLE, ENOUGH)
+    ],
     (Outcome.UPSTREAM_REFUSED, NEVER_BEGAN, False, False),
-    (Outcome.UPSTREAM_BROKE, NEVER_BEGAN, False, False),
-    (Outcome.UPSTREAM_BROKE, NOTHING_YET, False, False),
-    (Outcome.UPSTREAM_BROKE, SOME, False, True),
-    (Outcome.UPSTREAM_STALLED, NOTHING_YET, False, False),
-    (Outcome.UPSTREAM_STALLED, SOME, False, True),
-    (Outcome.GATEWAY_FAILED, SOME, False, False),
+    (Outcome.GATEWAY_FAILED, ENOUGH, False, False),
 ]
 
 
-@pytest.mark.parametrize(("outcome", "usage", "usually", "if_broken_is_billed"), BILLED)
-def test_who_pays_depends_on_how_the_answer_ended(
-    outcome: Outcome, usage: Usage, usually: bool, if_broken_is_billed: bool
+@pytest.mark.parametrize(("outcome", "usage", "usually", "if_switched_off"), BILLED)
+def test_who_pays_depends_on_how_the_response_ended(
+    outcome: Outcome, usage: Usage, usually: bool, if_switched_off: bool
 ) -> None:
-    assert is_billed(outcome, usage, bill_broken=False) is usually
-    assert is_billed(outcome, usage, bill_broken=True) is if_broken_is_billed
+    assert is_billed(outcome, usage, bill_interrupted=True) is usually
+    assert is_billed(outcome, usage, bill_interrupted=False) is if_switched_off
 
 
 def test_every_outcome_stands_in_the_table() -> None:

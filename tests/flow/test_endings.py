@@ -7,6 +7,7 @@ import pytest
 
 from billing import reconciliation
 from billing.models import Hold, TokenUsage
+from billing.pricing import FREE_BELOW
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import (
@@ -186,15 +187,63 @@ def test_a_broken_whole_answer_is_an_error(
     assert row().outcome in ("upstream_broke", "upstream_stalled")
 
 
-def test_an_operator_may_bill_what_was_delivered_before_a_break(
-    alice: Caller, ollama: FakeOllama, settings: Any
+@pytest.mark.parametrize("pieces", [FREE_BELOW - 1, FREE_BELOW])
+@pytest.mark.parametrize("bills", [True, False])
+@pytest.mark.parametrize(
+    "end",
+    # A reset takes what was sent and not yet read with it; so it waits.
+    [[Sleep(0.2), Reset()], Close(), error_line("unexpected EOF")],
+    ids=["reset", "closed", "crash"],
+)
+def test_what_the_model_server_broke_off_is_billed_from_64_tokens_on(
+    alice: Caller, ollama: FakeOllama, settings: Any, pieces: int, bills: bool, end: Any
 ) -> None:
-    settings.BILL_BROKEN_ANSWERS = True
-    ollama.answer("/api/generate", tokens(PIECES, done=False), Reset())
+    settings.BILL_INTERRUPTED = bills
+    ollama.answer("/api/generate", tokens(["x"] * pieces, done=False), end)
+
+    _, lines = ask(alice, stream=True)
+
+    assert lines[-1]["code"] == "upstream_broke" and row().outcome == "upstream_broke"
+    assert (row().prompt_tokens, row().completion_tokens) == (3, pieces)
+    assert row().billed is (bills and pieces >= FREE_BELOW)
+
+
+def test_a_crash_of_the_model_server_is_logged_without_its_text(
+    alice: Caller, ollama: FakeOllama, caplog: pytest.LogCaptureFixture
+) -> None:
+    ollama.answer("/api/generate", tokens(PIECES, done=False), error_line("unexpected EOF: SECRET"))
 
     ask(alice, stream=True)
 
-    assert (row().billed, row().prompt_tokens, row().completion_tokens) == (True, 3, 2)
+    assert "The model server failed: unexpected eof" in caplog.text and "SECRET" not in caplog.text
+
+
+@pytest.mark.parametrize("bills", [True, False])
+def test_a_client_fault_after_the_first_chunk_is_billed_for_what_was_delivered(
+    alice: Caller, ollama: FakeOllama, settings: Any, bills: bool
+) -> None:
+    settings.BILL_INTERRUPTED = bills
+    ollama.answer("/api/generate", tokens(PIECES, done=False), error_line("something new"))
+
+    _, lines = ask(alice, stream=True)
+
+    assert lines[-1]["code"] == "invalid_request"
+    assert (row().outcome, row().billed) == ("invalid_request", bills)
+    assert (row().prompt_tokens, row().completion_tokens) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [(Close(), 502), (error_line("something new"), 400)], ids=["closed", "line"]
+)
+def test_a_whole_response_that_fails_delivers_nothing_and_costs_nothing(
+    alice: Caller, ollama: FakeOllama, end: Any, status: int
+) -> None:
+    ollama.answer("/api/generate", tokens(["x"] * 200, done=False), end)
+
+    response, _ = ask(alice, stream=False)
+
+    assert response.status_code == status
+    assert (row().billed, row().cost, row().completion_tokens) == (False, 0, 200)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
@@ -262,7 +311,8 @@ def test_a_refusal_costs_nothing_and_keeps_a_proper_status(
 
     assert response.status_code == status and "runner" not in error["error"]
     assert len(ollama.requests) == 1, "a refused request is not tried again"
-    assert (row().outcome, row().billed) == ("upstream_refused", False)
+    outcome = "invalid_request" if status < 500 else "upstream_refused"
+    assert (row().outcome, row().billed) == (outcome, False)
 
 
 def test_a_hold_that_no_answer_used_is_released(

@@ -23,6 +23,7 @@ PURE = (
     "gateway/policy.py",
     "gateway/prompt.py",
     "gateway/rules.py",
+    "gateway/upstream_errors.py",
     "gateway/usage.py",
     "billing/pricing.py",
 )
@@ -35,6 +36,7 @@ PURE_IMPORTS = {
     "billing.money",
     "gateway.errors", "gateway.prompt", "gateway.chunk", "gateway.metering", "gateway.names",
     "gateway.images", "gateway.rules", "gateway.usage", "gateway.dialects",
+    "gateway.upstream_errors",
 }  # fmt: skip
 
 
