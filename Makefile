@@ -18,7 +18,7 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --no-build --python-version 3.1
 JOBS ?= auto
 
 .PHONY: help install run test test-sqlite test-postgresql test-js campaign promises lint format
-.PHONY: lock audit clean
+.PHONY: bench lock audit clean
 
 help:  ## Show what can be made
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -65,6 +65,12 @@ campaign: $(VENV)/dev  ## Prove the promises by destruction, on both databases; 
 
 promises: $(VENV)/dev  ## Measure what docs/promises.md promises, beside its target; eleven minutes
 	$(BIN)/python -m bench.promises
+
+# PEER=litellm installs and measures LiteLLM too; PEER_URL, PEER_KEY, PEER_PID a peer that runs.
+bench: $(VENV)/dev  ## Measure what a request costs, beside a peer (PEER=litellm, or PEER_URL=…)
+	$(BIN)/python -m bench.throughput $(if $(PEER),--peer $(PEER)) $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(PEER_URL),--peer-url $(PEER_URL) --peer-key $(or $(PEER_KEY),none) --peer-pid $(or $(PEER_PID),0)) \
+		$(if $(PEER_MODEL),--peer-model $(PEER_MODEL)) $(if $(MODEL_SERVER_PORT),--model-server-port $(MODEL_SERVER_PORT))
 
 lint: $(VENV)/dev  ## Check style and types
 	$(BIN)/ruff check .
