@@ -216,6 +216,13 @@ MAX_IMAGE_BYTES: int = env.int("MAX_IMAGE_BYTES", default=8 * 1024 * 1024)
 MAX_EMBED_INPUTS: int = env.int("MAX_EMBED_INPUTS", default=512)
 DEFAULT_COMPLETION_TOKENS: int = env.int("DEFAULT_COMPLETION_TOKENS", default=2048)
 MAX_COMPLETION_TOKENS: int = env.int("MAX_COMPLETION_TOKENS", default=8192)
+# Bounds of a JSON schema, which one thread follows for all customers of a model.
+MAX_SCHEMA_BYTES: int = env.int("MAX_SCHEMA_BYTES", default=32 * 1024)
+MAX_SCHEMA_DEPTH: int = env.int("MAX_SCHEMA_DEPTH", default=64)
+MAX_SCHEMA_ENUM_VALUES: int = env.int("MAX_SCHEMA_ENUM_VALUES", default=500)
+MAX_SCHEMA_BRANCHES: int = env.int("MAX_SCHEMA_BRANCHES", default=100)
+MAX_SCHEMA_OPTIONAL_PROPERTIES: int = env.int("MAX_SCHEMA_OPTIONAL_PROPERTIES", default=300)
+MAX_SCHEMA_EMPTY_REPETITIONS: int = env.int("MAX_SCHEMA_EMPTY_REPETITIONS", default=4)
 PULL_REGISTRIES: list[str] = env.list("PULL_REGISTRIES", default=["registry.ollama.ai"])
 
 # --- Billing --------------------------------------------------------------------------------

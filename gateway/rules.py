@@ -7,11 +7,12 @@ refused.
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from gateway import images
+from gateway import images, schemas
 from gateway.errors import BadRequest
+from gateway.schemas import SchemaBounds
 
 Rule = Callable[[Any, str, "Limits"], Any]
 
@@ -43,6 +44,7 @@ class Limits:
     max_embed_inputs: int
     default_completion_tokens: int
     max_completion_tokens: int
+    schema: SchemaBounds = field(default_factory=SchemaBounds)
 
 
 # --- Objects and lists of them ------------------------------------------------------------------
@@ -136,12 +138,15 @@ def think(value: Any, name: str, _limits: Limits) -> bool | str:
     return value  # type: ignore[no-any-return]
 
 
-def output_format(value: Any, name: str, _limits: Limits) -> str | dict[str, Any] | None:
+def output_format(value: Any, name: str, limits: Limits) -> str | dict[str, Any] | None:
     if value == "":
         return None
-    if value != "json" and not isinstance(value, dict):
+    if value == "json":
+        return "json"
+    if not isinstance(value, dict):
         raise BadRequest(f"'{name}' must be \"json\" or a JSON schema.")
-    return shallow(value, name, _limits)  # type: ignore[no-any-return]
+    schemas.check(value, limits.schema)
+    return value
 
 
 def shallow(value: Any, name: str, _limits: Limits) -> Any:

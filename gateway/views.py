@@ -22,6 +22,7 @@ from gateway.hangup import Watch, has_hung_up, watch_client
 from gateway.metering import Demand, Meter, NullMeter, Receipt, Usage
 from gateway.prompt import Operation, Prompt
 from gateway.rules import Limits
+from gateway.schemas import SchemaBounds
 from gateway.stream import MeteredStream
 from gateway.usage import Tally
 
@@ -107,6 +108,14 @@ def limits() -> Limits:
         max_embed_inputs=settings.MAX_EMBED_INPUTS,
         default_completion_tokens=settings.DEFAULT_COMPLETION_TOKENS,
         max_completion_tokens=settings.MAX_COMPLETION_TOKENS,
+        schema=SchemaBounds(
+            max_bytes=settings.MAX_SCHEMA_BYTES,
+            max_depth=settings.MAX_SCHEMA_DEPTH,
+            max_enum_values=settings.MAX_SCHEMA_ENUM_VALUES,
+            max_branches=settings.MAX_SCHEMA_BRANCHES,
+            max_optional_properties=settings.MAX_SCHEMA_OPTIONAL_PROPERTIES,
+            max_empty_repetitions=settings.MAX_SCHEMA_EMPTY_REPETITIONS,
+        ),
     )
 
 

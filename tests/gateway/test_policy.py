@@ -322,7 +322,7 @@ def nested(depth: int) -> dict[str, Any]:
     ids=["format", "tools", "tool_calls"],
 )
 def test_a_schema_nested_too_deeply_is_refused(operation: str, fields: Any) -> None:
-    with pytest.raises(BadRequest, match="nested too deeply"):
+    with pytest.raises(BadRequest, match=r"nested (too deeply|more than 64 levels)"):
         build(operation, **fields)
 
 
@@ -355,7 +355,7 @@ READ = [
         {"messages": [{"tool_calls": [{"function": {"arguments": {"a": [{}] * 900}}}]}]},
         2_700,
     ),
-    ("generate", {"format": {"enum": [0] * 1000}}, 2_000),
+    ("generate", {"format": {"enum": [12345] * 500}}, 2_000),
 ]
 
 
