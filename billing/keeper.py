@@ -14,9 +14,11 @@ from uuid import UUID
 from django.conf import settings
 from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, connection
 
-from billing import journal, ledger, orphans
+from billing import idempotency, journal, ledger, orphans
 
 logger = logging.getLogger(__name__)
+
+FORGET_EVERY_SECONDS = 600.0
 
 
 class Producing(Protocol):
@@ -33,6 +35,7 @@ class Keeper:
         self._thread: threading.Thread | None = None
         # Until then a lease that has run out proves nothing.
         self._believes_leases_after = 0.0
+        self._forgets_after = 0.0
 
     def keep(self, request_id: UUID, answer: Producing) -> None:
         """Renew a hold's lease from now on."""
@@ -67,6 +70,9 @@ class Keeper:
         journal.replay(settle_from_journal)
         lapsed = time.monotonic() > self._believes_leases_after
         orphans.settle_all(lapsed=lapsed, served=produced.keys())
+        if time.monotonic() >= self._forgets_after:
+            idempotency.forget_expired()
+            self._forgets_after = time.monotonic() + FORGET_EVERY_SECONDS
 
     def _run(self) -> None:
         pause = threading.Event()

@@ -8,8 +8,8 @@ The invariants, each kept by the statement that could break it:
 - held = sum of open holds; spent = sum of billed usage; limit of a wallet = sum of entries;
   roll-up = sum of usage rows. `reconciliation.py` proves them from the rows.
 - A month that is over stays over: requests end out of order, and a late one must not open it again.
-- Locks are taken in one order everywhere: hold, usage row, budgets by id, roll-up. So nothing
-  deadlocks.
+- Locks are taken in one order everywhere: idempotency key, hold, usage row, budgets by id,
+  roll-up. So nothing deadlocks.
 - Holds and bills are durable: never part of another transaction, whose rollback would undo them.
 - Every date is a reading of the database's clock by the statement that writes it (`clock.py`).
 """
@@ -28,7 +28,7 @@ from django.db.models.expressions import Combinable, RawSQL
 from django.db.models.lookups import GreaterThanOrEqual
 
 from accounts.models import Account, ApiKey
-from billing import clock, pricing
+from billing import clock, idempotency, pricing
 from billing.models import Budget, Entry, Hold, ModelPrice, TokenUsage, UsageDaily
 from billing.money import MAX_LIMIT, MAX_PICO, ExactSum, from_pico, to_pico
 from gateway.metering import CapReached, Demand, NoCredit, Outcome, Refused, Usage
@@ -66,6 +66,8 @@ def hold(reservation: Reservation) -> Hold:
     """Set a request's most aside in every budget that applies; raise Refused, which rolls back
     what earlier budgets gave."""
     demand = reservation.demand
+    if demand.idempotency is not None:
+        idempotency.claim(demand.key_id, demand.idempotency, reservation.request_id)
     budgets = list(_budgets_of(demand.account_id, demand.key_id))
     held = _open(reservation, [budget.pk for budget in budgets])
     # Last: everybody of the account waits for these rows until the commit.

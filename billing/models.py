@@ -200,6 +200,27 @@ class Hold(models.Model):
         return f"{self.request_id} ({self.state})"
 
 
+class IdempotencyKey(models.Model):
+    """Which request bears a client's `Idempotency-Key`, for a day. Digests only: what a client put
+    into the header, and its prompt, are not stored."""
+
+    api_key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+")
+    digest = models.CharField(max_length=64)
+    fingerprint = models.CharField(max_length=64)
+    # No foreign key: a hold that was never used may be removed before this.
+    request_id = models.UUIDField()
+    expires_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["api_key", "digest"], name="one_request_per_key")
+        ]
+        indexes = [models.Index(fields=["expires_at"], name="idempotency_keys_by_age")]
+
+    def __str__(self) -> str:
+        return f"{self.digest[:8]} ({self.request_id})"
+
+
 class TokenUsage(models.Model):
     """What one request took: the evidence of the bill. Append-only, one row per request."""
 

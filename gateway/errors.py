@@ -9,7 +9,7 @@ GatewayError 500
 │   ├── BodyTimeout 408
 │   ├── LengthRequired 411
 │   └── TooLarge 413
-├── metering.Refused 402, 404, 429
+├── metering.Refused 402, 404, 409, 422, 429
 ├── AnswerTooLong 504         our limit, not the model server's silence
 ├── ClientLeft 499            nobody reads it; it ends the work
 ├── DatabaseDown 503
@@ -35,9 +35,13 @@ class GatewayError(Exception):
     retry_after: int | None = None
     # What the log is told besides, in words of our own.
     cause = ""
+    # The SDKs repeat some statuses by themselves. True where that is useless or costs money.
+    never_retry: ClassVar[bool] = False
 
-    def __init__(self, message: str | None = None) -> None:
+    def __init__(self, message: str | None = None, **details: str) -> None:
         self.message = message or self.message
+        # Facts for programs; each family renders them beside its code.
+        self.details = details
         super().__init__(self.message)
 
 
@@ -90,7 +94,8 @@ class TooLarge(BadRequest):
 
 
 class AnswerTooLong(GatewayError):
-    status, code = 504, "answer_too_long"
+    # What was produced is charged; an SDK would ask, and pay, once more.
+    status, code, never_retry = 504, "answer_too_long", True
     message = (
         "The answer took longer than this gateway lets an answer take. "
         "What was produced until then is charged."

@@ -11,7 +11,6 @@ from rest_framework import exceptions as drf
 
 from gateway.dialects import dialect_of
 from gateway.errors import (
-    AnswerTooLong,
     BadRequest,
     DatabaseDown,
     Forbidden,
@@ -71,8 +70,7 @@ def render(error: GatewayError, request: HttpRequest) -> HttpResponse:
     response = HttpResponse(body, content_type="application/json", status=error.status)
     if error.retry_after is not None:
         response["Retry-After"] = str(error.retry_after)
-    if isinstance(error, AnswerTooLong):
-        # What was produced is charged; the SDKs would ask, and pay, once more.
+    if error.never_retry:
         response["x-should-retry"] = "false"
     if error.status == 401:
         response["WWW-Authenticate"] = "Bearer"

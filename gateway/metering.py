@@ -39,6 +39,15 @@ class CountSource(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Idempotency:
+    """A request's `Idempotency-Key`. Two requests with the same `digest` bear the same key; with
+    the same `fingerprint` they also ask for the same thing."""
+
+    digest: str
+    fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
 class Demand:
     """What is asked, before it is answered.
 
@@ -53,6 +62,7 @@ class Demand:
     prompt_bound: int
     prompt_estimate: int
     completion_bound: int
+    idempotency: Idempotency | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +119,24 @@ class NotPriced(Refused):
     """The model has no price in force, so it is not for sale."""
 
     status, code = 404, "model_not_priced"
+
+
+class IdempotencyKeyInUse(Refused):
+    """The first request with this Idempotency-Key still runs."""
+
+    status, code, never_retry = 409, "idempotency_key_in_use", True
+
+
+class IdempotencyKeyUsed(Refused):
+    """A request with this Idempotency-Key ended and was charged. Its response is not stored."""
+
+    status, code, never_retry = 409, "idempotency_key_used", True
+
+
+class IdempotencyKeyMismatch(Refused):
+    """Another request had this Idempotency-Key."""
+
+    status, code, never_retry = 422, "idempotency_key_mismatch", True
 
 
 class Meter(Protocol):

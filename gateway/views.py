@@ -12,14 +12,14 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from accounts.models import ApiKey, Scope
-from gateway import policy, upstream
+from gateway import idempotency, policy, upstream
 from gateway.bodies import read_object
 from gateway.catalogue import Shelf, canonical_name, shelf
 from gateway.dialects import OLLAMA, ollama
 from gateway.dialects.base import Dialect, Renderer
 from gateway.errors import ClientLeft, ModelNotFound
 from gateway.hangup import Watch, has_hung_up, watch_client
-from gateway.metering import Demand, Meter, NullMeter, Receipt, Usage
+from gateway.metering import Demand, Idempotency, Meter, NullMeter, Receipt, Usage
 from gateway.prompt import Operation, Prompt
 from gateway.rules import Limits
 from gateway.schemas import SchemaBounds
@@ -35,17 +35,19 @@ class AnswerView(APIView):
     required_scope = Scope.INFER
 
     def post(self, request: Request) -> HttpResponseBase:
-        prompt = self.dialect.parse(self.operation, read_object(request._request))
+        body = read_object(request._request)
+        prompt = self.dialect.parse(self.operation, body)
         model = canonical_name(prompt.model)
         shelf_of(request).check(model)
         renderer = self.dialect.renderer(prompt, request_id(request))
         job = policy.build(prompt, model, limits())
+        named = idempotency.of(request._request, body)
         if ollama.is_load_request(prompt):
             return self.answer_load(request, model, prompt, renderer)
         if has_left(request):
             raise ClientLeft()  # In the queue for a thread: nothing is held, nothing written.
         meter = meter_of(request)
-        meter.open(demand(key_of(request), prompt, model, job))
+        meter.open(demand(key_of(request), prompt, model, job, named))
         stream = MeteredStream(
             meter=meter,
             tally=Tally(job.prompt_estimate, job.completion_bound),
@@ -88,7 +90,9 @@ def respond(stream: MeteredStream, prompt: Prompt, renderer: Renderer) -> HttpRe
     return response
 
 
-def demand(key: ApiKey, prompt: Prompt, model: str, job: policy.Job) -> Demand:
+def demand(
+    key: ApiKey, prompt: Prompt, model: str, job: policy.Job, named: Idempotency | None
+) -> Demand:
     return Demand(
         account_id=key.account_id,
         key_id=key.pk,
@@ -97,6 +101,7 @@ def demand(key: ApiKey, prompt: Prompt, model: str, job: policy.Job) -> Demand:
         prompt_bound=job.prompt_bound,
         prompt_estimate=job.prompt_estimate,
         completion_bound=job.completion_bound,
+        idempotency=named,
     )
 
 

@@ -217,7 +217,8 @@ def usage_object(receipt: Receipt | None) -> dict[str, Any]:
 
 def error_object(error: GatewayError, request_id: str) -> dict[str, Any]:
     """Return an error as Ollama's clients read it: `error` is a string, the rest is extra."""
-    return {"error": error.message, "code": error.code, "request_id": request_id}
+    found = {"error": error.message, "code": error.code, "request_id": request_id}
+    return found | error.details
 
 
 def json_line(value: dict[str, Any]) -> bytes:

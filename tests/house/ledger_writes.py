@@ -23,6 +23,7 @@ WRITERS = {
     "billing.UsageDaily": ("billing/ledger.py",),
     "billing.Entry": ("billing/ledger.py",),
     "billing.ModelPrice": ("billing/prices.py",),
+    "billing.IdempotencyKey": ("billing/idempotency.py",),
     "billing.BillingConfig": ("billing/configuration.py",),
     "accounts.ApiKey": ("accounts/keys.py", "accounts/last_used.py"),
 }

@@ -27,7 +27,7 @@ def error_object(error: GatewayError, request_id: str) -> dict[str, Any]:
         "error": {
             "type": TYPES.get(error.status, fallback),
             "message": error.message,
-            "details": {"error_code": error.code},
+            "details": {"error_code": error.code, **error.details},
         },
         "request_id": request_id,
     }

@@ -30,6 +30,7 @@ def error_fields(error: GatewayError) -> dict[str, Any]:
         "type": TYPES.get(error.status, fallback),
         "param": param and param[1],
         "code": error.code,
+        **error.details,
     }
 
 
