@@ -21,8 +21,8 @@ from accounts.models import ApiKey
 # without a query.
 SECRET_PATTERN = re.compile(rb"olg_[0-9a-f]{64}")
 
-# One sentence for every bad key: unknown, revoked and expired look the same from outside.
-BAD_KEY = "Invalid API key. Send it as 'Authorization: Bearer olg_…'."
+# Every message is ASCII: what is not is escaped in JSON, and people read it raw.
+BAD_KEY = "Invalid API key. Send it as 'Authorization: Bearer olg_...'."
 
 
 class KeyAuthentication(TokenAuthentication):
@@ -35,7 +35,10 @@ class KeyAuthentication(TokenAuthentication):
         return self.authenticate_credentials(credential)
 
     def authenticate_credentials(self, token: bytes) -> tuple[object, ApiKey]:
-        """Return the key's user and the key; raise AuthenticationFailed for every bad one."""
+        """Return the key's user and the key; raise AuthenticationFailed for every bad one.
+
+        A key belongs to its account: that its user may no longer log in does not end it.
+        """
         if not SECRET_PATTERN.fullmatch(token):
             raise AuthenticationFailed(BAD_KEY)
         digest = hash_token(token.decode("ascii"))
@@ -43,12 +46,23 @@ class KeyAuthentication(TokenAuthentication):
         key = keys.filter(digest=digest).first()
         give_back()
         now = timezone.now()
-        if key is None or not key.is_valid_at(now) or not key.user.is_active:
+        if key is None:
             raise AuthenticationFailed(BAD_KEY)
+        if not key.is_valid_at(now):
+            raise AuthenticationFailed(why_ended(key))
         if not key.account.is_active:
             raise AuthenticationFailed("This account is suspended.")
         last_used.note(key.pk, now)
         return key.user, key
+
+
+def why_ended(key: ApiKey) -> str:
+    """Say when a key ended. Whoever has the whole secret may know; nobody else gets here."""
+    how, when = ("was revoked", key.revoked_at) if key.revoked_at else ("expired", key.expiry)
+    return (
+        f"This API key, which ends in {key.last_four}, {how} on {when:%Y-%m-%d}. "
+        "Ask whoever gave it to you for a new one."
+    )
 
 
 def carried_credential(request: Request) -> bytes | None:

@@ -73,7 +73,6 @@ def in_force(key_ids: Collection[int], now: datetime) -> set[int]:
         lasting,
         pk__in=key_ids,
         revoked_at=None,
-        user__is_active=True,
         account__status=Account.Status.ACTIVE,
     )
     return set(found.values_list("pk", flat=True))

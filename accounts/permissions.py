@@ -19,7 +19,7 @@ class HasScope(BasePermission):
     def has_permission(self, request: Request, view: "APIView") -> bool:
         key = request.auth
         if not isinstance(key, ApiKey):
-            raise NotAuthenticated("Send your API key as 'Authorization: Bearer olg_…'.")
+            raise NotAuthenticated("Send your API key as 'Authorization: Bearer olg_...'.")
         scope = getattr(view, "required_scope", None)
         if scope is None or not key.allows(scope):
             raise PermissionDenied(f"This key lacks the scope '{scope}'.")

@@ -45,10 +45,7 @@ class LedgerMeter:
         """Pin the price, hold the most it can come to; raise Refused."""
         price = prices.in_force(demand.model, clock.now())
         if price is None:
-            raise NotPriced(
-                f"model '{demand.model}' is not for sale: it has no price. "
-                "GET /models lists what is."
-            )
+            raise NotPriced(demand.model)
         reservation = ledger.Reservation(
             request_id=self.request_id,
             demand=demand,

@@ -15,6 +15,7 @@ from rest_framework.views import APIView
 from accounts.models import Account, Scope
 from billing import ledger, prices, statements
 from billing.statements import Line, Totals
+from gateway import metering
 
 MAX_DAYS = 366
 DEFAULT_DAYS = 30
@@ -33,7 +34,7 @@ class UsageView(APIView):
         rows = statements.days_of(key.account, today.replace(day=1), today)
         totals = statements.total(rows)
         budgets = statements.budgets(key.account, key, ledger.period_of(now))
-        in_force = prices.all_in_force(now)
+        is_usable = metering.usable_models(request)
         return JsonResponse(
             {
                 "month": ledger.period_of(now),
@@ -41,7 +42,11 @@ class UsageView(APIView):
                 "billed_amount_usd": text(totals.cost),
                 "by_model": [line_object("model", line) for line in statements.by(rows, "model")],
                 "budgets": [plain(asdict(budget)) for budget in budgets],
-                "pricing": {name: text(price.prompt_per_1k) for name, price in in_force.items()},
+                "pricing": {
+                    name: text(price.prompt_per_1k)
+                    for name, price in prices.all_in_force(now).items()
+                    if is_usable(name)
+                },
             }
         )
 

@@ -53,7 +53,7 @@ MIDDLEWARE = [
     # Above all that uses the database.
     "accounts.connections.give_back_after_view",
     "django.contrib.sessions.middleware.SessionMiddleware",
-    "django.middleware.common.CommonMiddleware",
+    "gateway.middleware.CheckedHost",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",

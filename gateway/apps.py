@@ -1,3 +1,6 @@
+from collections.abc import Callable
+from typing import Any
+
 from django.apps import AppConfig
 
 
@@ -5,6 +8,14 @@ class GatewayConfig(AppConfig):
     name = "gateway"
 
     def ready(self) -> None:
-        from gateway import checks
+        from gateway import checks, metering
 
         checks.register()
+        metering.usable_models = _usable_models
+
+
+def _usable_models(request: Any) -> Callable[[str], bool]:
+    # Not before it is asked: views read the settings of REST framework, which commands do not need.
+    from gateway.views import usable_models
+
+    return usable_models(request)

@@ -1,5 +1,6 @@
 """Which models a key may see and use, and what of their facts a customer is shown. Pure."""
 
+import difflib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,6 +20,8 @@ SHOWN_TO_CUSTOMERS = (
     "modified_at",
 )
 REMOTE = ("remote_model", "remote_host")
+# How alike two names are when one is taken for a slip of the other.
+ALIKE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,13 @@ def visible(
         if not any(entry.get(mark) for mark in REMOTE)
         and (shelf.sees_all or (shelf.has(name_of(entry)) and name_of(entry) in offers))
     ]
+
+
+def alike(model: str, names: Collection[str]) -> str | None:
+    """Return the name that a misspelt one most resembles; None if none does."""
+    short = [name.removesuffix(":latest") for name in names]
+    found = difflib.get_close_matches(model.removesuffix(":latest"), short, 1, ALIKE)
+    return found[0] if found else None
 
 
 def priced(entry: Mapping[str, Any], offers: Mapping[str, Offer]) -> dict[str, Any]:

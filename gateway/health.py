@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
-from django.http import HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.template.loader import render_to_string
 from rest_framework.decorators import api_view, authentication_classes, permission_classes
 from rest_framework.request import Request
 
@@ -12,6 +13,11 @@ from gateway import upstream
 from gateway.errors import GatewayError
 
 OK, UNREACHABLE = "ok", "unreachable"
+# One style sheet, and no script, form or frame.
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'"
+)
 _was_migrated = False
 
 
@@ -22,8 +28,20 @@ def _open(view: Callable[[Request], HttpResponse]) -> Callable[..., HttpResponse
 
 @_open
 def root(request: Request) -> HttpResponse:
-    """Answer as Ollama does; its clients look here first."""
-    return HttpResponse("Ollama is running", content_type="text/plain; charset=utf-8")
+    """Answer as Ollama does, whose clients look here first; show a browser where things are."""
+    if "text/html" in request.META.get("HTTP_ACCEPT", ""):
+        return _page(request._request)
+    response = HttpResponse("Ollama is running", content_type="text/plain; charset=utf-8")
+    response["Vary"] = "Accept"
+    return response
+
+
+def _page(request: HttpRequest) -> HttpResponse:
+    gateway = f"{request.scheme}://{request.get_host()}"
+    response = HttpResponse(render_to_string("gateway/root.html", {"gateway": gateway}, request))
+    response["Content-Security-Policy"] = PAGE_POLICY
+    response["Vary"] = "Accept"
+    return response
 
 
 @_open

@@ -4,13 +4,22 @@ The gateway opens a meter before it asks the model server and closes it once whe
 ended, however it ended. It knows nothing else of billing. This file imports no other app.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from typing import Protocol
+from typing import Any, Protocol
 
 from gateway.errors import GatewayError
+
+
+def _every_model(_request: Any) -> Callable[[str], bool]:
+    return lambda _model: True
+
+
+# Which models the key of a request can use, apart from prices. `gateway/views.py` knows, and says
+# it here, so that billing can leave out the prices of all others.
+usable_models: Callable[[Any], Callable[[str], bool]] = _every_model
 
 
 class Outcome(StrEnum):
@@ -116,9 +125,16 @@ class CapReached(Refused):
 
 
 class NotPriced(Refused):
-    """The model has no price in force, so it is not for sale."""
+    """The model has no price in force, so it is not for sale.
+
+    Whether it is installed is not told: a customer cannot use it either way.
+    """
 
     status, code = 404, "model_not_priced"
+
+    def __init__(self, model: str, alike: str | None = None) -> None:
+        hint = f"Did you mean '{alike}'?" if alike else "GET /models lists what this key may use."
+        super().__init__(f"There is no model '{model}' for this key. {hint}")
 
 
 class IdempotencyKeyInUse(Refused):

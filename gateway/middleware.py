@@ -3,7 +3,8 @@
 import time
 from collections.abc import Callable
 
-from django.http import HttpRequest, HttpResponseBase
+from django.http import HttpRequest, HttpResponseBase, HttpResponsePermanentRedirect
+from django.middleware.common import CommonMiddleware
 
 from gateway.request_ids import new_request_id
 
@@ -32,16 +33,32 @@ ADMIN_POLICY = (
 )
 # Answers are data: whatever a model wrote, a browser that shows it loads and runs nothing.
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
+# A load balancer asks by address, whatever name customers use; nothing of a host is answered here.
+PROBES = ("/healthz", "/readyz")
+
+
+class CheckedHost(CommonMiddleware):
+    """Django's own step that refuses a foreign Host, except for the probes of load balancers."""
+
+    def process_request(self, request: HttpRequest) -> HttpResponsePermanentRedirect | None:
+        return None if request.path in PROBES else super().process_request(request)
 
 
 def content_policy(get_response: GetResponse) -> GetResponse:
-    """Tell browsers what the page may load and run."""
+    """Tell browsers what the page may load and run, and caches to keep no answer.
+
+    A page that is wider than data says so itself. A cache that several people share knows nothing
+    of `x-api-key`, and would hand one customer's answer to another.
+    """
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
         response = get_response(request)
         found = request.resolver_match
         in_admin = found is not None and found.app_name == "admin"
-        response["Content-Security-Policy"] = ADMIN_POLICY if in_admin else DATA_POLICY
+        policy = ADMIN_POLICY if in_admin else DATA_POLICY
+        response.headers.setdefault("Content-Security-Policy", policy)
+        if not in_admin:  # Its pages say it themselves, and its static files may be kept.
+            response.headers.setdefault("Cache-Control", "no-store")
         return response
 
     return middleware

@@ -4,7 +4,9 @@ The body that goes upstream is built here, field by field; the client's own byte
 A field in the table is checked. A known field that is not in it is dropped: `num_ctx`, `shift` and
 `keep_alive` would reload, pin or unload a model for everybody. An unknown field is dropped too, so
 that clients with extra fields keep working. A key that equals a known one only without regard to
-case is refused: Ollama would read it as that one.
+case is refused: Ollama would read it as that one. So is a well-known name of another API that
+bounds what a response costs, such as `max_tokens` on a native route: its sender would pay for the
+default.
 """
 
 import json
@@ -21,8 +23,10 @@ from gateway.rules import (
     arguments,
     each,
     flag,
+    instead,
     nested,
     number,
+    only_one,
     output_format,
     pictures,
     refused,
@@ -127,7 +131,12 @@ def _count_texts(body: Mapping[str, Any]) -> int:
 
 # --- The table -------------------------------------------------------------------------------
 
+# What other APIs call `num_predict`.
+LENGTHS = ("max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens")
+_LENGTH_OPTIONS = {name: instead("num_predict") for name in LENGTHS}
+
 OPTIONS: dict[str, Rule] = {
+    **_LENGTH_OPTIONS,
     "num_predict": whole(-(2**31), 2**31),
     "temperature": number(0.0, 2.0),
     "top_k": whole(0, 1000),
@@ -166,6 +175,10 @@ COMMON: dict[str, Rule] = {
     "logprobs": flag,
     "top_logprobs": whole(0, 20),
     "options": nested(OPTIONS),
+    **{name: instead("options.num_predict") for name in (*LENGTHS, "num_predict")},
+    "stop": instead("options.stop"),
+    "n": only_one,
+    "best_of": only_one,
 }
 
 TABLE: dict[Operation, dict[str, Rule]] = {

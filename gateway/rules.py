@@ -21,7 +21,8 @@ MAX_STOPS, MAX_STOP_BYTES = 8, 128
 ROLES = ("system", "user", "assistant", "tool")
 EFFORTS = ("low", "medium", "high", "max")
 
-# Every name the model server reads anywhere in a request, whether it may come from a client or not.
+# Every name the model server reads anywhere in a request, whether it may come from a client or not,
+# and the names of other APIs that are refused.
 KNOWN = frozenset(
     """model name stream prompt suffix system images raw template context format think truncate
     logprobs top_logprobs options messages tools input dimensions keep_alive shift insecure
@@ -30,6 +31,7 @@ KNOWN = frozenset(
     type description parameters
     num_predict temperature top_k top_p min_p typical_p repeat_last_n repeat_penalty
     presence_penalty frequency_penalty seed stop num_keep
+    max_tokens max_completion_tokens max_output_tokens max_new_tokens n best_of
     num_ctx num_batch num_gpu main_gpu num_thread use_mmap draft_num_predict""".split()  # noqa: SIM905
 )
 
@@ -191,6 +193,25 @@ def refused(value: Any, name: str, _limits: Limits) -> None:
     """Refuse what would run the operator's template engine or step around its system prompt."""
     if value:
         raise BadRequest(f"'{name}' is not accepted by this gateway.")
+
+
+def instead(name_here: str) -> Rule:
+    """Return a rule that refuses another API's name for what bounds the price of a response.
+
+    Dropped like other unknown fields, it would let the response be as long, and cost as much, as
+    the default allows.
+    """
+
+    def rule(value: Any, name: str, _limits: Limits) -> None:
+        raise BadRequest(f"'{name}' has no effect here; use '{name_here}'.")
+
+    return rule
+
+
+def only_one(value: Any, name: str, _limits: Limits) -> None:
+    """Refuse to be asked for several responses: one is given, and one is charged."""
+    if value != 1:
+        raise BadRequest(f"'{name}' must be 1: a request has one response here.")
 
 
 def role(value: Any, name: str, limits: Limits) -> str:

@@ -1,6 +1,7 @@
 """Ask a model. Each view reads a request, asks one thing and answers."""
 
 import socket
+from collections.abc import Callable
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -12,19 +13,22 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from accounts.models import ApiKey, Scope
-from gateway import idempotency, policy, upstream
+from gateway import catalogue, idempotency, policy, upstream
 from gateway.bodies import read_object
 from gateway.catalogue import Shelf, canonical_name, shelf
 from gateway.dialects import OLLAMA, ollama
 from gateway.dialects.base import Dialect, Renderer
-from gateway.errors import ClientLeft, ModelNotFound
+from gateway.errors import ClientLeft, GatewayError, ModelNotFound
 from gateway.hangup import Watch, has_hung_up, watch_client
-from gateway.metering import Demand, Idempotency, Meter, NullMeter, Receipt, Usage
+from gateway.metering import Demand, Idempotency, Meter, NotPriced, NullMeter, Receipt, Usage
 from gateway.prompt import Operation, Prompt
 from gateway.rules import Limits
 from gateway.schemas import SchemaBounds
 from gateway.stream import MeteredStream
 from gateway.usage import Tally
+
+# For what is a courtesy to the client: it does not wait for a model server that is busy or gone.
+LISTING_SECONDS = 1.0
 
 
 class AnswerView(APIView):
@@ -47,7 +51,10 @@ class AnswerView(APIView):
         if has_left(request):
             raise ClientLeft()  # In the queue for a thread: nothing is held, nothing written.
         meter = meter_of(request)
-        meter.open(demand(key_of(request), prompt, model, job, named))
+        try:
+            meter.open(demand(key_of(request), prompt, model, job, named))
+        except NotPriced:
+            raise NotPriced(prompt.model, model_alike(request, model)) from None
         stream = MeteredStream(
             meter=meter,
             tally=Tally(job.prompt_estimate, job.completion_bound),
@@ -72,6 +79,34 @@ class AnswerView(APIView):
         chunk = ollama.loaded(prompt.operation, timezone.now().isoformat())
         receipt = Receipt(Usage(), Decimal(0), offer.currency)
         return HttpResponse(renderer.whole([chunk], receipt), content_type="application/json")
+
+
+def model_alike(request: Request, model: str) -> str | None:
+    """Return the usable model whose name a misspelt one resembles; None if there is none, or the
+    model server cannot say soon."""
+    names = [name for name in installed_models() or [] if may_use(request, name)]
+    return catalogue.alike(model, meter_of(request).offers(names))
+
+
+def usable_models(request: Request) -> Callable[[str], bool]:
+    """Return what tells whether a key can use a model: it is allowed, and installed as far as the
+    model server can say soon."""
+    installed = installed_models()
+    return lambda name: may_use(request, name) and (installed is None or name in installed)
+
+
+def may_use(request: Request, model: str) -> bool:
+    return shelf_of(request).has(model)
+
+
+def installed_models() -> list[str] | None:
+    """Return the canonical names of the models that run here; None if nobody can tell soon."""
+    try:
+        listing = upstream.fetch("tags", seconds=LISTING_SECONDS)
+    except GatewayError:
+        return None
+    local = catalogue.visible(listing, shelf([], sees_all=True), {})
+    return catalogue.names_of({"models": local})
 
 
 def sign_of_life(prompt: Prompt, renderer: Renderer) -> float | None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from knox.crypto import hash_token
 
 from accounts import keys, last_used
-from accounts.models import Account, ApiKey
+from accounts.models import Account, ApiKey, Membership
 from billing.models import Hold
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
@@ -141,20 +141,39 @@ def revoke(key: ApiKey) -> None:
     assert keys.revoke(key.pk)
 
 
-def lock_out(key: ApiKey) -> None:
-    User.objects.filter(pk=key.user_id).update(is_active=False)
-
-
-@pytest.mark.parametrize("end", [expire, revoke, lock_out])
-def test_a_key_that_was_good_is_refused_like_one_that_never_was(
-    alice: Caller, refusal: dict[str, Any], end: Any
-) -> None:
+@pytest.mark.parametrize(("end", "word"), [(expire, "expired"), (revoke, "was revoked")])
+def test_a_key_that_was_good_is_told_when_it_ended(alice: Caller, end: Any, word: str) -> None:
     end(alice.key)
     with CaptureQueriesContext(connection) as queries:
         answer = alice.get("/usage")
 
-    assert answer.status_code == 401 and plain(answer) == refusal
+    ended = f"ends in {alice.key.last_four}, {word} on {timezone.now():%Y-%m-%d}."
+    assert (answer.status_code, answer.json()["code"]) == (401, "invalid_api_key")
+    assert ended in answer.json()["error"] and answer.content.isascii()
     assert len(queries) == 1
+
+
+def test_every_message_about_a_key_is_plain_ascii(db: None) -> None:
+    for environ in ({}, {"HTTP_X_API_KEY": "wrong"}, {"HTTP_AUTHORIZATION": "Token x"}):
+        assert "\\u" not in ask(**environ).content.decode()
+
+
+def leave(key: ApiKey) -> None:
+    Membership.objects.filter(user_id=key.user_id).delete()
+
+
+def lock_out(key: ApiKey) -> None:
+    User.objects.filter(pk=key.user_id).update(is_active=False)
+
+
+@pytest.mark.parametrize("go", [leave, lock_out])
+def test_a_key_belongs_to_its_account_and_outlives_who_it_was_issued_for(
+    alice: Caller, bob: Caller, go: Any
+) -> None:
+    go(bob.key)
+
+    assert bob.get("/usage").status_code == 200
+    assert keys.in_force([bob.key.pk], timezone.now()) == {bob.key.pk}
 
 
 def test_a_suspended_account_is_told_so(alice: Caller, bob: Caller, charlie: Caller) -> None:

@@ -35,11 +35,6 @@ def suspend(key: ApiKey) -> None:
     key.account.save()
 
 
-def deactivate(key: ApiKey) -> None:
-    key.user.is_active = False
-    key.user.save()
-
-
 def ask(house: House, alice: Caller, path: str = "/api/generate", **more: object) -> RawClient:
     client = house.client(timeout=15)
     client.post(path, {"model": "llama3", "prompt": "hi", **more}, key=alice.secret)
@@ -47,7 +42,7 @@ def ask(house: House, alice: Caller, path: str = "/api/generate", **more: object
     return client
 
 
-@pytest.mark.parametrize("close", [revoke, expire, suspend, deactivate])
+@pytest.mark.parametrize("close", [revoke, expire, suspend])
 def test_a_running_answer_ends_soon_after_its_key(
     house: House, alice: Caller, close: Callable[[ApiKey], None]
 ) -> None:

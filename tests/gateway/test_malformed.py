@@ -251,7 +251,7 @@ def test_a_history_that_makes_no_sense_is_a_clean_400(alice: Caller, query: str)
 # --- Addresses ------------------------------------------------------------------------------------
 
 OPEN = {"/", "/healthz", "/readyz"}
-ADMIN_LOGIN = {"/admin/login/", "/admin/logout/", "/admin/jsi18n/"}
+ADMIN_LOGIN = {"/admin", "/admin/login/", "/admin/logout/", "/admin/jsi18n/"}
 
 
 def addresses(patterns: Any = None, start: str = "/") -> Iterator[str]:

@@ -92,7 +92,6 @@ DROPPED = {
     "password": ["x"],
     "verbose": [True],
     "num_ctx": [0, 10**9],
-    "num_predict": [7],
     "temperature": [1],
     "unknown": [{"a": 1}],
     "adapters": [{"x": "sha256:0"}],

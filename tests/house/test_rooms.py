@@ -29,8 +29,8 @@ PURE = (
 )
 # All that a pure module may import: what computes and touches nothing.
 PURE_IMPORTS = {
-    "base64", "binascii", "collections", "dataclasses", "datetime", "decimal", "enum", "itertools",
-    "json",
+    "base64", "binascii", "collections", "dataclasses", "datetime", "decimal", "difflib", "enum",
+    "itertools", "json",
     "math", "operator", "re", "string", "struct", "typing", "uuid", "zlib",
     "accounts.models.Scope",
     "billing.money",
