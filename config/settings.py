@@ -208,6 +208,8 @@ UPSTREAM_TOTAL_SECONDS: float = env.float("UPSTREAM_TOTAL_SECONDS", default=1800
 DRAIN_SECONDS: float = env.float("DRAIN_SECONDS", default=25.0)
 # Clients that can take it get a sign of life in a silent stream this often.
 KEEP_ALIVE_SECONDS: float = env.float("KEEP_ALIVE_SECONDS", default=10.0)
+# A model that is silent for so long, after a client left a request with a schema, is unloaded.
+STUCK_MODEL_SECONDS: float = env.float("STUCK_MODEL_SECONDS", default=20.0)
 
 MAX_BODY_BYTES: int = env.int("MAX_BODY_BYTES", default=32 * 1024 * 1024)
 MAX_PROMPT_BYTES: int = env.int("MAX_PROMPT_BYTES", default=1024 * 1024)

@@ -13,7 +13,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from accounts.models import ApiKey, Scope
-from gateway import catalogue, idempotency, policy, upstream
+from gateway import catalogue, idempotency, policy, stuck, upstream
 from gateway.bodies import read_object
 from gateway.catalogue import Shelf, canonical_name, shelf
 from gateway.dialects import OLLAMA, ollama
@@ -62,7 +62,7 @@ class AnswerView(APIView):
             watch=watch_of(request),
         )
         stream.begin(
-            partial(upstream.send, prompt.operation, job.body),
+            partial(stuck.send, prompt.operation, job.body),
             partial(ollama.read_chunk, prompt.operation, model=model),
             keep_alive=sign_of_life(prompt, renderer),
         )

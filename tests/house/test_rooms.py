@@ -20,9 +20,12 @@ PURE = (
     "gateway/images.py",
     "gateway/metering.py",
     "gateway/names.py",
+    "gateway/pattern_ways.py",
+    "gateway/patterns.py",
     "gateway/policy.py",
     "gateway/prompt.py",
     "gateway/rules.py",
+    "gateway/schemas.py",
     "gateway/upstream_errors.py",
     "gateway/usage.py",
     "billing/pricing.py",
@@ -35,7 +38,8 @@ PURE_IMPORTS = {
     "accounts.models.Scope",
     "billing.money",
     "gateway.errors", "gateway.prompt", "gateway.chunk", "gateway.metering", "gateway.names",
-    "gateway.images", "gateway.rules", "gateway.usage", "gateway.dialects",
+    "gateway.images", "gateway.pattern_ways", "gateway.patterns", "gateway.rules",
+    "gateway.schemas", "gateway.usage", "gateway.dialects",
     "gateway.upstream_errors",
 }  # fmt: skip
 
