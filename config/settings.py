@@ -109,27 +109,34 @@ if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
         "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;",
         **_OPTIONS,
     }
-elif DATABASES["default"]["ENGINE"] == "django.db.backends.postgresql" and DATABASE_POOL_SIZE:
-    # Connections are lent for a few statements and never kept while an answer streams,
-    # so a few of them serve hundreds of streams.
+elif DATABASES["default"]["ENGINE"] == "django.db.backends.postgresql":
+    from psycopg import IsolationLevel
+
     from config.postgresql.base import PatientConnection
 
     DATABASES["default"]["ENGINE"] = "config.postgresql"
-    DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
-    DATABASES["default"]["OPTIONS"] = {
-        "connect_timeout": 3,
-        "pool": {
-            "connection_class": PatientConnection,
-            "min_size": 1,
-            "max_size": DATABASE_POOL_SIZE,
-            # If nobody got a connection for so long, a request is answered 503.
-            "timeout": 2,
-            # While the database is away each request tries anew. The pool's own patience would
-            # wait twice as long each time, and find it back as late again as it was away.
-            "reconnect_timeout": 1,
-        },
-        **_OPTIONS,
-    }
+    # Under a stricter level of the database's own, requests of one account would fail each other.
+    _PINNED = {"isolation_level": IsolationLevel.READ_COMMITTED}
+    DATABASES["default"]["OPTIONS"] = {**_OPTIONS, **_PINNED}
+    if DATABASE_POOL_SIZE:
+        # Connections are lent for a few statements and never kept while an answer streams,
+        # so a few of them serve hundreds of streams.
+        DATABASES["default"]["CONN_HEALTH_CHECKS"] = True
+        DATABASES["default"]["OPTIONS"] = {
+            "connect_timeout": 3,
+            "pool": {
+                "connection_class": PatientConnection,
+                "min_size": 1,
+                "max_size": DATABASE_POOL_SIZE,
+                # If nobody got a connection for so long, a request is answered 503.
+                "timeout": 2,
+                # While the database is away each request tries anew. The pool's own patience would
+                # wait twice as long each time, and find it back as late again as it was away.
+                "reconnect_timeout": 1,
+            },
+            **_OPTIONS,
+            **_PINNED,
+        }
 
 # --- Time, language, log --------------------------------------------------------------------
 

@@ -44,6 +44,19 @@ class DatabaseWrapper(base.DatabaseWrapper):
                 DatabaseWrapper._lent_at = time.monotonic()
                 return connection
 
+    def _configure_connection(self, connection: Any) -> bool:
+        """Pin the isolation level of statements outside of a transaction too.
+
+        OPTIONS sets that of Django's transactions only. A start-up parameter would do both, but
+        PgBouncer refuses those.
+        """
+        super()._configure_connection(connection)
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
+            )
+        return True
+
 
 class PatientConnection(psycopg.Connection[Any]):
     """Waits `seconds` for what a statement returns; for ever while that is None."""
