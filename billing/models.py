@@ -166,9 +166,13 @@ class Hold(models.Model):
         EXPIRED = "expired", "Expired"
 
     request_id = models.UUIDField(primary_key=True)
-    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
-    key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+")
-    price = models.ForeignKey(ModelPrice, on_delete=models.PROTECT, related_name="+")
+    # No index of a foreign key's own: one of several columns begins with the account, which is what
+    # its deletion asks for, and keys and prices are never deleted. Each costs a write per request.
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+", db_index=False)
+    key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+", db_index=False)
+    price = models.ForeignKey(
+        ModelPrice, on_delete=models.PROTECT, related_name="+", db_index=False
+    )
     model = models.CharField(max_length=600)
     operation = models.CharField(max_length=20)
     amount = MoneyField()
@@ -225,9 +229,12 @@ class TokenUsage(models.Model):
     """What one request took: the evidence of the bill. Append-only, one row per request."""
 
     request_id = models.UUIDField(unique=True)
-    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
-    key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+")
-    price = models.ForeignKey(ModelPrice, on_delete=models.PROTECT, related_name="+")
+    # No index of a foreign key's own, as in Hold.
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+", db_index=False)
+    key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+", db_index=False)
+    price = models.ForeignKey(
+        ModelPrice, on_delete=models.PROTECT, related_name="+", db_index=False
+    )
     model = models.CharField(max_length=600)
     operation = models.CharField(max_length=20)
     prompt_tokens = models.BigIntegerField()
@@ -280,11 +287,14 @@ class TokenUsage(models.Model):
 class UsageDaily(models.Model):
     """The roll-up of usage rows, written with them. Tokens are of billed rows only."""
 
-    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+")
+    # No index of a foreign key's own, as in Hold.
+    account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+", db_index=False)
     day = models.DateField()
-    key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+")
+    key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+", db_index=False)
     model = models.CharField(max_length=600)
-    price = models.ForeignKey(ModelPrice, on_delete=models.PROTECT, related_name="+")
+    price = models.ForeignKey(
+        ModelPrice, on_delete=models.PROTECT, related_name="+", db_index=False
+    )
     requests = models.BigIntegerField(default=0)
     unbilled = models.BigIntegerField(default=0)
     prompt_tokens = models.BigIntegerField(default=0)
@@ -300,7 +310,10 @@ class UsageDaily(models.Model):
                 fields=["account", "day", "key", "model", "price"], name="one_row_per_day_and_price"
             )
         ]
-        indexes = [models.Index(fields=["day"], name="days_by_day")]
+        indexes = [
+            models.Index(fields=["day"], name="days_by_day"),
+            models.Index(fields=["account", "-id"], name="days_by_account"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.account} {self.day} {self.model}"
