@@ -50,7 +50,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
         OPTIONS sets that of Django's transactions only. A start-up parameter would do both, but
         PgBouncer refuses those.
         """
-        super()._configure_connection(connection)
+        super()._configure_connection(connection)  # type: ignore[misc]  # missing in its types
         with connection.cursor() as cursor:
             cursor.execute(
                 "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL READ COMMITTED"
