@@ -50,7 +50,7 @@ def evil(db: None) -> Caller:
     account = Account.objects.create(name=EVIL)
     Membership.objects.create(account=account, user=owner, role="owner")
     for unit, window in (("money", "total"), ("tokens", "month")):
-        ledger.open_budget(account, Budget.Unit(unit), Budget.Window(window), now=timezone.now())
+        ledger.open_budget(account, Budget.Unit(unit), Budget.Window(window))
     ledger.set_limit(Budget.objects.get(unit="tokens"), 1000)
     key, secret = keys.issue(account, name=EVIL, allowed_models=[EVIL], scopes=[EVIL, "infer"])
     ledger.post(account, "5", kind=Entry.Kind.GRANT, reason=EVIL, by=owner)

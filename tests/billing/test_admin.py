@@ -147,8 +147,7 @@ def test_an_account_opens_with_a_wallet_unless_postpaid(
 
 
 def test_the_page_of_an_account_shows_budgets_and_entries(office: Client, alice: Caller) -> None:
-    now = timezone.now()
-    ledger.set_limit(ledger.open_budget(alice.account, **MONTHLY, now=now), 100_000)
+    ledger.set_limit(ledger.open_budget(alice.account, **MONTHLY), 100_000)
 
     page = text_of(office.get(f"{page_of(alice.account)}change/"))
 
@@ -259,14 +258,15 @@ def test_a_cap_is_not_for_a_key_of_somebody_else(
 
 
 def test_changing_a_limit_leaves_what_requests_move_alone(office: Client, alice: Caller) -> None:
-    cap = ledger.open_budget(alice.account, **MONTHLY, now=timezone.now())
-    Budget.objects.filter(pk=cap.pk).update(spent=30, held=12)
+    cap = ledger.open_budget(alice.account, **MONTHLY)
+    cap.periods.update(spent=30, held=12)
 
     fields = {"new_limit": "5000", "spent": "0", "held": "0", "limit": "1"}
     office.post(f"{BUDGETS}{cap.pk}/change/", fields)
 
     cap.refresh_from_db()
-    assert (cap.limit, cap.spent, cap.held) == (5000, 30, 12)
+    month = cap.periods.get()
+    assert (cap.limit, month.spent, month.held) == (5000, 30, 12)
     assert LogEntry.objects.get().change_message == "Limit: 5,000 tokens."
 
 

@@ -17,7 +17,8 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 ROOT = Path(__file__).resolve().parents[2]
 # Each table's writers. Tests may write any table: they set the scene.
 WRITERS = {
-    "billing.Budget": ("billing/ledger.py",),
+    "billing.Budget": ("billing/ledger.py", "billing/budgets.py"),
+    "billing.BudgetPeriod": ("billing/ledger.py", "billing/budgets.py"),
     "billing.Hold": ("billing/ledger.py",),
     "billing.TokenUsage": ("billing/ledger.py",),
     "billing.UsageDaily": ("billing/ledger.py",),
