@@ -61,6 +61,14 @@ WHERE %s - month.spent - month.held >= EXCLUDED.held
 """
 
 
+def require_credit(account_id: int) -> None:
+    """Raise NoCredit for a wallet with nothing left; without a wallet an account is postpaid."""
+    money, total = Budget.Unit.MONEY, Budget.Window.TOTAL
+    wallets = Budget.objects.filter(account_id=account_id, key=None, unit=money, window=total)
+    if any(wallet.left <= 0 for wallet in wallets):
+        raise NoCredit("The account has no credit left. Top it up.")
+
+
 def refusal(budget: Budget, amount: int) -> Refused:
     needed = budget.amount(amount)
     if budget.is_wallet:
