@@ -1,4 +1,5 @@
-"""The only writer of Hold, TokenUsage, UsageDaily and Entry; and, with `budgets.py`, of budgets.
+"""The only writer of Hold, TokenUsage and UsageDaily; with `budgets.py` of budgets, and with
+`entries.py` of wallets and entries.
 
 The invariants, each kept by the statement that could break it:
 - A budget never gives more than it has: `budgets.take` is one conditional UPDATE, never a read and
@@ -27,14 +28,11 @@ from django.db.models import BigIntegerField, Case, F, QuerySet, Sum, Value, Whe
 from django.db.models.expressions import RawSQL
 
 from accounts.models import Account, ApiKey
-from billing import budgets, clock, idempotency, pricing
+from billing import budgets, clock, entries, idempotency, pricing
 from billing.models import Budget, BudgetPeriod, Entry, Hold, ModelPrice, TokenUsage, UsageDaily
-from billing.money import MAX_LIMIT, MAX_PICO, ExactSum, from_pico, to_pico
+from billing.money import MAX_LIMIT, ExactSum, from_pico, to_pico
 from billing.months import LATE, month_of
 from gateway.metering import Demand, Outcome, Usage
-
-# How far below zero a wallet's limit may be taken: with MAX_LIMIT spent, what is left fits 64 bits.
-DEEPEST = MAX_LIMIT - MAX_PICO
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,28 +245,26 @@ def open_holds() -> QuerySet[Hold]:
 
 @transaction.atomic
 def post(
-    account: Account, amount: Decimal, *, kind: Entry.Kind, reason: str, by: User | None = None
+    account: Account,
+    amount: Decimal,
+    *,
+    kind: Entry.Kind,
+    reason: str,
+    reference: str = "",
+    by: User | None = None,
 ) -> Entry:
-    """Put money into an account's wallet, or take it out; raise ValueError if that cannot be."""
+    """Put money into an account's wallet, or take it out; raise ValueError if that cannot be.
+
+    A reference is posted once, whoever sends it again.
+    """
     if not reason.strip():
         raise ValueError("An entry needs a reason.")
     if amount == 0:
         raise ValueError("An entry moves money; zero does not.")
-    wallet = open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
-    pico = to_pico(amount)
-    if not _move_limit(wallet, pico):
-        bound = from_pico(MAX_LIMIT if pico > 0 else DEEPEST)
-        raise ValueError(f"That is too much: what a wallet was given ends at {bound:,f}.")
-    return Entry.objects.create(
-        account=account, kind=kind, amount=amount, reason=reason.strip(), created_by=by
+    entries.fill(open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL), to_pico(amount))
+    return entries.insert(
+        account, amount, kind=kind, reason=reason.strip(), reference=reference.strip(), by=by
     )
-
-
-def _move_limit(wallet: Budget, pico: int) -> bool:
-    """Change what a wallet was given in all, unless that leaves what it can count."""
-    least, most = max(DEEPEST - pico, -MAX_PICO), min(MAX_LIMIT - pico, MAX_PICO)
-    fits = Budget.objects.filter(pk=wallet.pk, limit__range=(least, most))
-    return fits.update(limit=F("limit") + Value(pico)) == 1
 
 
 @transaction.atomic

@@ -60,6 +60,7 @@ class ModelPrice(models.Model):
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
+    author = models.CharField(max_length=200, help_text="Their name then, or whose command it was.")
 
     class Meta:
         db_table = "model_prices"
@@ -354,15 +355,23 @@ class Entry(models.Model):
     kind = models.CharField(max_length=10, choices=Kind.choices)
     amount = MoneyField(help_text="Positive puts money in, negative takes it out.")
     reason = models.CharField(max_length=200)
+    reference = models.CharField(  # noqa: DJ001  # Empty strings would not be unique.
+        max_length=100,
+        null=True,
+        unique=True,
+        help_text="Of the payment, such as its id or a line of the bank's: posted once only.",
+    )
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
+    author = models.CharField(max_length=200, help_text="Their name then, or whose command it was.")
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
         ordering = ["-id"]
         verbose_name_plural = "entries"
         constraints = [
+            models.CheckConstraint(condition=~Q(reference=""), name="references_say_something"),
             models.CheckConstraint(condition=~Q(amount=0), name="entries_move_money"),
             models.CheckConstraint(condition=~Q(reason=""), name="entries_have_a_reason"),
         ]

@@ -67,7 +67,7 @@ class AccountAdmin(PlainAccountAdmin):
         return account
 
     def facts(self, account: Account) -> dict[str, Any]:
-        entries = account.entries.select_related("created_by")[: ENTRIES_ON_PAGE + 1]
+        entries = account.entries.all()[: ENTRIES_ON_PAGE + 1]
         return {
             **super().facts(account),
             "budgets": budgets_of(account),
@@ -98,13 +98,11 @@ class AccountAdmin(PlainAccountAdmin):
         """Post the entry unless the form is refused: by the ledger, or as one sent twice."""
         # Whoever sends the form a second time waits here, and then finds an entry newer than it.
         Account.objects.select_for_update(no_key=True).get(pk=account.pk)
-        said = form.cleaned_data
-        if newest_entry(account) != said["after"]:
+        if newest_entry(account) != form.cleaned_data["after"]:
             form.add_error(None, "Another entry came first. See whether it was yours.")
             return None
-        kind, by = Entry.Kind(said["kind"]), operator(request)
         try:
-            entry = ledger.post(account, said["amount"], kind=kind, reason=said["reason"], by=by)
+            entry = ledger.post(account, **form.posting(), by=operator(request))
         except ValueError as error:
             form.add_error(None, str(error))
             return None

@@ -103,15 +103,16 @@ class EntryAdmin(ReadOnlyAdmin):
         "kind",
         figure("amount", f"amount, {settings.CURRENCY}", lambda entry: money(entry.amount)),
         "reason",
-        column("by", "by", lambda entry: str(entry.created_by or "the system")),
+        column("reference", "reference", lambda entry: entry.reference or "-"),
+        column("by", "by", lambda entry: entry.author),
     ]
     list_display_links = None
     list_filter = ["kind"]
     linked_by = ("account__exact",)
-    list_select_related = ["account", "created_by"]
+    list_select_related = ["account"]
     sortable_by = ()
-    search_fields = ["account__name", "reason"]
-    search_help_text = "By name of the account, or words of the reason."
+    search_fields = ["account__name", "reason", "=reference"]
+    search_help_text = "By name of the account, words of the reason, or a payment's reference."
     fields = list_display
     readonly_fields = list_display
     when_empty = "Money is put in on the page of an account, or by manage.py grant."

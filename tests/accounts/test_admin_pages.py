@@ -62,7 +62,12 @@ def asked(caller: Caller, by: User) -> None:
     """Leave a hold, a usage row and a day of a model whose name nobody would believe."""
     now = timezone.now()
     price = ModelPrice.objects.create(
-        model=EVIL, effective_from=now, prompt_price=1, completion_price=1, created_by=by
+        model=EVIL,
+        effective_from=now,
+        prompt_price=1,
+        completion_price=1,
+        created_by=by,
+        author=EVIL,
     )
     demand = Demand(caller.account.pk, caller.key.pk, EVIL[:20], EVIL, 9, 9, 9)
     for settled in (True, False):
