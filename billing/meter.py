@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 
 from accounts.connections import give_back
-from billing import budgets, clock, journal, ledger, prices, pricing, workers
+from billing import clock, journal, ledger, prices, pricing, workers
 from billing.keeper import keeper
 from billing.models import TokenUsage
 from billing.money import from_pico
@@ -40,12 +40,6 @@ class LedgerMeter:
             name: Offer(price.prompt_per_1k, price.completion_per_1k, settings.CURRENCY)
             for name, price in found.items()
         }
-
-    def require_credit(self, account_id: int) -> None:
-        try:
-            budgets.require_credit(account_id)
-        finally:
-            give_back()
 
     def open(self, demand: Demand) -> None:
         """Pin the price, hold the most it can come to; raise Refused."""
@@ -96,9 +90,23 @@ class LedgerMeter:
         cost = pricing.cost(self._rates, *used) if ending.billed else 0
         return Receipt(ending.usage, from_pico(cost), settings.CURRENCY)
 
+    def discard(self, outcome: Outcome) -> None:
+        """Delete the hold; never raise. One that cannot be deleted now is settled for nothing."""
+        if not self._is_open:
+            return
+        try:
+            ledger.discard(self.request_id)
+        except Exception as error:
+            logger.error("Hold %s cannot be deleted: %s", self.request_id, type(error).__name__)
+            self.close(Usage(), outcome)
+            return
+        self._is_open = False
+        keeper.drop(self.request_id)
+        give_back()
+
     def abandon(self) -> None:
         """Give back a hold that no answer used."""
-        self.close(Usage(), Outcome.GATEWAY_FAILED)
+        self.discard(Outcome.GATEWAY_FAILED)
 
     def _settle(self, usage: Usage, outcome: Outcome, billed: bool) -> TokenUsage | None:
         give_up_at = time.monotonic() + PATIENCE

@@ -205,6 +205,8 @@ REST_FRAMEWORK = {
 # --- Gateway: the model server and what may be asked of it ----------------------------------
 
 OLLAMA_BASE: str = env.str("OLLAMA_BASE", default="http://127.0.0.1:11434").rstrip("/")
+# How old may be what is told of the model server's models: lists, and that one is missing.
+INVENTORY_SECONDS: float = env.float("INVENTORY_SECONDS", default=1.0)
 UPSTREAM_CONNECT_SECONDS: float = env.float("UPSTREAM_CONNECT_SECONDS", default=2.0)
 # Loading a large model from a slow disk takes minutes, and nothing is sent meanwhile.
 UPSTREAM_FIRST_LINE_SECONDS: float = env.float("UPSTREAM_FIRST_LINE_SECONDS", default=600.0)
@@ -219,8 +221,6 @@ KEEP_ALIVE_SECONDS: float = env.float("KEEP_ALIVE_SECONDS", default=10.0)
 STUCK_MODEL_SECONDS: float = env.float("STUCK_MODEL_SECONDS", default=20.0)
 
 MAX_BODY_BYTES: int = env.int("MAX_BODY_BYTES", default=32 * 1024 * 1024)
-# A body of millions of brackets is dear to parse; a chat of a thousand messages has five thousand.
-MAX_JSON_VALUES: int = env.int("MAX_JSON_VALUES", default=50_000)
 MAX_PROMPT_BYTES: int = env.int("MAX_PROMPT_BYTES", default=1024 * 1024)
 MAX_IMAGES: int = env.int("MAX_IMAGES", default=8)
 MAX_IMAGE_BYTES: int = env.int("MAX_IMAGE_BYTES", default=8 * 1024 * 1024)

@@ -56,7 +56,7 @@ def canonical_name(spelled: str) -> str:
 
 def names_of(listing: Mapping[str, Any]) -> list[str]:
     """Return the canonical names in an answer of `/api/tags` or `/api/ps`."""
-    return [name for name in map(name_of, _entries(listing)) if name]
+    return [name for name in map(name_of, entries_of(listing)) if name]
 
 
 def visible(
@@ -65,8 +65,8 @@ def visible(
     """Return the entries a key may see: allowed, for sale, and running in this house."""
     return [
         entry
-        for entry in _entries(listing)
-        if not any(entry.get(mark) for mark in REMOTE)
+        for entry in entries_of(listing)
+        if runs_here(entry)
         and (shelf.sees_all or (shelf.has(name_of(entry)) and name_of(entry) in offers))
     ]
 
@@ -122,9 +122,14 @@ def shown(facts: Mapping[str, Any], shelf: Shelf) -> dict[str, Any]:
     return {name: facts[name] for name in SHOWN_TO_CUSTOMERS if name in facts}
 
 
-def _entries(listing: Mapping[str, Any]) -> list[dict[str, Any]]:
+def entries_of(listing: Mapping[str, Any]) -> list[dict[str, Any]]:
     entries = listing.get("models")
     return [e for e in entries if isinstance(e, dict)] if isinstance(entries, list) else []
+
+
+def runs_here(entry: Mapping[str, Any]) -> bool:
+    """Tell whether a model runs on the model server itself, and not at somebody else's."""
+    return not any(entry.get(mark) for mark in REMOTE)
 
 
 def name_of(entry: Mapping[str, Any]) -> str:

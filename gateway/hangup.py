@@ -20,7 +20,7 @@ import select
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from django.conf import settings
 
@@ -36,8 +36,8 @@ class Watch:
     """One request in flight: whose it is, whether its client is still there, and until when it may
     take. `cut` says why its answer was broken off, once it was.
 
-    It does nothing by itself. One that nobody added to the watcher, as for `upstream.fetch`,
-    notices neither a client nor a deadline; only their socket's time-out bounds those reads.
+    It does nothing by itself. One that nobody added to the watcher notices neither a client nor a
+    deadline; only the socket's time-out bounds its reads.
     """
 
     def __init__(self, client: socket.socket | None, key_id: int | None = None) -> None:
@@ -47,7 +47,10 @@ class Watch:
         # watcher never sees one deadline with the other's reason.
         self.limit: tuple[float, type[GatewayError]] = (float("inf"), GatewayError)
         self.cut: type[GatewayError] | None = None
+        # Whether a connection was made for it, on which its request may have been sent.
+        self.reached_upstream = False
         self._upstream: socket.socket | None = None
+        self._awaited: threading.Event | None = None
         self._lock = threading.Lock()
 
     def break_off_after(self, seconds: float, reason: type[GatewayError]) -> None:
@@ -59,8 +62,23 @@ class Watch:
         """Hold the upstream connection, and break it off at once if it is too late already."""
         with self._lock:
             self._upstream = upstream
+            self.reached_upstream = True
             if self.cut:
                 self._shut_down()
+
+    @contextlib.contextmanager
+    def wakes(self, event: threading.Event) -> Iterator[None]:
+        """Set an event when the answer is broken off, for whoever waits for something else than
+        the upstream connection."""
+        with self._lock:
+            self._awaited = event
+            if self.cut:
+                event.set()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._awaited = None
 
     def bound_silence(self, seconds: float) -> None:
         """Let a read of the upstream connection wait so long for its next bytes, and no longer."""
@@ -73,6 +91,8 @@ class Watch:
         with self._lock:
             self.cut = self.cut or reason
             self._shut_down()
+            if self._awaited is not None:
+                self._awaited.set()
 
     def end(self) -> None:
         """Let go of both connections; may be called again. Call before the server closes the

@@ -156,13 +156,10 @@ class IdempotencyKeyMismatch(Refused):
 
 
 class Meter(Protocol):
-    """Counts one request. Opened at most once, closed exactly once if it was opened."""
+    """Counts one request. Opened at most once; if opened, closed or discarded exactly once."""
 
     def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
         """Return the price in force of each model that has one, by canonical name."""
-
-    def require_credit(self, account_id: int) -> None:
-        """Raise Refused for an account that can pay for nothing; asked before much is read."""
 
     def open(self, demand: Demand) -> None:
         """Admit the demand and set its most aside; raise Refused."""
@@ -173,15 +170,18 @@ class Meter(Protocol):
     def close(self, usage: Usage, outcome: Outcome) -> Receipt | None:
         """Settle once, never raise; return None if the bill could not be written now."""
 
+    def discard(self, outcome: Outcome) -> None:
+        """Undo the opening of a request that never reached the model server; never raise.
+
+        `outcome`: how the request ended, for where it cannot be undone now.
+        """
+
 
 class NullMeter:
     """Counts nothing: for what costs nothing."""
 
     def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
         return {}
-
-    def require_credit(self, account_id: int) -> None:
-        pass
 
     def open(self, demand: Demand) -> None:
         pass
@@ -191,3 +191,6 @@ class NullMeter:
 
     def close(self, usage: Usage, outcome: Outcome) -> Receipt | None:
         return None
+
+    def discard(self, outcome: Outcome) -> None:
+        pass

@@ -82,9 +82,7 @@ class MeteredStream:
         renderer: Renderer,
         watch: Watch,
         patience: Patience | None = None,
-        may_just_end: bool = True,
     ) -> None:
-        """`may_just_end`: a proper end without a last chunk is an end, after at least one chunk."""
         self._meter = meter
         self._tally = tally
         self._renderer = renderer
@@ -95,7 +93,6 @@ class MeteredStream:
         self._chunks: Generator[Chunk, None, None] | Pump = _nothing()
         # Read by `begin`, not yet counted: nothing of it has been handed on.
         self._first: Chunk | None = None
-        self._may_just_end = may_just_end
         self._is_whole = False
         self._ended = False
         self._owes_sign_of_life = False
@@ -125,18 +122,12 @@ class MeteredStream:
         self, send: Callable[[Watch], Answer], read: Callable[[bytes], Chunk]
     ) -> Generator[Chunk, None, None]:
         answer = send(self._watch)
-        chunk = None
         try:
-            for line in answer.lines():
-                if chunk is None:
+            for number, line in enumerate(answer.lines()):
+                if number == 0:
                     self._watch.bound_silence(self._patience.silence)
                     self._watch.break_off_after(self._patience.total, AnswerTooLong)
-                chunk = read(line)
-                yield chunk
-            if chunk is not None and self._may_just_end and answer.is_framed:
-                # Ollama ends a response so that repeats itself. Harmless after a last chunk: nobody
-                # takes another.
-                yield cut_short(chunk)
+                yield read(line)
         finally:
             answer.close()
 
@@ -229,8 +220,15 @@ class MeteredStream:
         except Exception:
             logger.exception("A connection was not let go of in good order")
         finally:
-            receipt = self._meter.close(usage, outcome)
+            receipt = self._close_meter(usage, outcome)
         return receipt
+
+    def _close_meter(self, usage: Usage, outcome: Outcome) -> Receipt | None:
+        """Leave no trace of a request that never reached the model server."""
+        if self._watch.reached_upstream:
+            return self._meter.close(usage, outcome)
+        self._meter.discard(outcome)
+        return None
 
     def _let_go(self) -> None:
         if isinstance(self._chunks, Pump):

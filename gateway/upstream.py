@@ -145,13 +145,9 @@ class Answer:
         self._response = response
         self._watch = watch
         self._longest = longest or MAX_LINE_BYTES
-        # Whether HTTP says where the answer ends. Where only the close of the connection ends it,
-        # an end cannot be told from a break.
-        self.is_framed = response.raw.chunked or "Content-Length" in response.headers
 
     def lines(self) -> Iterator[bytes]:
         """Yield the answer's lines, cut at the byte `\\n` only; the last may lack its newline.
-        Blank lines are skipped.
 
         Raises UpstreamBroke, UpstreamStalled, or why the Watch broke it off.
         """
@@ -160,9 +156,7 @@ class Answer:
             start = len(buffer)
             buffer += piece
             while (end := buffer.find(b"\n", start)) >= 0:
-                line = bytes(buffer[:end])
-                if line.strip():
-                    yield line
+                yield bytes(buffer[:end])
                 del buffer[: end + 1]
                 start = 0
             if len(buffer) > self._longest:
@@ -199,11 +193,16 @@ def _is_half(line: bytes) -> bool:
 
 
 def send(
-    route: str, body: dict[str, Any] | None, watch: Watch, patience: float | None = None
+    route: str,
+    body: dict[str, Any] | None,
+    watch: Watch,
+    patience: float | None = None,
+    base: str | None = None,
 ) -> Answer:
     """Ask the model server and return its answer once its status line is there.
 
-    `patience`: seconds to wait for that, instead of the setting. Raises why the Watch broke it
+    `patience`: seconds to wait for that, and `base`: the model server's address, instead of the
+    settings. Raises why the Watch broke it
     off, before anything is sent if it was by then; UpstreamDown if nobody listens, UpstreamStalled,
     UpstreamBroke, or what its refusal means.
     """
@@ -211,7 +210,7 @@ def send(
         raise watch.cut()
     patience = patience or settings.UPSTREAM_FIRST_LINE_SECONDS
     watch.break_off_after(patience, UpstreamStalled)
-    response = _request(route, body, watch, patience)
+    response = _request(route, body, watch, patience, base or settings.OLLAMA_BASE)
     if response.status_code == 200:
         return Answer(response, watch, MAX_STREAM_LINE_BYTES if route in STREAMS else None)
     try:
@@ -221,14 +220,14 @@ def send(
 
 
 def _request(
-    route: str, body: dict[str, Any] | None, watch: Watch, patience: float
+    route: str, body: dict[str, Any] | None, watch: Watch, patience: float, base: str
 ) -> requests.Response:
     method, path = ROUTES[route]
     _current.watch, _current.patience = watch, patience
     try:
         return _session.request(
             method,
-            settings.OLLAMA_BASE + path,
+            base + path,
             json=body,
             timeout=(settings.UPSTREAM_CONNECT_SECONDS, patience),
             allow_redirects=False,
@@ -281,12 +280,19 @@ def _never_connected(error: Exception) -> bool:
 # --- Short calls --------------------------------------------------------------------------------
 
 
-def fetch(route: str, body: dict[str, Any] | None = None, seconds: float = 30.0) -> dict[str, Any]:
+def fetch(
+    route: str,
+    body: dict[str, Any] | None = None,
+    seconds: float = 30.0,
+    watch: Watch | None = None,
+    base: str | None = None,
+) -> dict[str, Any]:
     """Return the JSON object of a call that does not stream; empty for an empty body.
 
-    Raises what `send` raises.
+    With a Watch that is looked after, `seconds` bound the whole; else each silence. Raises what
+    `send` raises.
     """
-    answer = send(route, body, Watch(None), patience=seconds)
+    answer = send(route, body, watch or Watch(None), patience=seconds, base=base)
     try:
         return _json_object(b"".join(answer.lines()))
     finally:

@@ -1,7 +1,8 @@
 """Ask a model. Each view reads a request, asks one thing and answers."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -13,8 +14,8 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from accounts.models import ApiKey, Scope
-from gateway import catalogue, idempotency, policy, stuck, upstream
-from gateway.bodies import reading
+from gateway import catalogue, idempotency, policy
+from gateway.bodies import read_object
 from gateway.catalogue import Shelf, canonical_name, shelf
 from gateway.dialects import OLLAMA, ollama
 from gateway.dialects.base import Dialect, Renderer
@@ -23,6 +24,8 @@ from gateway.hangup import Watch, has_hung_up, watch_client
 from gateway.metering import Demand, Idempotency, Meter, NotPriced, NullMeter, Receipt, Usage
 from gateway.prompt import Operation, Prompt
 from gateway.rules import Limits
+from gateway.scheduling import hosts
+from gateway.scheduling.inventory import inventory
 from gateway.schemas import SchemaBounds
 from gateway.stream import MeteredStream
 from gateway.usage import Tally
@@ -39,18 +42,18 @@ class AnswerView(APIView):
     required_scope = Scope.INFER
 
     def post(self, request: Request) -> HttpResponseBase:
-        can_pay = partial(meter_of(request).require_credit, key_of(request).account_id)
-        with reading(request._request, can_pay) as body:
-            prompt = self.dialect.parse(self.operation, body)
-            model = canonical_name(prompt.model)
-            shelf_of(request).check(model)
-            renderer = self.dialect.renderer(prompt, request_id(request))
-            job = policy.build(prompt, model, limits())
-            named = idempotency.of(request._request, body)
+        body = read_object(request._request)
+        prompt = self.dialect.parse(self.operation, body)
+        model = canonical_name(prompt.model)
+        shelf_of(request).check(model)
+        renderer = self.dialect.renderer(prompt, request_id(request))
+        job = policy.build(prompt, model, limits())
+        named = idempotency.of(request._request, body)
         if ollama.is_load_request(prompt):
             return self.answer_load(request, model, prompt, renderer)
         if has_left(request):
             raise ClientLeft()  # In the queue for a thread: nothing is held, nothing written.
+        require_installed(request, prompt, model)
         meter = meter_of(request)
         try:
             meter.open(demand(key_of(request), prompt, model, job, named))
@@ -63,7 +66,7 @@ class AnswerView(APIView):
             watch=watch_of(request),
         )
         stream.begin(
-            partial(stuck.send, prompt.operation, job.body),
+            partial(hosts.host().send, prompt.operation, job.body),
             partial(ollama.read_chunk, prompt.operation, model=model),
             keep_alive=sign_of_life(prompt, renderer),
         )
@@ -82,17 +85,34 @@ class AnswerView(APIView):
         return HttpResponse(renderer.whole([chunk], receipt), content_type="application/json")
 
 
+# --- Which models there are -----------------------------------------------------------------------
+
+
+def require_installed(request: Request, prompt: Prompt, model: str) -> None:
+    """Raise ModelNotFound for a model that the model server does not have, or NotPriced: who cannot
+    use it does not learn whether it is there. So nothing is held for it, and no row written."""
+    known = inventory()
+    if known.installed(model):
+        return
+    with watching(request) as watch:
+        if known.find(model, watch):
+            return
+    if model in meter_of(request).offers([model]):
+        raise ModelNotFound(prompt.model)
+    raise NotPriced(prompt.model, model_alike(request, model))
+
+
 def model_alike(request: Request, model: str) -> str | None:
     """Return the usable model whose name a misspelt one resembles; None if there is none, or the
     model server cannot say soon."""
-    names = [name for name in installed_models() or [] if may_use(request, name)]
+    names = [name for name in installed_models(request) or [] if may_use(request, name)]
     return catalogue.alike(model, meter_of(request).offers(names))
 
 
 def usable_models(request: Request) -> Callable[[str], bool]:
     """Return what tells whether a key can use a model: it is allowed, and installed as far as the
     model server can say soon."""
-    installed = installed_models()
+    installed = installed_models(request)
     return lambda name: may_use(request, name) and (installed is None or name in installed)
 
 
@@ -100,14 +120,13 @@ def may_use(request: Request, model: str) -> bool:
     return shelf_of(request).has(model)
 
 
-def installed_models() -> list[str] | None:
+def installed_models(request: Request) -> Collection[str] | None:
     """Return the canonical names of the models that run here; None if nobody can tell soon."""
-    try:
-        listing = upstream.fetch("tags", seconds=LISTING_SECONDS)
-    except GatewayError:
-        return None
-    local = catalogue.visible(listing, shelf([], sees_all=True), {})
-    return catalogue.names_of({"models": local})
+    with watching(request) as watch:
+        try:
+            return inventory().names(watch, LISTING_SECONDS)
+        except GatewayError:
+            return None
 
 
 def sign_of_life(prompt: Prompt, renderer: Renderer) -> float | None:
@@ -193,6 +212,16 @@ def has_left(request: Request) -> bool:
 def watch_of(request: Request) -> Watch:
     """Watch the request's client."""
     return watch_client(client_of(request), key_of(request).pk)
+
+
+@contextmanager
+def watching(request: Request) -> Iterator[Watch]:
+    """Watch the request's client while something short is waited for."""
+    watch = watch_of(request)
+    try:
+        yield watch
+    finally:
+        watch.end()
 
 
 def client_of(request: Request) -> socket.socket | None:

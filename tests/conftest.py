@@ -22,6 +22,7 @@ from accounts import keys, last_used
 from accounts.models import Account, ApiKey, Membership
 from billing import append_only, clock, ledger, prices
 from billing.models import BillingConfig, Budget, Entry, ModelPrice
+from gateway.scheduling import hosts, inventory
 from tests.fakes.ollama import FakeOllama
 from tests.house import ledger_writes
 
@@ -42,6 +43,13 @@ def ollama(settings: Any) -> Iterator[FakeOllama]:
 def no_key_was_used_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what earlier tests noted: their keys are gone."""
     monkeypatch.setattr(last_used, "_noted", {})
+
+
+@pytest.fixture(autouse=True)
+def no_model_server_is_known_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what earlier tests' model servers said; a port may come twice."""
+    monkeypatch.setattr(inventory, "_inventories", {})
+    monkeypatch.setattr(hosts, "_hosts", {})
 
 
 @dataclass

@@ -72,6 +72,14 @@ def test_who_leaves_aborts_the_load_and_the_next_begins_it_anew(fake: FakeOllama
     assert fake.memory.loads == [Load("mistral:latest", aborted=True), Load("mistral:latest")]
 
 
+def test_a_model_in_memory_waits_for_no_load_of_another(fake: FakeOllama) -> None:
+    [loading] = in_threads(lambda: ask(fake, "mistral"))
+    fake.wait_for(1)
+
+    assert ask(fake, "llama3") < LOAD_SECONDS
+    loading.join(5)
+
+
 def test_a_load_evicts_where_there_is_room_for_one_model(fake: FakeOllama) -> None:
     fake.memory.room = 1
 

@@ -27,11 +27,6 @@ class Command(BaseCommand):
         parser.add_argument("--email", default="", help="the owner's address")
         parser.add_argument("--credit", default="0", help="first credit, in the currency's unit")
         parser.add_argument(
-            "--reference",
-            default="",
-            help="of the payment that --credit is from, such as its id; without one it is a grant",
-        )
-        parser.add_argument(
             "--postpaid", action="store_true", help="no wallet: spending is not limited by credit"
         )
 
@@ -45,28 +40,19 @@ class Command(BaseCommand):
             raise CommandError("A name has 1 to 100 characters.")
         if Account.objects.filter(name=name).exists():
             raise CommandError(f"There is an account '{name}' already.")
-        reference, postpaid = parse_reference(options["reference"]), options["postpaid"]
-        if reference and not credit:
-            raise CommandError("--reference is of a payment; it needs --credit.")
-        try:
-            account = create(name, options["email"], credit, reference, postpaid=postpaid)
-        except ValueError as error:
-            raise CommandError(str(error)) from None
+        account = create(name, options["email"], credit, postpaid=options["postpaid"])
         self.stdout.write(f"Account {account.pk} '{account}' is ready; credit {credit:f}.")
         self.stdout.write(f"Next: manage.py issue_key '{account}' --name first")
 
 
 @transaction.atomic
-def create(
-    name: str, email: str, credit: Decimal, reference: str = "", *, postpaid: bool = False
-) -> Account:
+def create(name: str, email: str, credit: Decimal, *, postpaid: bool = False) -> Account:
     account = Account.objects.create(name=name)
     Membership.objects.create(account=account, user=new_owner(name, email), role="owner")
     if not postpaid:
         ledger.open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
     if credit:
-        kind = Entry.Kind.TOP_UP if reference else Entry.Kind.GRANT
-        ledger.post(account, credit, kind=kind, reason="First credit", reference=reference)
+        ledger.post(account, credit, kind=Entry.Kind.TOP_UP, reason="First credit")
     return account
 
 
@@ -83,10 +69,3 @@ def parse_amount(text: str) -> Decimal:
         return from_pico(to_pico(text))
     except ValueError as error:
         raise CommandError(str(error)) from None
-
-
-def parse_reference(text: str) -> str:
-    reference = text.strip()
-    if len(reference) > 100 or not reference.isprintable():
-        raise CommandError("--reference has at most 100 printable characters.")
-    return reference

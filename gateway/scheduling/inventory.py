@@ -1,0 +1,233 @@
+"""Which models a model server has, and which of them are in its memory, without asking each time.
+
+What is known of a server is kept for each process and asked anew by one call at a time. A request
+for a model that was there a moment ago never waits: what is known serves it, and a look in the
+background brings that up to date. A request for a model that is not known waits for a look.
+
+A server that is silent, or whose listing cannot be read, makes nobody's model vanish: what cannot
+be known is left to the model server. One that refuses connections is down, and said to be.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+from django.conf import settings
+
+from gateway import catalogue, upstream
+from gateway.errors import GatewayError, UpstreamDown, UpstreamStalled
+from gateway.hangup import Watch
+from gateway.scheduling.remembered import Remembered
+from gateway.scheduling.shared_call import StillRunning
+
+T = TypeVar("T")
+Listing = Mapping[str, Any]
+
+# How long a call for a listing may take in all, and how long a request for a model waits for it.
+LISTING_SECONDS = 10.0
+LOOK_SECONDS = 2.0
+# After a silence, requests do not wait for a look for so long.
+SILENT_SECONDS = 5.0
+# How long a model that was there is believed to be, and after how long a look in the background is
+# due. Only operators remove models; memory changes by itself.
+INSTALLED_TRUSTED, INSTALLED_REFRESHED = 60.0, 10.0
+LOADED_TRUSTED, LOADED_REFRESHED = 10.0, 1.0
+# Operators look at many models; only those of the last moment are kept.
+MOST_SHOWN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """A listing, and what is read from it by canonical name: digests, and contexts in tokens.
+    Models that run elsewhere are not in it."""
+
+    listing: Listing
+    digests: Mapping[str, str]
+    contexts: Mapping[str, int]
+
+    def has(self, model: str) -> bool:
+        return model in self.digests
+
+
+def read(listing: Listing) -> Models:
+    """Read an answer of `/api/tags` or `/api/ps`."""
+    here = [one for one in catalogue.entries_of(listing) if catalogue.runs_here(one)]
+    named = {catalogue.name_of(one): one for one in here}
+    named.pop("", None)
+    return Models(
+        listing,
+        {name: str(one.get("digest") or "") for name, one in named.items()},
+        {name: size for name, one in named.items() if (size := _context(one))},
+    )
+
+
+def _context(entry: Mapping[str, Any]) -> int:
+    """Return how many tokens a model reads at most; 0 where its entry does not say."""
+    details = entry.get("details")
+    found = entry.get("context_length")
+    if found is None and isinstance(details, dict):
+        found = details.get("context_length")
+    return found if isinstance(found, int) and not isinstance(found, bool) and found > 0 else 0
+
+
+class HostInventory:
+    """What is known of one model server."""
+
+    def __init__(self, base: str) -> None:
+        self.base = base
+        self.tags: Remembered[Models] = Remembered(self._ask_tags)
+        self.ps: Remembered[Models] = Remembered(self._ask_ps)
+        self.version: Remembered[Mapping[str, Any]] = Remembered(partial(self._ask, "version"))
+        self._shown: dict[str, Remembered[Mapping[str, Any]]] = {}
+        # A runner is listed under the name that loaded it, and serves every model of the same
+        # weights. By model: the names that were listed when it was loaded and not listed itself.
+        self._listed_as: dict[str, frozenset[str]] = {}
+        # The context each model was last seen with, in memory.
+        self._contexts: dict[str, int] = {}
+
+    # --- Installed --------------------------------------------------------------------------------
+
+    def installed(self, model: str) -> bool | None:
+        """Tell whether a model is installed, by what is known without waiting; None: not known."""
+        trusted = self.tags.known(INSTALLED_TRUSTED)
+        if trusted is not None and trusted.has(model):
+            if self.tags.known(INSTALLED_REFRESHED) is None:
+                self.tags.refresh(INSTALLED_REFRESHED)
+            return True
+        fresh = self.tags.known(settings.INVENTORY_SECONDS)
+        return None if fresh is None else fresh.has(model)
+
+    def find(self, model: str, watch: Watch) -> bool:
+        """Tell whether a model is installed; ask, if need be. True where it cannot be known.
+
+        Raises UpstreamDown, or why the Watch was broken off.
+        """
+        found = self.installed(model)
+        if found is None:
+            tags = self._look(self.tags, watch)
+            found = tags is None or tags.has(model)
+        return found
+
+    def names(self, watch: Watch, patience: float) -> Collection[str] | None:
+        """Return the models that are installed; None where that is not known so soon.
+
+        Raises how the look failed, or why the Watch was broken off.
+        """
+        try:
+            return self.tags.get(watch, settings.INVENTORY_SECONDS, patience).digests.keys()
+        except StillRunning:
+            return None
+
+    # --- In memory --------------------------------------------------------------------------------
+
+    def loaded(self, model: str) -> bool | None:
+        """Tell whether a model is in memory, by what is known without waiting; None: not known."""
+        trusted = self.ps.known(LOADED_TRUSTED)
+        if trusted is not None and self._is_among(model, trusted):
+            if self.ps.known(LOADED_REFRESHED) is None:
+                self.ps.refresh(LOADED_REFRESHED)
+            return True
+        fresh = self.ps.known(settings.INVENTORY_SECONDS)
+        return None if fresh is None else self._is_among(model, fresh)
+
+    def find_loaded(self, model: str, watch: Watch) -> bool:
+        """Tell whether a model is in memory; ask, if need be. False where it cannot be known.
+
+        Raises UpstreamDown, or why the Watch was broken off.
+        """
+        found = self.loaded(model)
+        if found is None:
+            ps = self._look(self.ps, watch)
+            found = ps is not None and self._is_among(model, ps)
+        return found
+
+    def note_loaded(self, model: str, ps: Models) -> None:
+        """Take note of a listing that was asked for when a model had been loaded."""
+        self.ps.remember(ps)
+        if not self._is_among(model, ps):
+            self._listed_as[model] = frozenset(ps.digests)
+
+    def effective_context(self, model: str) -> int | None:
+        """Return how many tokens a model reads at most, by what is known; None where nothing is.
+
+        In memory it may read fewer than it was trained for.
+        """
+        tags = self.tags.known()
+        return self._contexts.get(model) or (tags and tags.contexts.get(model)) or None
+
+    def _is_among(self, model: str, ps: Models) -> bool:
+        if ps.has(model) or self._listed_as.get(model) == frozenset(ps.digests):
+            return True
+        tags = self.tags.known()
+        digest = tags.digests.get(model) if tags else ""
+        return bool(digest) and digest in ps.digests.values()
+
+    # --- Asking -----------------------------------------------------------------------------------
+
+    def shown(self, model: str) -> Remembered[Mapping[str, Any]]:
+        """Return what is known of one model's facts."""
+        found = self._shown.get(model)
+        if found is None:
+            if len(self._shown) >= MOST_SHOWN:
+                self._shown.clear()
+            ask = partial(self._ask, "show", body={"model": model})
+            found = self._shown.setdefault(model, Remembered(ask))
+        return found
+
+    def forget(self) -> None:
+        """Believe nothing any more: models were pulled, deleted or unloaded."""
+        self._shown.clear()
+        self.tags.forget()
+        self.ps.forget()
+
+    def _look(self, what: Remembered[T], watch: Watch) -> T | None:
+        """Return what the model server says now; None where that cannot be had soon."""
+        failure = what.failure(SILENT_SECONDS)
+        if failure is not None and not isinstance(failure, UpstreamDown):
+            what.refresh(SILENT_SECONDS)
+            return None
+        try:
+            return what.get(watch, settings.INVENTORY_SECONDS, LOOK_SECONDS)
+        except StillRunning:
+            what.note_failure(UpstreamStalled())
+        except UpstreamDown:
+            raise
+        except GatewayError:
+            if watch.cut:
+                raise
+        return None
+
+    def _ask_tags(self, watch: Watch) -> Models:
+        return read(self._ask("tags", watch))
+
+    def _ask_ps(self, watch: Watch) -> Models:
+        ps = read(self._ask("ps", watch))
+        self._contexts.update(ps.contexts)
+        return ps
+
+    def _ask(
+        self, route: str, watch: Watch, body: dict[str, Any] | None = None
+    ) -> Mapping[str, Any]:
+        return upstream.fetch(route, body, LISTING_SECONDS, watch, self.base)
+
+
+# --- The one model server of the settings ---------------------------------------------------------
+
+_inventories: dict[str, HostInventory] = {}
+
+
+def inventory() -> HostInventory:
+    """Return what this process knows of the model server that requests go to."""
+    base = settings.OLLAMA_BASE
+    return _inventories.get(base) or _inventories.setdefault(base, HostInventory(base))
+
+
+def installed(model: str) -> bool | None:
+    """Tell whether a model is installed, by what is known without waiting; None: not known."""
+    return inventory().installed(model)
+
+
+def effective_context(model: str) -> int | None:
+    """Return how many tokens a model reads at most, by what is known; None where nothing is."""
+    return inventory().effective_context(model)

@@ -1,0 +1,116 @@
+"""Load models into a model server's memory, for all requests that wait for them.
+
+Ollama gives a load up when the client leaves whose request began it, and begins it anew for the
+next one that waits. So a client that comes and leaves would keep a model from ever being loaded.
+Here a load belongs to the gateway: one call for each model, on a connection that no client closes.
+
+Each worker process has its own; Ollama makes one load of those that come from several.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from django.conf import settings
+
+from gateway import upstream
+from gateway.errors import BadRequest, GatewayError, UpstreamStalled
+from gateway.hangup import Watch
+from gateway.scheduling.inventory import LOOK_SECONDS, HostInventory, read
+from gateway.scheduling.shared_call import SharedCall
+
+logger = logging.getLogger(__name__)
+
+# What a load call returns: nothing, or how the model server refused it.
+Refusal = BadRequest | None
+
+
+class Loads:
+    """The loads of one model server."""
+
+    def __init__(self, inventory: HostInventory) -> None:
+        self._inventory = inventory
+        self._lock = threading.Lock()
+        self._calls: dict[str, SharedCall[Refusal]] = {}
+
+    def ensure(self, model: str, watch: Watch) -> None:
+        """Wait until a model is in memory. One that is refused is left to the request itself, whose
+        refusal says why.
+
+        Raises why the Watch was broken off, or how the load failed.
+        """
+        if self._inventory.loaded(model):
+            return
+        watch.break_off_after(settings.UPSTREAM_FIRST_LINE_SECONDS, UpstreamStalled)
+        if not self._inventory.find_loaded(model, watch):
+            self._wait(model, watch)
+
+    def load(self, model: str, watch: Watch) -> None:
+        """Load a model; raise what `ensure` raises, and a refusal."""
+        watch.break_off_after(settings.UPSTREAM_FIRST_LINE_SECONDS, UpstreamStalled)
+        refusal = self._wait(model, watch)
+        if refusal is not None:
+            raise refusal.with_traceback(None)
+
+    def unload(self, model: str, watch: Watch) -> None:
+        """Have a model leave the memory when its running requests have ended."""
+        if watch.cut:
+            raise watch.cut()
+        call = SharedCall(self._unloading(model), outlives_waiters=True)
+        call.wait(call.start_and_join(), watch)
+
+    def _wait(self, model: str, watch: Watch) -> Refusal:
+        """Wait for the load under way, or for a new one."""
+        if watch.cut:
+            raise watch.cut()
+        with self._lock:
+            call = self._calls.get(model)
+            event = call.join() if call is not None else None
+            if call is None or event is None:
+                call = self._calls[model] = SharedCall(self._loading(model), outlives_waiters=True)
+                event = call.start_and_join()
+        return call.wait(event, watch)
+
+    def _loading(self, model: str) -> Callable[[Watch], Refusal]:
+        def work(watch: Watch) -> Refusal:
+            try:
+                return self._load(model, watch)
+            finally:
+                with self._lock:
+                    self._calls.pop(model, None)
+
+        return work
+
+    def _load(self, model: str, watch: Watch) -> Refusal:
+        began = time.monotonic()
+        # An empty embed loads any model: no capability is checked.
+        body = {"model": model, "input": []}
+        try:
+            upstream.fetch(
+                "embed", body, settings.UPSTREAM_FIRST_LINE_SECONDS, watch, self._inventory.base
+            )
+        except BadRequest as refusal:
+            return refusal
+        except GatewayError as error:
+            logger.warning("The model %s could not be loaded: %s", model, error.message)
+            raise
+        logger.info("The model %s was loaded in %.1f s.", model, time.monotonic() - began)
+        self._look_again(model, watch)
+        return None
+
+    def _look_again(self, model: str, watch: Watch) -> None:
+        try:
+            ps = upstream.fetch("ps", None, LOOK_SECONDS, watch, self._inventory.base)
+        except GatewayError:
+            self._inventory.ps.forget()
+        else:
+            self._inventory.note_loaded(model, read(ps))
+
+    def _unloading(self, model: str) -> Callable[[Watch], None]:
+        def work(watch: Watch) -> None:
+            body = {"model": model, "keep_alive": 0}
+            upstream.fetch("generate", body, LOOK_SECONDS, watch, self._inventory.base)
+            self._inventory.ps.forget()
+
+        return work

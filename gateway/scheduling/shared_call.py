@@ -1,0 +1,111 @@
+"""One call to the model server, for all requests that wait for its result.
+
+The call has a thread and a connection of its own, so no client's disconnect ends it for the others.
+Whoever waits may leave, for every reason for which an answer is broken off.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+from gateway.errors import ClientLeft, GatewayBusy, GatewayError
+from gateway.hangup import Watch, watcher
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class StillRunning(Exception):
+    """The result did not come in the time that was to be waited."""
+
+
+class SharedCall(Generic[T]):
+    """A call under way. `outlives_waiters`: it goes on when the last one who waited has left."""
+
+    def __init__(self, work: Callable[[Watch], T], *, outlives_waiters: bool = False) -> None:
+        self._work = work
+        self._outlives_waiters = outlives_waiters
+        self._watch = Watch(None)
+        self._lock = threading.Lock()
+        self._waiting: set[threading.Event] = set()
+        self._result: T | None = None
+        self._error: GatewayError | None = None
+        # Nobody may join any more: it has ended, or was given up because all had left.
+        self.is_over = False
+        self._has_ended = False
+
+    def start(self) -> None:
+        """Begin, for nobody as yet; raise GatewayBusy where no thread is to be had."""
+        try:
+            threading.Thread(target=self._run, name="shared-call", daemon=True).start()
+        except RuntimeError as error:
+            self.is_over = True
+            logger.error("A call to the model server is not made: %s", error)
+            raise GatewayBusy() from error
+
+    def start_and_join(self) -> threading.Event:
+        """Begin, and become the first one who waits; raise GatewayBusy."""
+        event = threading.Event()
+        self._waiting.add(event)
+        self.start()
+        return event
+
+    def join(self) -> threading.Event | None:
+        """Become one who waits; None where nobody may join any more."""
+        event = threading.Event()
+        with self._lock:
+            if self.is_over:
+                return None
+            self._waiting.add(event)
+        return event
+
+    def wait(self, event: threading.Event, watch: Watch, seconds: float | None = None) -> T:
+        """Return the result to one who joined.
+
+        Raises why the Watch was broken off, what the call raised, or StillRunning.
+        """
+        try:
+            with watch.wakes(event):
+                event.wait(seconds)
+        finally:
+            self._leave(event)
+        if self._has_ended and not watch.cut:
+            return self._outcome()
+        if watch.cut:
+            raise watch.cut()
+        raise StillRunning
+
+    def _leave(self, event: threading.Event) -> None:
+        with self._lock:
+            self._waiting.discard(event)
+            is_last = not self._waiting and not self.is_over and not self._outlives_waiters
+            self.is_over = self.is_over or is_last
+        if is_last:
+            self._watch.break_off(ClientLeft)
+
+    def _outcome(self) -> T:
+        if self._error is not None:
+            # Without the traceback of whoever raised it before, which would grow with each.
+            raise self._error.with_traceback(None)
+        return self._result  # type: ignore[return-value]
+
+    def _run(self) -> None:
+        try:
+            watcher.add(self._watch)
+            self._result = self._work(self._watch)
+        except GatewayError as error:
+            self._error = error
+        except Exception:
+            logger.exception("A call to the model server failed")
+            self._error = GatewayError()
+        finally:
+            self._watch.end()
+            self._end()
+
+    def _end(self) -> None:
+        with self._lock:
+            self.is_over = self._has_ended = True
+            for event in self._waiting:
+                event.set()
