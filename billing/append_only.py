@@ -1,5 +1,14 @@
-"""Rows that must never change are guarded by the database itself, whatever code writes."""
+"""Rows that must never change are guarded by the database itself, whatever code writes.
 
+A later migration may take a guard away: SQLite makes a table anew to alter it, and its triggers go
+with the old one. So `migrate` looks at its end, and puts back what is missing.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 
 # Each with what tells a row that is written from one that is there, besides its id.
@@ -47,6 +56,7 @@ _SQLITE_OFF = (
 
 def protect(editor: BaseDatabaseSchemaEditor) -> None:
     """Refuse UPDATE, DELETE, REPLACE and TRUNCATE on every append-only table."""
+    unprotect(editor)
     _run(editor, (_POSTGRESQL,) if _is_postgresql(editor) else _SQLITE)
 
 
@@ -55,11 +65,62 @@ def unprotect(editor: BaseDatabaseSchemaEditor) -> None:
     _run(editor, (_POSTGRESQL_OFF,) if _is_postgresql(editor) else _SQLITE_OFF)
 
 
+def protect_after_migrate(*, using: str, **_kwargs: Any) -> None:
+    """Put the guard back where it is missing; else no table is locked for it."""
+    connection = connections[using]
+    if missing(connection):
+        with connection.schema_editor() as editor:
+            protect(editor)
+
+
+def missing(connection: BaseDatabaseWrapper) -> list[str]:
+    """Return the triggers that are not there, not ours or switched off, of the tables there are."""
+    tables = set(connection.introspection.table_names())
+    found = _found_postgresql if connection.vendor == "postgresql" else _found_sqlite
+    with connection.cursor() as cursor:
+        there = found(cursor)
+    wanted = _WANTED_POSTGRESQL if connection.vendor == "postgresql" else _WANTED_SQLITE
+    return [
+        name
+        for table in TABLES
+        if table in tables
+        for name in (each.format(table=table) for each in wanted)
+        if name not in there
+    ]
+
+
+_WANTED_POSTGRESQL = ("{table}_rows", "{table}_whole")
+_WANTED_SQLITE = ("{table}_update", "{table}_delete", "{table}_replace")
+
+# Whether it fires for everybody ("O") or for replicas too ("A"), and what it calls.
+_ON_POSTGRESQL = """
+SELECT tgname FROM pg_trigger
+WHERE NOT tgisinternal AND tgenabled IN ('O', 'A') AND tgfoid = to_regproc('refuse_change')
+"""
+
+
+def _found_postgresql(cursor: Any) -> set[str]:
+    cursor.execute(_ON_POSTGRESQL)
+    return {name for (name,) in cursor.fetchall()}
+
+
+def _found_sqlite(cursor: Any) -> set[str]:
+    """SQLite keeps the text of a trigger, so one of the name that does something else is seen."""
+    cursor.execute("SELECT name, sql FROM sqlite_master WHERE type = 'trigger'")
+    ours = set(_statements(_SQLITE))
+    return {name for name, text in cursor.fetchall() if text in ours}
+
+
 def _is_postgresql(editor: BaseDatabaseSchemaEditor) -> bool:
     return editor.connection.vendor == "postgresql"
 
 
 def _run(editor: BaseDatabaseSchemaEditor, statements: tuple[str, ...]) -> None:
+    for statement in _statements(statements):
+        editor.execute(statement, params=None)
+
+
+def _statements(templates: tuple[str, ...]) -> Iterator[str]:
     for table, same in TABLES.items():
-        for statement in statements:
-            editor.execute(statement.format(table=table, same=same), params=None)
+        for template in templates:
+            yield template.format(table=table, same=same)

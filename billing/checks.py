@@ -1,16 +1,18 @@
 """Numbered system checks: settings of the bill that cannot work stop the start."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.core import checks
 from django.db import Error, connections
 
-from billing import configuration
-from billing.models import BillingConfig
+from billing import append_only, configuration
 from billing.money import scale_of
+
+Answer = TypeVar("Answer")
 
 
 def register() -> None:
@@ -18,6 +20,8 @@ def register() -> None:
     checks.register(check_lease, "billing")
     checks.register(check_transactions, "billing")
     checks.register(check_configuration, "billing")
+    # At the start of the server alone: `migrate` must be able to put them back.
+    checks.register(check_guards, "billing", deploy=True)
 
 
 def check_currency(**_kwargs: Any) -> list[checks.CheckMessage]:
@@ -41,7 +45,7 @@ def check_transactions(**_kwargs: Any) -> list[checks.CheckMessage]:
 
 def check_configuration(**_kwargs: Any) -> list[checks.CheckMessage]:
     """A database keeps the currency and the scale that its amounts were written in."""
-    found = _configuration()
+    found = _ask(configuration.read)
     if found is None:
         return []
     if found.currency != settings.CURRENCY:
@@ -58,8 +62,18 @@ def check_configuration(**_kwargs: Any) -> list[checks.CheckMessage]:
     return []
 
 
-def _configuration() -> BillingConfig | None:
-    """Return the database's row; None while there is no database to ask.
+def check_guards(**_kwargs: Any) -> list[checks.CheckMessage]:
+    """Nothing else keeps a usage row, a price or an entry from being changed."""
+    missing = _ask(lambda: append_only.missing(connections["default"]))
+    if not missing:
+        return []
+    message = f"The database does not guard append-only rows; missing: {', '.join(missing)}."
+    hint = "Run manage.py migrate, which puts them back; then manage.py reconcile."
+    return [checks.Error(message, hint=hint, id="billing.E005")]
+
+
+def _ask(question: Callable[[], Answer]) -> Answer | None:
+    """Return what the database says; None while there is no database to ask.
 
     A database that is away or not migrated must not stop a command: `/readyz` tells of both.
     """
@@ -68,7 +82,7 @@ def _configuration() -> BillingConfig | None:
         return None  # Connecting would create an empty file.
     opened_here = connection.connection is None
     try:
-        return configuration.read()
+        return question()
     except Error:
         return None
     finally:
