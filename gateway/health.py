@@ -1,5 +1,7 @@
 """Is the gateway alive, is it ready: for load balancers, without a key, printing no settings."""
 
+import threading
+import time
 from collections.abc import Callable
 
 from django.db import connection
@@ -9,8 +11,11 @@ from django.template.loader import render_to_string
 from rest_framework.decorators import api_view, authentication_classes, permission_classes
 from rest_framework.request import Request
 
-from gateway import upstream
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, UpstreamStalled
+from gateway.hangup import watch_client
+from gateway.scheduling.inventory import inventory
+from gateway.scheduling.shared_call import StillRunning
+from gateway.views import client_of
 
 OK, UNREACHABLE = "ok", "unreachable"
 # One style sheet, and no script, form or frame.
@@ -18,7 +23,13 @@ PAGE_POLICY = (
     "default-src 'none'; style-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'"
 )
+# How old may be what is told, and how long the model server is waited for.
+READY_SECONDS, UPSTREAM_SECONDS = 1.0, 2.0
 _was_migrated = False
+# What was found out about the database, and when. Whoever finds it too old asks while the others
+# wait, so that a crowd without a key costs one question a second.
+_database_said: tuple[float, str] | None = None
+_database_lock = threading.Lock()
 
 
 def _open(view: Callable[[Request], HttpResponse]) -> Callable[..., HttpResponse]:
@@ -53,13 +64,22 @@ def healthz(request: Request) -> JsonResponse:
 @_open
 def readyz(request: Request) -> JsonResponse:
     """Say whether the database is migrated and the model server can be reached; 503 if not."""
-    found = {"database": _database(), "upstream": _upstream()}
+    found = {"database": _database(), "upstream": _upstream(request)}
     ready = set(found.values()) == {OK}
     status = {"status": "ready" if ready else "not ready", **found}
     return JsonResponse(status, status=200 if ready else 503)
 
 
 def _database() -> str:
+    global _database_said
+    with _database_lock:
+        now = time.monotonic()
+        if _database_said is None or now - _database_said[0] > READY_SECONDS:
+            _database_said = (now, _ask_database())
+        return _database_said[1]
+
+
+def _ask_database() -> str:
     try:
         with connection.cursor() as cursor:
             cursor.execute("SELECT 1")
@@ -77,9 +97,18 @@ def _is_migrated() -> bool:
     return _was_migrated
 
 
-def _upstream() -> str:
+def _upstream(request: Request) -> str:
+    version = inventory().version
+    if version.failure(READY_SECONDS) is not None:
+        return UNREACHABLE
+    watch = watch_client(client_of(request))
     try:
-        upstream.fetch("version", seconds=2.0)
+        version.get(watch, READY_SECONDS, UPSTREAM_SECONDS)
+    except StillRunning:
+        version.note_failure(UpstreamStalled())
+        return UNREACHABLE
     except GatewayError:
         return UNREACHABLE
+    finally:
+        watch.end()
     return OK

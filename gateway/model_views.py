@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from django.conf import settings
 from django.http import HttpResponse, HttpResponseBase, JsonResponse
@@ -16,9 +16,13 @@ from gateway.dialects import ollama
 from gateway.errors import BadRequest, Forbidden, ModelNotFound
 from gateway.metering import NullMeter, Offer
 from gateway.prompt import Operation, Prompt
+from gateway.scheduling.inventory import inventory
+from gateway.scheduling.remembered import Remembered
 from gateway.stream import MeteredStream, Patience
 from gateway.usage import Tally
-from gateway.views import meter_of, request_id, respond, shelf_of, watch_of
+from gateway.views import meter_of, request_id, respond, shelf_of, watch_of, watching
+
+T = TypeVar("T")
 
 # A large model takes hours over a thin line, and minutes of silence to be verified.
 PULL_PATIENCE = Patience(silence=1800.0, total=float("inf"))
@@ -31,7 +35,8 @@ class ListingView(APIView):
     required_scope = Scope.INFER
 
     def get(self, request: Request) -> HttpResponse:
-        listing = upstream.fetch(self.route)
+        known = inventory()
+        listing = latest(request, known.ps if self.route == "ps" else known.tags).listing
         offers = meter_of(request).offers(catalogue.names_of(listing))
         entries = catalogue.visible(listing, shelf_of(request), offers)
         return JsonResponse(self.present(entries, offers))
@@ -61,7 +66,7 @@ class OpenAIModelView(APIView):
 
     def get(self, request: Request, model: str) -> HttpResponse:
         name = catalogue.canonical_name(model)
-        listing = upstream.fetch("tags")
+        listing = latest(request, inventory().tags).listing
         offers = meter_of(request).offers([name])
         for entry in catalogue.visible(listing, shelf_of(request), offers):
             if catalogue.name_of(entry) == name:
@@ -81,7 +86,8 @@ class ShowView(APIView):
         shelf.check(model)
         if not shelf.sees_all and model not in meter_of(request).offers([model]):
             raise ModelNotFound(spelled)
-        return JsonResponse(catalogue.shown(upstream.fetch("show", {"model": model}), shelf))
+        facts = latest(request, inventory().facts_of(model))
+        return JsonResponse(catalogue.shown(facts, shelf))
 
 
 class VersionView(APIView):
@@ -90,7 +96,14 @@ class VersionView(APIView):
     required_scope = Scope.INFER
 
     def get(self, request: Request) -> HttpResponse:
-        return JsonResponse({"version": str(upstream.fetch("version").get("version", ""))})
+        said = latest(request, inventory().version)
+        return JsonResponse({"version": str(said.get("version", ""))})
+
+
+def latest(request: Request, what: Remembered[T]) -> T:
+    """Return what the model server says now, or said a moment ago, to a client that waits."""
+    with watching(request) as watch:
+        return what.get(watch, settings.INVENTORY_SECONDS)
 
 
 # --- Operators ------------------------------------------------------------------------------------
@@ -129,7 +142,10 @@ class DeleteView(APIView):
 
     def delete(self, request: Request, model: str = "") -> HttpResponse:
         spelled = model or ollama.model_of(read_object(request._request))
-        upstream.fetch("delete", {"model": catalogue.canonical_name(spelled)})
+        model = catalogue.canonical_name(spelled)
+        with watching(request) as watch:
+            upstream.fetch("delete", {"model": model}, watch=watch)
+        inventory().forget()
         return self.deleted(spelled)
 
     def deleted(self, spelled: str) -> HttpResponse:

@@ -22,6 +22,7 @@ from accounts import keys, last_used
 from accounts.models import Account, ApiKey, Membership
 from billing import append_only, clock, ledger, prices
 from billing.models import BillingConfig, Budget, Entry, ModelPrice
+from gateway import health
 from gateway.scheduling import hosts, inventory
 from tests.fakes.ollama import FakeOllama
 from tests.house import ledger_writes
@@ -50,6 +51,7 @@ def no_model_server_is_known_yet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what earlier tests' model servers said; a port may come twice."""
     monkeypatch.setattr(inventory, "_inventories", {})
     monkeypatch.setattr(hosts, "_hosts", {})
+    monkeypatch.setattr(health, "_database_said", None)
 
 
 @dataclass

@@ -165,7 +165,7 @@ class HostInventory:
 
     # --- Asking -----------------------------------------------------------------------------------
 
-    def shown(self, model: str) -> Remembered[Mapping[str, Any]]:
+    def facts_of(self, model: str) -> Remembered[Mapping[str, Any]]:
         """Return what is known of one model's facts."""
         found = self._shown.get(model)
         if found is None:

@@ -2,19 +2,21 @@
 
 from django import template
 
-from gateway import catalogue, upstream
 from gateway.errors import GatewayError
+from gateway.hangup import Watch
+from gateway.scheduling.inventory import inventory
 
 register = template.Library()
+
+# How long a page waits for the model server.
+SECONDS = 2.0
 
 
 @register.simple_tag
 def installed_models() -> list[str] | None:
     """Return the canonical names of the models that can be served; None if nobody can tell."""
     try:
-        listing = upstream.fetch("tags", seconds=2)
+        names = inventory().names(Watch(None), SECONDS)
     except GatewayError:
         return None
-    everything = catalogue.shelf([], sees_all=True)
-    local = catalogue.visible(listing, everything, {})
-    return sorted(catalogue.names_of({"models": local}))
+    return None if names is None else sorted(names)

@@ -6,6 +6,7 @@ import pytest
 from django.db import connection
 from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from gateway import health
 from tests.fakes.ollama import FakeOllama
@@ -59,3 +60,14 @@ def test_with_the_tables_of_an_older_version_it_is_not_ready(
 def test_clients_that_look_for_ollama_find_it() -> None:
     assert Client().get("/").content == b"Ollama is running"
     assert Client().head("/").status_code == 200
+
+
+@pytest.mark.django_db
+def test_a_crowd_without_a_key_costs_one_query_and_one_call(ollama: FakeOllama) -> None:
+    Client().get("/readyz")
+
+    with CaptureQueriesContext(connection) as queries:
+        answers = [Client().get("/readyz").status_code for _ in range(20)]
+
+    assert answers == [200] * 20 and len(queries) == 0
+    assert len(ollama.calls("/api/version")) == 1
