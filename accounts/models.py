@@ -32,6 +32,12 @@ class Account(models.Model):  # type: ignore[django-manager-missing]  # knox has
 
     name = models.CharField(max_length=100, unique=True)
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.ACTIVE)
+    isolate_prompts = models.BooleanField(
+        null=True,
+        blank=True,
+        choices=[(None, "As the setting ISOLATE_PROMPTS"), (True, "On"), (False, "Off")],
+        help_text="On: other accounts cannot find out by timing what this one asks.",
+    )
     members = models.ManyToManyField(settings.AUTH_USER_MODEL, through="Membership")
     created_at = models.DateTimeField(auto_now_add=True)
 

@@ -57,6 +57,10 @@ class Environment:
     def bool(self, name: Text, default: Truth) -> Truth:
         return self._cast(name, default, _truth, "must be on or off")
 
+    def decision(self, name: Text) -> Truth | None:
+        """Return what a person has to decide; None where nobody has."""
+        return self._cast(name, None, _truth, "must be on or off")
+
     def int(self, name: Text, default: Whole) -> Whole:
         return self._cast(name, default, Whole, "must be a whole number")
 

@@ -75,6 +75,8 @@ def write_env() -> None:
     lines = [
         "# Settings of this gateway. Every one is explained in docs/settings.md.",
         f"SECRET_KEY={secrets.token_urlsafe(50)}",
+        "# On where customers who do not know each other share one model server.",
+        "ISOLATE_PROMPTS=off",
         "# OLLAMA_BASE=http://127.0.0.1:11434",
         "# DATABASE_URL=postgres://user:password@host:5432/gateway",
     ]

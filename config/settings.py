@@ -234,6 +234,8 @@ MAX_SCHEMA_ENUM_VALUES: int = env.int("MAX_SCHEMA_ENUM_VALUES", default=500)
 MAX_SCHEMA_BRANCHES: int = env.int("MAX_SCHEMA_BRANCHES", default=100)
 MAX_SCHEMA_OPTIONAL_PROPERTIES: int = env.int("MAX_SCHEMA_OPTIONAL_PROPERTIES", default=300)
 MAX_SCHEMA_EMPTY_REPETITIONS: int = env.int("MAX_SCHEMA_EMPTY_REPETITIONS", default=4)
+# Keep accounts from finding out by timing what others ask? `check --deploy` asks where it is None.
+ISOLATE_PROMPTS: bool | None = env.decision("ISOLATE_PROMPTS")
 PULL_REGISTRIES: list[str] = env.list("PULL_REGISTRIES", default=["registry.ollama.ai"])
 
 # --- Billing --------------------------------------------------------------------------------

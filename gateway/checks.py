@@ -44,6 +44,7 @@ POSITIVE = (
 def register() -> None:
     checks.register(check_upstream, "gateway")
     checks.register(check_limits, "gateway")
+    checks.register(check_isolation, "gateway", deploy=True)
 
 
 def check_upstream(**_kwargs: Any) -> list[checks.CheckMessage]:
@@ -103,3 +104,17 @@ def _limit_errors() -> Iterator[checks.CheckMessage]:
     if settings.DEFAULT_COMPLETION_TOKENS > settings.MAX_COMPLETION_TOKENS:
         message = "DEFAULT_COMPLETION_TOKENS must not exceed MAX_COMPLETION_TOKENS."
         yield checks.Error(message, id="gateway.E003")
+
+
+def check_isolation(**_kwargs: Any) -> list[checks.CheckMessage]:
+    """Whether customers may learn from each other is a decision; no default can take it."""
+    if settings.ISOLATE_PROMPTS is not None:
+        return []
+    message = "ISOLATE_PROMPTS is not set, so prompts are isolated."
+    hint = (
+        "Set it to `on` where accounts do not trust each other: a model server answers a prompt "
+        "that it has read before much faster, and by that one account can find out what another "
+        "asked. Set it to `off` where they do: it costs some tokens a request and changes the "
+        "wording of answers a little. See docs/privacy.md."
+    )
+    return [checks.Warning(message, hint=hint, id="gateway.W001")]

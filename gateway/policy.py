@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gateway import isolation
 from gateway.errors import BadRequest
 from gateway.prompt import Operation, Prompt
 from gateway.rules import (
@@ -61,12 +62,17 @@ class Job:
     completion_bound: int
 
 
-def build(prompt: Prompt, model: str, limits: Limits) -> Job:
-    """Return what goes upstream for a prompt; raise BadRequest naming the field that is wrong."""
+def build(prompt: Prompt, model: str, limits: Limits, salt: str = "") -> Job:
+    """Return what goes upstream for a prompt; raise BadRequest naming the field that is wrong.
+
+    `salt` isolates the prompt from those of other accounts (`isolation.py`); empty for none.
+    """
     body = apply(TABLE[prompt.operation], prompt.fields, "", limits)
     size = _text_bytes(body)
     if size > limits.max_prompt_bytes:
         raise BadRequest(f"The prompt is larger than {limits.max_prompt_bytes} bytes.")
+    if salt:
+        size += isolation.isolate(body, prompt.operation, salt)
     pictures, texts = _count_images(body), _count_texts(body)
     overhead = texts * MESSAGE_TOKENS + TEMPLATE_TOKENS
     cap = _cap_completion(body, prompt.operation, limits)

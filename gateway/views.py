@@ -14,7 +14,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from accounts.models import ApiKey, Scope
-from gateway import catalogue, idempotency, policy
+from gateway import catalogue, idempotency, isolation, policy
 from gateway.bodies import read_object
 from gateway.catalogue import Shelf, canonical_name, shelf
 from gateway.dialects import OLLAMA, ollama
@@ -47,7 +47,7 @@ class AnswerView(APIView):
         model = canonical_name(prompt.model)
         shelf_of(request).check(model)
         renderer = self.dialect.renderer(prompt, request_id(request))
-        job = policy.build(prompt, model, limits())
+        job = policy.build(prompt, model, limits(), salt_of(request))
         named = idempotency.of(request._request, body)
         if ollama.is_load_request(prompt):
             return self.answer_load(request, model, prompt, renderer)
@@ -192,6 +192,15 @@ def key_of(request: Request) -> ApiKey:
     """Return the key that `accounts.permissions` has let in."""
     key: Any = request.auth
     return key  # type: ignore[no-any-return]
+
+
+def salt_of(request: Request) -> str:
+    """Return what isolates the prompts of the request's account; empty where they need not be."""
+    account = key_of(request).account
+    own = account.isolate_prompts
+    wanted = settings.ISOLATE_PROMPTS if own is None else own
+    # None: nobody has decided, so nothing is given away.
+    return "" if wanted is False else isolation.salt_of(account.pk, settings.SECRET_KEY)
 
 
 def shelf_of(request: Request) -> Shelf:

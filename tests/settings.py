@@ -7,6 +7,8 @@ from datetime import timedelta
 os.environ.setdefault("SECRET_KEY", "a-secret-for-tests-that-is-long-enough-to-pass-its-own-check")
 os.environ["OLLAMA_BASE"] = "http://127.0.0.1:9"  # Nobody listens there; a test brings its own.
 os.environ["DATABASE_POOL_SIZE"] = "0"
+# Tests compare what the model server gets with what was sent; those of isolation turn it on.
+os.environ.setdefault("ISOLATE_PROMPTS", "off")
 os.environ.setdefault("DATABASE_URL", f"sqlite:///{tempfile.gettempdir()}/gateway-tests.sqlite3")
 
 from config.settings import *  # noqa: F403

@@ -62,7 +62,7 @@ class AccountAdmin(OfficeAdmin):
     search_fields = ["name", "memberships__user__username", "memberships__user__email"]
     search_help_text = "By name of the account, name or address of a member."
     actions = ["suspend", "activate"]
-    fields = ["name", "status"]
+    fields = ["name", "status", "isolate_prompts"]
     inlines = [MemberInline]
     when_empty = "Add an account here, or run manage.py create_account."
     add_form = AccountForm

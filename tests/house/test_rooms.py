@@ -18,6 +18,7 @@ PURE = (
     "gateway/chunk.py",
     "gateway/dialects",
     "gateway/images.py",
+    "gateway/isolation.py",
     "gateway/metering.py",
     "gateway/names.py",
     "gateway/pattern_ways.py",
@@ -33,13 +34,13 @@ PURE = (
 # All that a pure module may import: what computes and touches nothing.
 PURE_IMPORTS = {
     "base64", "binascii", "collections", "dataclasses", "datetime", "decimal", "difflib", "enum",
-    "itertools", "json",
+    "functools", "hmac", "itertools", "json",
     "math", "operator", "re", "string", "struct", "typing", "uuid", "zlib",
     "accounts.models.Scope",
     "billing.money",
     "gateway.errors", "gateway.prompt", "gateway.chunk", "gateway.metering", "gateway.names",
-    "gateway.images", "gateway.pattern_ways", "gateway.patterns", "gateway.rules",
-    "gateway.schemas", "gateway.usage", "gateway.dialects",
+    "gateway.images", "gateway.isolation", "gateway.pattern_ways", "gateway.patterns",
+    "gateway.rules", "gateway.schemas", "gateway.usage", "gateway.dialects",
     "gateway.upstream_errors",
 }  # fmt: skip
 

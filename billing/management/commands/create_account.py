@@ -15,6 +15,8 @@ from billing import ledger
 from billing.models import Budget, Entry
 from billing.money import from_pico, to_pico
 
+SWITCH = {"on": True, "off": False}
+
 
 class Command(BaseCommand):
     help = (
@@ -29,6 +31,11 @@ class Command(BaseCommand):
         parser.add_argument(
             "--postpaid", action="store_true", help="no wallet: spending is not limited by credit"
         )
+        parser.add_argument(
+            "--isolate-prompts",
+            choices=SWITCH,
+            help="for this account, instead of the setting ISOLATE_PROMPTS",
+        )
 
     def handle(self, *_args: Any, **options: Any) -> None:
         name, credit = options["name"].strip(), parse_amount(options["credit"])
@@ -40,14 +47,27 @@ class Command(BaseCommand):
             raise CommandError("A name has 1 to 100 characters.")
         if Account.objects.filter(name=name).exists():
             raise CommandError(f"There is an account '{name}' already.")
-        account = create(name, options["email"], credit, postpaid=options["postpaid"])
+        account = create(
+            name,
+            options["email"],
+            credit,
+            postpaid=options["postpaid"],
+            isolate_prompts=SWITCH.get(options["isolate_prompts"]),
+        )
         self.stdout.write(f"Account {account.pk} '{account}' is ready; credit {credit:f}.")
         self.stdout.write(f"Next: manage.py issue_key '{account}' --name first")
 
 
 @transaction.atomic
-def create(name: str, email: str, credit: Decimal, *, postpaid: bool = False) -> Account:
-    account = Account.objects.create(name=name)
+def create(
+    name: str,
+    email: str,
+    credit: Decimal,
+    *,
+    postpaid: bool = False,
+    isolate_prompts: bool | None = None,
+) -> Account:
+    account = Account.objects.create(name=name, isolate_prompts=isolate_prompts)
     Membership.objects.create(account=account, user=new_owner(name, email), role="owner")
     if not postpaid:
         ledger.open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
