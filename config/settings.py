@@ -221,12 +221,12 @@ KEEP_ALIVE_SECONDS: float = env.float("KEEP_ALIVE_SECONDS", default=10.0)
 STUCK_MODEL_SECONDS: float = env.float("STUCK_MODEL_SECONDS", default=20.0)
 
 MAX_BODY_BYTES: int = env.int("MAX_BODY_BYTES", default=32 * 1024 * 1024)
-# A body of millions of brackets is dear to parse; a chat of a thousand messages has five thousand.
-MAX_JSON_VALUES: int = env.int("MAX_JSON_VALUES", default=50_000)
 MAX_PROMPT_BYTES: int = env.int("MAX_PROMPT_BYTES", default=1024 * 1024)
 MAX_IMAGES: int = env.int("MAX_IMAGES", default=8)
 MAX_IMAGE_BYTES: int = env.int("MAX_IMAGE_BYTES", default=8 * 1024 * 1024)
 MAX_EMBED_INPUTS: int = env.int("MAX_EMBED_INPUTS", default=512)
+# Texts of one call to the model server; between two calls others have their turn.
+EMBED_BATCH_INPUTS: int = env.int("EMBED_BATCH_INPUTS", default=16)
 DEFAULT_COMPLETION_TOKENS: int = env.int("DEFAULT_COMPLETION_TOKENS", default=2048)
 MAX_COMPLETION_TOKENS: int = env.int("MAX_COMPLETION_TOKENS", default=8192)
 # Bounds of a JSON schema, which one thread follows for all customers of a model.

@@ -46,6 +46,8 @@ class Watch:
         # Until when the answer may take, and why it is broken off then. One value, so that the
         # watcher never sees one deadline with the other's reason.
         self.limit: tuple[float, type[GatewayError]] = (float("inf"), GatewayError)
+        # Another, which no call of `break_off_after` moves.
+        self.whole_limit = self.limit
         self.cut: type[GatewayError] | None = None
         # Whether a connection was made for it, on which its request may have been sent.
         self.reached_upstream = False
@@ -57,6 +59,10 @@ class Watch:
         """Have the watcher break the answer off so many seconds from now, in place of what was
         set before."""
         self.limit = (time.monotonic() + seconds, reason)
+
+    def bound_whole(self) -> None:
+        """Keep the deadline that is set now for the whole, whatever is set for the next call."""
+        self.whole_limit = self.limit
 
     def attach(self, upstream: socket.socket) -> None:
         """Hold the upstream connection, and break it off at once if it is too late already."""
@@ -181,9 +187,9 @@ class Watcher:
             watch.break_off(ClientLeft)
         now = time.monotonic()
         for watch in self.running():
-            deadline, reason = watch.limit
-            if now > deadline:
-                watch.break_off(reason)
+            for deadline, reason in (watch.limit, watch.whole_limit):
+                if now > deadline:
+                    watch.break_off(reason)
             if now > self._drained_at:
                 watch.break_off(GatewayStopping)
         if self._drained_at == float("inf") and self._is_ending():

@@ -41,6 +41,10 @@ from gateway.usage import Tally
 
 logger = logging.getLogger(__name__)
 
+# How the model server is asked for one answer, and how a line of it is read.
+Send = Callable[[Watch], Answer]
+Read = Callable[[bytes], Chunk]
+
 OUTCOMES: dict[type[GatewayError], Outcome] = {
     AnswerTooLong: Outcome.ANSWER_TOO_LONG,
     ClientLeft: Outcome.CLIENT_LEFT,
@@ -82,9 +86,7 @@ class MeteredStream:
         renderer: Renderer,
         watch: Watch,
         patience: Patience | None = None,
-        may_just_end: bool = True,
     ) -> None:
-        """`may_just_end`: a proper end without a last chunk is an end, after at least one chunk."""
         self._meter = meter
         self._tally = tally
         self._renderer = renderer
@@ -95,15 +97,14 @@ class MeteredStream:
         self._chunks: Generator[Chunk, None, None] | Pump = _nothing()
         # Read by `begin`, not yet counted: nothing of it has been handed on.
         self._first: Chunk | None = None
-        self._may_just_end = may_just_end
         self._is_whole = False
         self._ended = False
         self._owes_sign_of_life = False
 
     def begin(
         self,
-        send: Callable[[Watch], Answer],
-        read: Callable[[bytes], Chunk],
+        send: Send,
+        read: Read,
         keep_alive: float | None = None,
     ) -> None:
         """Ask the model server and wait for its first chunk; raise GatewayError.
@@ -121,22 +122,14 @@ class MeteredStream:
             self._fail(error)
             raise
 
-    def _open(
-        self, send: Callable[[Watch], Answer], read: Callable[[bytes], Chunk]
-    ) -> Generator[Chunk, None, None]:
+    def _open(self, send: Send, read: Read) -> Generator[Chunk, None, None]:
         answer = send(self._watch)
-        chunk = None
         try:
-            for line in answer.lines():
-                if chunk is None:
+            for number, line in enumerate(answer.lines()):
+                if number == 0:
                     self._watch.bound_silence(self._patience.silence)
                     self._watch.break_off_after(self._patience.total, AnswerTooLong)
-                chunk = read(line)
-                yield chunk
-            if chunk is not None and self._may_just_end and answer.is_framed:
-                # Ollama ends a response so that repeats itself. Harmless after a last chunk: nobody
-                # takes another.
-                yield cut_short(chunk)
+                yield read(line)
         finally:
             answer.close()
 

@@ -31,11 +31,15 @@ class Tally:
         self.completion_bound = completion_bound
         # Pieces with output. A piece is one token or more, so this never counts too many.
         self.produced = 0
+        # Prompt tokens of the parts that were read, where an answer comes in parts.
+        self.read: int | None = None
         self.started = False
 
     def add(self, chunk: Chunk) -> None:
         self.started = True
         self.produced += chunk.carries_output
+        if not chunk.done and chunk.prompt_tokens is not None:
+            self.read = (self.read or 0) + chunk.prompt_tokens
 
     @property
     def written(self) -> int:
@@ -52,7 +56,7 @@ class Tally:
         if not self.started:
             return Usage(source=CountSource.COUNTED, started=False)
         return Usage(
-            self.prompt_estimate,
+            self.prompt_estimate if self.read is None else self.read,
             self.written,
             CountSource.COUNTED,
             started=True,
@@ -66,8 +70,6 @@ class Tally:
         and it cannot have written more than it was allowed to.
         """
         prompt, written = last.prompt_tokens, last.completion_tokens
-        if prompt is None and written is None:
-            return self.partial()  # A last chunk of ours, in place of one that did not come.
         if written is None and self.produced == 0:
             written = 0
         source = CountSource.UPSTREAM

@@ -14,8 +14,8 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from accounts.models import ApiKey, Scope
-from gateway import catalogue, idempotency, isolation, policy
-from gateway.bodies import reading
+from gateway import catalogue, embed_parts, idempotency, isolation, policy
+from gateway.bodies import read_object
 from gateway.catalogue import Shelf, canonical_name, shelf
 from gateway.dialects import OLLAMA, ollama
 from gateway.dialects.base import Dialect, Renderer
@@ -27,7 +27,7 @@ from gateway.rules import Limits
 from gateway.scheduling import hosts
 from gateway.scheduling.inventory import inventory
 from gateway.schemas import SchemaBounds
-from gateway.stream import MeteredStream
+from gateway.stream import MeteredStream, Read, Send
 from gateway.usage import Tally
 
 # For what is a courtesy to the client: it does not wait for a model server that is busy or gone.
@@ -42,14 +42,13 @@ class AnswerView(APIView):
     required_scope = Scope.INFER
 
     def post(self, request: Request) -> HttpResponseBase:
-        can_pay = partial(meter_of(request).require_credit, key_of(request).account_id)
-        with reading(request._request, can_pay) as body:
-            prompt = self.dialect.parse(self.operation, body)
-            model = canonical_name(prompt.model)
-            shelf_of(request).check(model)
-            renderer = self.dialect.renderer(prompt, request_id(request))
-            job = policy.build(prompt, model, limits(), salt_of(request))
-            named = idempotency.of(request._request, body)
+        body = read_object(request._request)
+        prompt = self.dialect.parse(self.operation, body)
+        model = canonical_name(prompt.model)
+        shelf_of(request).check(model)
+        renderer = self.dialect.renderer(prompt, request_id(request))
+        job = policy.build(prompt, model, limits(), salt_of(request))
+        named = idempotency.of(request._request, body)
         if ollama.is_load_request(prompt):
             return self.answer_load(request, model, prompt, renderer)
         if has_left(request):
@@ -67,8 +66,7 @@ class AnswerView(APIView):
             watch=watch_of(request),
         )
         stream.begin(
-            partial(hosts.host().send, prompt.operation, job.body),
-            partial(ollama.read_chunk, prompt.operation, model=model),
+            *way_to_ask(prompt, job, model),
             keep_alive=sign_of_life(prompt, renderer),
         )
         return respond(stream, prompt, renderer)
@@ -84,6 +82,17 @@ class AnswerView(APIView):
         chunk = ollama.loaded(prompt.operation, timezone.now().isoformat())
         receipt = Receipt(Usage(), Decimal(0), offer.currency)
         return HttpResponse(renderer.whole([chunk], receipt), content_type="application/json")
+
+
+def way_to_ask(prompt: Prompt, job: policy.Job, model: str) -> tuple[Send, Read]:
+    """Return how the model server is asked, and how a line of its answer is read."""
+    send = partial(hosts.host().send, prompt.operation)
+    read = partial(ollama.read_chunk, prompt.operation, model=model)
+    parts = embed_parts.parts_of(job.body, settings.EMBED_BATCH_INPUTS)
+    if len(parts) == 1:
+        return partial(send, job.body), read
+    parted = embed_parts.EmbedParts(parts, send, read)
+    return parted.send, parted.read
 
 
 # --- Which models there are -----------------------------------------------------------------------

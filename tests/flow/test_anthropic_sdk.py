@@ -10,6 +10,7 @@ from typing import Any
 import anthropic
 import pydantic
 import pytest
+from django.utils import timezone
 
 from billing import ledger, reconciliation
 from billing.models import Budget, TokenUsage
@@ -234,7 +235,8 @@ def with_answer(*script: Any) -> Ask:
 
 
 def with_a_cap(house: House, caller: Caller) -> Any:
-    budget = ledger.open_budget(caller.account, Budget.Unit.TOKENS, Budget.Window.MONTH)
+    now = timezone.now()
+    budget = ledger.open_budget(caller.account, Budget.Unit.TOKENS, Budget.Window.MONTH, now=now)
     ledger.set_limit(budget, 1)
     return asking()(house, caller)
 
