@@ -15,7 +15,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 TABLES = {
     "model_prices": "model = NEW.model AND effective_from = NEW.effective_from",
     "token_usages": "request_id = NEW.request_id",
-    "billing_entry": "FALSE",
+    "billing_entry": "reference = NEW.reference",
 }
 
 _POSTGRESQL = """

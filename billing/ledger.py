@@ -1,15 +1,16 @@
-"""The only file that writes Budget, Hold, TokenUsage, UsageDaily and Entry.
+"""The only writer of Hold, TokenUsage and UsageDaily; with `budgets.py` of budgets, and with
+`entries.py` of wallets and entries.
 
 The invariants, each kept by the statement that could break it:
-- A budget never gives more than it has: `_reserve` is one conditional UPDATE, never a read and
+- A budget never gives more than it has: `budgets.take` is one conditional UPDATE, never a read and
   then a write, so any number of processes may race.
 - A hold ends once: `settle` passes a gate, an UPDATE of the state that only one caller wins, and
   all that moves money or counts tokens happens in the gate's transaction.
 - held = sum of open holds; spent = sum of billed usage; limit of a wallet = sum of entries;
   roll-up = sum of usage rows. `reconciliation.py` proves them from the rows.
-- A month that is over stays over: requests end out of order, and a late one must not open it again.
-- Locks are taken in one order everywhere: idempotency key, hold, usage row, budgets by id,
-  roll-up. So nothing deadlocks.
+- A request counts in the month of its usage row's day, and is held in every month it may end in.
+- Locks are taken in one order everywhere: idempotency key, hold, usage row, budgets by id and their
+  months in order, roll-up. So nothing deadlocks.
 - Holds and bills are durable: never part of another transaction, whose rollback would undo them.
 - Every date is a reading of the database's clock by the statement that writes it (`clock.py`).
 """
@@ -23,18 +24,15 @@ from uuid import UUID
 
 from django.contrib.auth.models import User
 from django.db import connection, transaction
-from django.db.models import BigIntegerField, Case, F, Q, QuerySet, Sum, Value, When
-from django.db.models.expressions import Combinable, RawSQL
-from django.db.models.lookups import GreaterThanOrEqual
+from django.db.models import BigIntegerField, Case, F, QuerySet, Sum, Value, When
+from django.db.models.expressions import RawSQL
 
 from accounts.models import Account, ApiKey
-from billing import clock, idempotency, pricing
-from billing.models import Budget, Entry, Hold, ModelPrice, TokenUsage, UsageDaily
-from billing.money import MAX_LIMIT, MAX_PICO, ExactSum, from_pico, to_pico
-from gateway.metering import CapReached, Demand, NoCredit, Outcome, Refused, Usage
-
-# How far below zero a wallet's limit may be taken: with MAX_LIMIT spent, what is left fits 64 bits.
-DEEPEST = MAX_LIMIT - MAX_PICO
+from billing import budgets, clock, entries, idempotency, pricing
+from billing.models import Budget, BudgetPeriod, Entry, Hold, ModelPrice, TokenUsage, UsageDaily
+from billing.money import MAX_LIMIT, ExactSum, from_pico, to_pico
+from billing.months import LATE, month_of
+from gateway.metering import Demand, Outcome, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +66,19 @@ def hold(reservation: Reservation) -> Hold:
     demand = reservation.demand
     if demand.idempotency is not None:
         idempotency.claim(demand.key_id, demand.idempotency, reservation.request_id)
-    budgets = list(_budgets_of(demand.account_id, demand.key_id))
-    held = _open(reservation, [budget.pk for budget in budgets])
+    # One reading of the clock decides the months and dates the hold.
+    found, now = budgets.of(demand.account_id, demand.key_id)
+    places = budgets.places(found, now)
+    held = _open(reservation, [(budget.pk, month) for budget, month in places], now)
     # Last: everybody of the account waits for these rows until the commit.
-    for budget in budgets:
-        money = budget.unit == Budget.Unit.MONEY
-        amount = reservation.cost if money else reservation.tokens
-        if not _reserve(budget, amount, held.opened_at):
-            raise _refusal(budget, amount)
+    for budget, month in places:
+        amount = reservation.cost if budget.unit == Budget.Unit.MONEY else reservation.tokens
+        if not budgets.take(budget, month, amount):
+            raise budgets.refusal(budget, amount)
     return held
 
 
-def _open(reservation: Reservation, budget_ids: list[int]) -> Hold:
+def _open(reservation: Reservation, held_in: list[tuple[int, str]], now: datetime | RawSQL) -> Hold:
     demand = reservation.demand
     return _insert_hold(
         request_id=reservation.request_id,
@@ -91,11 +90,11 @@ def _open(reservation: Reservation, budget_ids: list[int]) -> Hold:
         amount=from_pico(reservation.cost),
         tokens=reservation.tokens,
         prompt_estimate=demand.prompt_estimate,
-        budget_ids=budget_ids,
+        held_in=held_in,
         state=Hold.State.OPEN,
         progress=0,
         worker=reservation.worker,
-        opened_at=clock.now(),
+        opened_at=now,
         lease_until=clock.now(reservation.lease),
         lease_boot_ms=_lease_on_this_machine(reservation.lease),
     )
@@ -121,62 +120,6 @@ def _insert_hold(**values: Any) -> Hold:
 
 def _lease_on_this_machine(lease: timedelta) -> int:
     return clock.since_boot() + lease // timedelta(milliseconds=1)
-
-
-def _budgets_of(account_id: int, key_id: int) -> QuerySet[Budget]:
-    mine = Q(account_id=account_id) & (Q(key=None) | Q(key_id=key_id))
-    return Budget.objects.filter(mine).order_by("id")
-
-
-def _reserve(budget: Budget, amount: int, now: datetime) -> bool:
-    """Take an amount from a budget if it has it. The WHERE is the limit; the row count decides.
-
-    What is left is compared, not what would be spent: that sum may leave 64 bits.
-    """
-    spent, period = _spent_with(budget, 0, now)
-    enough = GreaterThanOrEqual(F("limit") - spent - F("held"), Value(amount))
-    room = Budget.objects.filter(enough, pk=budget.pk)
-    return room.update(held=F("held") + Value(amount), spent=spent, period=period) == 1
-
-
-def _spent_with(budget: Budget, used: int, now: datetime) -> tuple[Combinable, Combinable | str]:
-    """Return what counts as spent when an amount is used now, and in which period.
-
-    A month begins with the first request in it. What comes late, of the month before, counts for
-    its day in the usage but for no cap any more. Only of the month before: a clock that was once
-    far ahead must not keep a cap from counting until then.
-    """
-    if budget.window == Budget.Window.TOTAL:
-        return F("spent") + Value(used), ""
-    this, following = period_of(now), period_after(now)
-    spent = Case(
-        When(period=this, then=F("spent") + Value(used)),
-        When(period=following, then=F("spent")),
-        default=Value(used),
-        output_field=BigIntegerField(),
-    )
-    return spent, Case(When(period=following, then=F("period")), default=Value(this))
-
-
-def period_of(now: datetime) -> str:
-    return f"{now:%Y-%m}"
-
-
-def period_after(now: datetime) -> str:
-    return period_of(now.replace(day=1) + timedelta(days=31))
-
-
-def _refusal(budget: Budget, amount: int) -> Refused:
-    needed = budget.amount(amount)
-    if budget.is_wallet:
-        left = budget.amount(max(budget.left, 0))
-        return NoCredit(
-            f"This request may cost up to {needed:f}, and the account has {left:f} left. "
-            "Ask for fewer tokens, or top the account up."
-        )
-    unit = "money" if budget.unit == Budget.Unit.MONEY else "tokens"
-    most = f"{needed:f}" if budget.unit == Budget.Unit.MONEY else str(needed)
-    return CapReached(f"This request may take up to {most} ({unit}), more than its cap has left.")
 
 
 # --- Settle, when the answer has ended ------------------------------------------------------------
@@ -208,7 +151,7 @@ def settle(
         return None
     row = _usage_row(ended, usage, outcome=outcome, billed=billed)
     row.save(force_insert=True)
-    _charge(ended, row)
+    budgets.charge(ended, row)
     _roll_up(row)
     return row
 
@@ -231,10 +174,7 @@ def discard(request_id: UUID) -> bool:
     deleted, _by_model = Hold.objects.filter(pk=request_id, state=Hold.State.OPEN).delete()
     if not deleted:
         return False  # Somebody settled it meanwhile.
-    for budget in _budgets_of(held.account_id, held.key_id).filter(pk__in=held.budget_ids):
-        money = budget.unit == Budget.Unit.MONEY
-        given = to_pico(held.amount) if money else held.tokens
-        Budget.objects.filter(pk=budget.pk).update(held=F("held") - Value(given))
+    budgets.give_back(held)
     return True
 
 
@@ -269,20 +209,6 @@ def _usage_row(hold: Hold, usage: Usage, *, outcome: Outcome, billed: bool) -> T
         settled_at=now,
         day=now.date(),
     )
-
-
-def _charge(ended: Hold, row: TokenUsage) -> None:
-    """Give back what was held and take what was used, in every budget that applies now: one that
-    was opened since the hold gave nothing to it, but counts what it used."""
-    for budget in _budgets_of(ended.account_id, ended.key_id):
-        money = budget.unit == Budget.Unit.MONEY
-        held = to_pico(ended.amount) if money else ended.tokens
-        used = (to_pico(row.cost) if money else row.total_tokens) if row.billed else 0
-        given = held if budget.pk in ended.budget_ids else 0
-        spent, period = _spent_with(budget, used, row.settled_at)
-        Budget.objects.filter(pk=budget.pk).update(
-            held=F("held") - Value(given), spent=spent, period=period
-        )
 
 
 # The ORM can only overwrite on conflict, not add; this statement is the same on both databases.
@@ -333,38 +259,31 @@ def open_holds() -> QuerySet[Hold]:
 
 @transaction.atomic
 def post(
-    account: Account, amount: Decimal, *, kind: Entry.Kind, reason: str, by: User | None = None
+    account: Account,
+    amount: Decimal,
+    *,
+    kind: Entry.Kind,
+    reason: str,
+    reference: str = "",
+    by: User | None = None,
 ) -> Entry:
-    """Put money into an account's wallet, or take it out; raise ValueError if that cannot be."""
+    """Put money into an account's wallet, or take it out; raise ValueError if that cannot be.
+
+    A reference is posted once, whoever sends it again.
+    """
     if not reason.strip():
         raise ValueError("An entry needs a reason.")
     if amount == 0:
         raise ValueError("An entry moves money; zero does not.")
-    wallet = open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
-    pico = to_pico(amount)
-    if not _move_limit(wallet, pico):
-        bound = from_pico(MAX_LIMIT if pico > 0 else DEEPEST)
-        raise ValueError(f"That is too much: what a wallet was given ends at {bound:,f}.")
-    return Entry.objects.create(
-        account=account, kind=kind, amount=amount, reason=reason.strip(), created_by=by
+    entries.fill(open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL), to_pico(amount))
+    return entries.insert(
+        account, amount, kind=kind, reason=reason.strip(), reference=reference.strip(), by=by
     )
-
-
-def _move_limit(wallet: Budget, pico: int) -> bool:
-    """Change what a wallet was given in all, unless that leaves what it can count."""
-    least, most = max(DEEPEST - pico, -MAX_PICO), min(MAX_LIMIT - pico, MAX_PICO)
-    fits = Budget.objects.filter(pk=wallet.pk, limit__range=(least, most))
-    return fits.update(limit=F("limit") + Value(pico)) == 1
 
 
 @transaction.atomic
 def open_budget(
-    account: Account,
-    unit: Budget.Unit,
-    window: Budget.Window,
-    *,
-    key: ApiKey | None = None,
-    now: datetime | None = None,
+    account: Account, unit: Budget.Unit, window: Budget.Window, *, key: ApiKey | None = None
 ) -> Budget:
     """Return a budget, made if it is not there; a new one counts what was spent before it.
 
@@ -378,14 +297,22 @@ def open_budget(
         return found  # Another was opening it too, and was first.
     budget = Budget(account=account, key=key, unit=unit, window=window)
     past = UsageDaily.objects.filter(account=account, **({"key": key} if key else {}))
-    if window == Budget.Window.MONTH:
-        if now is None:
-            raise ValueError("A monthly budget begins at a time.")
-        budget.period = period_of(now)
-        past = past.filter(day__year=now.year, day__month=now.month)
-    budget.spent = _spent_in(past, unit)
+    if window == Budget.Window.TOTAL:
+        budget.spent = _spent_in(past, unit)
     budget.save(force_insert=True)
+    if window == Budget.Window.MONTH:
+        _open_months(budget, past)
     return budget
+
+
+def _open_months(budget: Budget, past: QuerySet[UsageDaily]) -> None:
+    """Begin a monthly budget with this month, and early in it also with the one before: who waits
+    for us to settle may have read the clock in that one."""
+    now = clock.read()
+    for month in sorted({month_of(now - LATE), month_of(now)}):
+        days = past.filter(day__year=month[:4], day__month=month[5:])
+        spent = _spent_in(days, Budget.Unit(budget.unit))
+        BudgetPeriod.objects.create(budget=budget, period=month, spent=spent)
 
 
 def _stop_settling() -> None:

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 
 from accounts.connections import give_back
-from billing import clock, journal, ledger, prices, pricing, workers
+from billing import budgets, clock, journal, ledger, prices, pricing, workers
 from billing.keeper import keeper
 from billing.models import TokenUsage
 from billing.money import from_pico
@@ -40,6 +40,12 @@ class LedgerMeter:
             name: Offer(price.prompt_per_1k, price.completion_per_1k, settings.CURRENCY)
             for name, price in found.items()
         }
+
+    def require_credit(self, account_id: int) -> None:
+        try:
+            budgets.require_credit(account_id)
+        finally:
+            give_back()
 
     def open(self, demand: Demand) -> None:
         """Pin the price, hold the most it can come to; raise Refused."""

@@ -60,6 +60,7 @@ class ModelPrice(models.Model):
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
+    author = models.CharField(max_length=200, help_text="Their name then, or whose command it was.")
 
     class Meta:
         db_table = "model_prices"
@@ -97,7 +98,7 @@ class Budget(models.Model):
     """A limit of an account, or of one of its keys: a wallet, a monthly cap of money or tokens.
 
     `limit`, `spent` and `held` are pico or tokens, by `unit`. A wallet's limit is everything
-    ever paid in. A monthly budget counts from zero when `period` is no longer this month.
+    ever paid in. What is spent and held of a monthly budget stands in its `BudgetPeriod` rows.
     """
 
     class Unit(models.TextChoices):
@@ -117,7 +118,6 @@ class Budget(models.Model):
     limit = models.BigIntegerField(default=0)
     spent = models.BigIntegerField(default=0)
     held = models.BigIntegerField(default=0)
-    period = models.CharField(max_length=7, default="", help_text="The month `spent` is of.")
 
     class Meta:
         constraints = [
@@ -156,6 +156,28 @@ class Budget(models.Model):
         return self.limit - self.spent - self.held
 
 
+class BudgetPeriod(models.Model):
+    """What is spent and held of a monthly budget in one month.
+
+    Both in one row: after waiting for a row's lock PostgreSQL reads that row again and no other, so
+    a limit that is checked against two rows is passed by requests at once.
+    """
+
+    budget = models.ForeignKey(Budget, on_delete=models.PROTECT, related_name="periods")
+    period = models.CharField(max_length=7, help_text="A UTC month, such as 2026-11.")
+    spent = models.BigIntegerField(default=0)
+    held = models.BigIntegerField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["budget", "period"], name="one_row_per_month"),
+            models.CheckConstraint(condition=Q(held__gte=0), name="month_held_not_negative"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.budget} in {self.period}"
+
+
 class Hold(models.Model):
     """What one request may take at most, set aside before the model server is asked."""
 
@@ -178,8 +200,9 @@ class Hold(models.Model):
     amount = MoneyField()
     tokens = models.BigIntegerField(help_text="The most tokens the request may take.")
     prompt_estimate = models.BigIntegerField()
-    # Which budgets gave, so that one made meanwhile is not asked to take back.
-    budget_ids = models.JSONField(default=list)
+    # [budget, month] of each that gave; the month is empty where a budget has none. So one that was
+    # opened meanwhile is not asked to take back.
+    held_in = models.JSONField(default=list)
     state = models.CharField(max_length=8, choices=State.choices, default=State.OPEN)
     progress = models.BigIntegerField(default=0, help_text="Tokens known to be produced.")
     worker = models.CharField(max_length=200)
@@ -332,15 +355,23 @@ class Entry(models.Model):
     kind = models.CharField(max_length=10, choices=Kind.choices)
     amount = MoneyField(help_text="Positive puts money in, negative takes it out.")
     reason = models.CharField(max_length=200)
+    reference = models.CharField(  # noqa: DJ001  # Empty strings would not be unique.
+        max_length=100,
+        null=True,
+        unique=True,
+        help_text="Of the payment, such as its id or a line of the bank's: posted once only.",
+    )
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
     )
+    author = models.CharField(max_length=200, help_text="Their name then, or whose command it was.")
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
         ordering = ["-id"]
         verbose_name_plural = "entries"
         constraints = [
+            models.CheckConstraint(condition=~Q(reference=""), name="references_say_something"),
             models.CheckConstraint(condition=~Q(amount=0), name="entries_move_money"),
             models.CheckConstraint(condition=~Q(reason=""), name="entries_have_a_reason"),
         ]

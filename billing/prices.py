@@ -10,6 +10,7 @@ from django.contrib.auth.models import User
 from django.db.models import OuterRef, Subquery
 from django.db.models.expressions import RawSQL
 
+from accounts import authors
 from billing.models import ModelPrice
 from billing.pricing import InvalidPrice, Rates, per_token
 from gateway.names import InvalidName, canonical
@@ -72,6 +73,7 @@ def schedule(
         completion_price=line.rates.completion,
         request_price=line.rates.request,
         created_by=by,
+        author=authors.name_of(by),
     )
 
 

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from django.db import connection, transaction
-from django.db.models import Case, Count, Exists, F, OuterRef, Q, Sum, Value, When
+from django.db.models import Case, Count, Exists, F, OuterRef, Q, QuerySet, Sum, Value, When
 from django.db.models.functions import Coalesce
 
-from billing.models import Budget, Entry, Hold, TokenUsage, UsageDaily
+from billing import clock
+from billing.models import Budget, BudgetPeriod, Entry, Hold, TokenUsage, UsageDaily
 from billing.money import from_pico, to_pico
+from billing.months import month_of, months_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,22 +53,27 @@ def differences() -> list[tuple[Check, list[str]]]:
 
 
 def held_is_open_holds() -> Iterator[str]:
-    """A budget's held amount is the sum of the open holds it gave to."""
-    held: dict[int, int] = {}
+    """A budget's held amount, in each month, is the sum of the open holds it gave to."""
+    held: dict[tuple[int, str], int] = {}
     units = dict(Budget.objects.values_list("pk", "unit"))
     for hold in Hold.objects.filter(state=Hold.State.OPEN).iterator():
-        for budget_id in hold.budget_ids:
+        for budget_id, month in hold.held_in:
             if budget_id not in units:
                 yield f"hold {hold.request_id}: budget {budget_id} gave to it and is gone"
                 continue
             money = units[budget_id] == Budget.Unit.MONEY
-            held[budget_id] = held.get(budget_id, 0) + (
-                to_pico(hold.amount) if money else hold.tokens
-            )
+            amount = to_pico(hold.amount) if money else hold.tokens
+            held[budget_id, month] = held.get((budget_id, month), 0) + amount
     for budget in Budget.objects.all():
-        expected = held.get(budget.pk, 0)
+        expected = held.pop((budget.pk, ""), 0)
         if budget.held != expected:
             yield f"budget {budget.pk} ({budget}): held {budget.held}, open holds {expected}"
+    for row in BudgetPeriod.objects.select_related("budget").iterator():
+        expected = held.pop((row.budget_id, row.period), 0)
+        if row.held != expected:
+            yield f"budget {row.budget_id} ({row}): held {row.held}, open holds {expected}"
+    for (budget_id, month), amount in held.items():
+        yield f"budget {budget_id}: open holds of {month} for {amount}, but no row of that month"
 
 
 def spent_is_usage() -> Iterator[str]:
@@ -76,11 +83,35 @@ def spent_is_usage() -> Iterator[str]:
         if budget.key_id:
             rows = rows.filter(key=budget.key_id)
         if budget.window == Budget.Window.MONTH:
-            year, month = budget.period.split("-")
-            rows = rows.filter(day__year=year, day__month=month)
-        expected = _sum_in(rows, budget.unit)
-        if budget.spent != expected:
+            yield from _months_spent(budget, rows)
+        elif budget.spent != (expected := _sum_in(rows, budget.unit)):
             yield f"budget {budget.pk} ({budget}): spent {budget.spent}, usage {expected}"
+
+
+def _months_spent(budget: Budget, rows: QuerySet[TokenUsage]) -> Iterator[str]:
+    """Compare every month since the budget was opened; one without a row had no usage in it."""
+    counted = dict(budget.periods.values_list("period", "spent"))
+    days = rows.order_by().values_list("day", flat=True).distinct()
+    used = {month for month in map(month_of, days) if month >= min(counted, default="")}
+    for month in sorted(used | counted.keys()):
+        in_month = rows.filter(day__year=month[:4], day__month=month[5:])
+        expected, spent = _sum_in(in_month, budget.unit), counted.get(month, 0)
+        if spent != expected:
+            yield f"budget {budget.pk} ({budget}) in {month}: spent {spent}, usage {expected}"
+    if budget.spent or budget.held:
+        yield f"budget {budget.pk} ({budget}): counts outside of its months"
+
+
+def nothing_lies_ahead() -> Iterator[str]:
+    """No month has begun and no usage row is dated that the database's clock has not reached: while
+    it was wrong, caps counted in a month that nobody is in."""
+    now = clock.read()
+    this, later = month_of(now), months_held(now)[-1]
+    ahead = BudgetPeriod.objects.select_related("budget").filter(period__gt=this)
+    for row in ahead.exclude(period__lte=later, spent=0).iterator():
+        yield f"budget {row.budget_id} ({row}): this month has not begun"
+    for used in TokenUsage.objects.filter(day__gt=now.date()).iterator():
+        yield f"usage row {used.request_id}: dated {used.day}, which is ahead"
 
 
 def _sum_in(rows: Any, unit: str) -> int:
@@ -185,6 +216,7 @@ def rows_are_of_their_holds() -> Iterator[str]:
 CHECKS = [
     Check("held amounts are the sums of open holds", held_is_open_holds),
     Check("spent amounts are the sums of billed usage", spent_is_usage),
+    Check("no month and no usage row lies ahead", nothing_lies_ahead),
     Check("wallets are the sums of their entries", wallet_is_entries),
     Check("the roll-up is the sum of the usage rows", rollup_is_usage),
     Check("every cost is tokens times prices", cost_follows_from_row),

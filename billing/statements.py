@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from decimal import Decimal
+from typing import Any
 
-from django.db.models import QuerySet, Sum
+from django.db.models import F, OuterRef, QuerySet, Subquery, Sum
+from django.db.models.functions import Coalesce
 
 from accounts.models import Account, ApiKey
-from billing.models import Budget, UsageDaily
+from billing.models import Budget, BudgetPeriod, UsageDaily
 from billing.money import ExactSum, from_pico
 
 
@@ -86,23 +88,30 @@ class BudgetState:
     left: Decimal | int
 
 
-def budgets(account: Account, key: ApiKey, period: str) -> list[BudgetState]:
+def budgets(account: Account, key: ApiKey, month: str) -> list[BudgetState]:
     """Return the state of every budget that binds a key."""
     mine = Budget.objects.filter(account=account, key=None) | Budget.objects.filter(key=key)
-    return [budget_state(budget, period) for budget in mine.order_by("id")]
+    return [budget_state(budget) for budget in in_month(mine.order_by("id"), month)]
 
 
-def budget_state(budget: Budget, period: str) -> BudgetState:
-    """Return a budget's state in a month; what was spent in a month that is over counts no more."""
-    over = budget.window == Budget.Window.MONTH and budget.period != period
-    spent = 0 if over else budget.spent
+def in_month(budgets: QuerySet[Budget], month: str) -> QuerySet[Budget]:
+    """Annotate budgets with what counts in a month, for `budget_state`."""
+    row = BudgetPeriod.objects.filter(budget=OuterRef("pk"), period=month)
+    return budgets.annotate(
+        spent_now=F("spent") + Coalesce(Subquery(row.values("spent")), 0),
+        held_now=F("held") + Coalesce(Subquery(row.values("held")), 0),
+    )
+
+
+def budget_state(budget: Any) -> BudgetState:
+    """Return the state of a budget from `in_month`."""
     return BudgetState(
         kind=budget.kind,
         unit=budget.unit,
         limit=budget.amount(budget.limit),
-        spent=budget.amount(spent),
-        held=budget.amount(budget.held),
-        left=budget.amount(budget.limit - spent - budget.held),
+        spent=budget.amount(budget.spent_now),
+        held=budget.amount(budget.held_now),
+        left=budget.amount(budget.limit - budget.spent_now - budget.held_now),
     )
 
 

@@ -7,13 +7,13 @@ from typing import Any
 
 from django.conf import settings
 from django.http import HttpResponse, JsonResponse
-from django.utils import timezone
 from rest_framework.exceptions import ValidationError
 from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from accounts.models import Account, Scope
-from billing import ledger, prices, statements
+from billing import clock, prices, statements
+from billing.months import month_of
 from billing.statements import Line, Totals
 from gateway import metering
 
@@ -29,15 +29,15 @@ class UsageView(APIView):
 
     def get(self, request: Request) -> HttpResponse:
         key: Any = request.auth
-        now = timezone.now()
+        now = clock.read()
         today = now.date()
         rows = statements.days_of(key.account, today.replace(day=1), today)
         totals = statements.total(rows)
-        budgets = statements.budgets(key.account, key, ledger.period_of(now))
+        budgets = statements.budgets(key.account, key, month_of(now))
         is_usable = metering.usable_models(request)
         return JsonResponse(
             {
-                "month": ledger.period_of(now),
+                "month": month_of(now),
                 **totals_object(totals),
                 "billed_amount_usd": text(totals.cost),
                 "by_model": [line_object("model", line) for line in statements.by(rows, "model")],
@@ -58,7 +58,7 @@ class HistoryView(APIView):
 
     def get(self, request: Request) -> HttpResponse:
         key: Any = request.auth
-        first, last = span(request, timezone.now().date())
+        first, last = span(request, clock.read().date())
         group = request.query_params.get("group_by", "day")
         if group not in GROUPS:
             raise ValidationError(f"group_by takes one of {', '.join(GROUPS)}.")

@@ -221,6 +221,8 @@ KEEP_ALIVE_SECONDS: float = env.float("KEEP_ALIVE_SECONDS", default=10.0)
 STUCK_MODEL_SECONDS: float = env.float("STUCK_MODEL_SECONDS", default=20.0)
 
 MAX_BODY_BYTES: int = env.int("MAX_BODY_BYTES", default=32 * 1024 * 1024)
+# A body of millions of brackets is dear to parse; a chat of a thousand messages has five thousand.
+MAX_JSON_VALUES: int = env.int("MAX_JSON_VALUES", default=50_000)
 MAX_PROMPT_BYTES: int = env.int("MAX_PROMPT_BYTES", default=1024 * 1024)
 MAX_IMAGES: int = env.int("MAX_IMAGES", default=8)
 MAX_IMAGE_BYTES: int = env.int("MAX_IMAGE_BYTES", default=8 * 1024 * 1024)

@@ -5,39 +5,81 @@ one parser sees and another does not is how limits are talked past, so a body wi
 is refused here, and `policy.py` refuses keys that only look like known ones.
 """
 
+import contextlib
 import json
 import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from django.conf import settings
 from django.http import HttpRequest, UnreadablePostError
 
-from gateway.errors import BadRequest, BodyTimeout, GatewayError, LengthRequired, TooLarge
+from gateway import large_bodies
+from gateway.errors import BadRequest, BodyTimeout, LengthRequired, TooLarge
+from gateway.large_bodies import LARGE_BYTES
 
 CHUNK_BYTES = 64 * 1024
+# Not worth a look before it is parsed.
+SMALL_BYTES = 16 * 1024
 LENGTH = re.compile(r"[0-9]{1,18}")
 
 
 def read_object(request: HttpRequest) -> dict[str, Any]:
-    """Return the body's JSON object. The media type is ignored: plain `curl -d` must work.
+    """Return the JSON object of a body that is not large. Raises what `reading` raises."""
+    with reading(request) as found:
+        return found
 
-    Raises BadRequest, TooLarge, BodyTimeout or LengthRequired.
+
+@contextlib.contextmanager
+def reading(
+    request: HttpRequest, admit_large: Callable[[], None] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Read the body's JSON object, and keep the room that a large one takes while it is checked.
+
+    The media type is ignored: plain `curl -d` must work. `admit_large` is asked before a large body
+    is read, and raises why not; without it none is.
+    Raises BadRequest, TooLarge, BodyTimeout, LengthRequired or GatewayBusy.
     """
     if request.META.get("HTTP_CONTENT_ENCODING", "identity") != "identity":
         raise BadRequest("Compressed request bodies are not supported.")
-    return parse_object(read_body(request, settings.MAX_BODY_BYTES))
+    most = settings.MAX_BODY_BYTES if admit_large else min(LARGE_BYTES, settings.MAX_BODY_BYTES)
+    body = bytearray()
+    with contextlib.ExitStack() as room_taken:
+
+        def admit(size: int) -> None:
+            if admit_large:
+                admit_large()
+            room_taken.enter_context(large_bodies.room.of(size, settings.MAX_BODY_BYTES))
+
+        try:
+            read_body(request, body, most, admit)
+            found = parse_object(body)
+        finally:
+            body.clear()  # The traceback of an error would keep it.
+        yield found
 
 
-def read_body(request: HttpRequest, limit: int) -> bytes:
-    """Return the raw body, also of a chunked request, which Django itself would read as empty."""
+def read_body(
+    request: HttpRequest, body: bytearray, limit: int, admit: Callable[[int], None]
+) -> None:
+    """Read the raw body, also of a chunked request, which Django itself would read as empty.
+
+    `admit` is called once, before more than LARGE_BYTES are read, with how many are expected.
+    """
     chunked = bool(request.META.get("HTTP_TRANSFER_ENCODING"))
     length = declared_length(request.META.get("CONTENT_LENGTH") or "", limit)
     if length is None and not chunked:
         raise LengthRequired()
-    body = _read_or_say_why(request.META["wsgi.input"] if chunked else request, limit)
+    source = request.META["wsgi.input"] if chunked else request
+    if length is None:
+        _read_or_say_why(source, body, min(limit, LARGE_BYTES))
+    if limit > LARGE_BYTES < max(length or 0, len(body)):
+        admit(length or limit)
+    _read_or_say_why(source, body, limit)
+    if len(body) > limit:
+        raise _too_large(limit)
     if not chunked and len(body) < (length or 0):
         raise BadRequest("The body is shorter than its Content-Length.")
-    return body
 
 
 def declared_length(header: str, limit: int) -> int | None:
@@ -51,34 +93,38 @@ def declared_length(header: str, limit: int) -> int | None:
     return int(header)
 
 
-def _read_or_say_why(source: Any, limit: int) -> bytes:
+def _read_or_say_why(source: Any, body: bytearray, limit: int) -> None:
+    """Read on until the end, or one byte beyond the limit."""
     try:
-        return _read(source, limit)
-    except GatewayError:
-        raise
+        while len(body) <= limit and (part := source.read(min(CHUNK_BYTES, limit + 1 - len(body)))):
+            body += part
     except (UnreadablePostError, OSError) as error:
         raise BodyTimeout() from error
     except Exception as error:  # Each server has its own for chunks that break the rules.
         raise BadRequest("The body's chunks are malformed.") from error
 
 
-def _read(source: Any, limit: int) -> bytes:
-    parts: list[bytes] = []
-    size = 0
-    while part := source.read(min(CHUNK_BYTES, limit + 1 - size)):
-        parts.append(part)
-        size += len(part)
-        if size > limit:
-            raise _too_large(limit)
-    return b"".join(parts)
-
-
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"The body is larger than {limit} bytes.")
 
 
-def parse_object(body: bytes) -> dict[str, Any]:
+def parse_object(body: bytes | bytearray) -> dict[str, Any]:
     """Return the one JSON object a body holds; raise BadRequest."""
+    if len(body) <= SMALL_BYTES:
+        return _parse(body)
+    large_bodies.check_quotes(body, settings.MAX_JSON_VALUES)
+    try:
+        most_text = large_bodies.text_limit(settings.MAX_PROMPT_BYTES)
+        lifted = large_bodies.Lifted(body, most_text, settings.MAX_IMAGE_BYTES)
+    except ValueError as error:
+        raise BadRequest(f"The body is not valid JSON: {_reason(error)}.") from None
+    if isinstance(body, bytearray):
+        body.clear()  # The images are not to be held twice.
+    large_bodies.check_values(lifted.rest, settings.MAX_JSON_VALUES)
+    return lifted.put_back(_parse(lifted.rest))
+
+
+def _parse(body: bytes | bytearray) -> dict[str, Any]:
     if not body.strip():
         raise BadRequest("missing request body")
     try:

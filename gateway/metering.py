@@ -161,6 +161,9 @@ class Meter(Protocol):
     def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
         """Return the price in force of each model that has one, by canonical name."""
 
+    def require_credit(self, account_id: int) -> None:
+        """Raise Refused for an account that can pay for nothing; asked before much is read."""
+
     def open(self, demand: Demand) -> None:
         """Admit the demand and set its most aside; raise Refused."""
 
@@ -182,6 +185,9 @@ class NullMeter:
 
     def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
         return {}
+
+    def require_credit(self, account_id: int) -> None:
+        pass
 
     def open(self, demand: Demand) -> None:
         pass

@@ -127,6 +127,7 @@ class PullView(APIView):
             renderer=renderer,
             watch=watch_of(request),
             patience=PULL_PATIENCE,
+            may_just_end=False,
         )
         stream.begin(
             partial(upstream.send, "pull", {"model": model, "stream": True}),

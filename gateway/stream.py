@@ -86,7 +86,9 @@ class MeteredStream:
         renderer: Renderer,
         watch: Watch,
         patience: Patience | None = None,
+        may_just_end: bool = True,
     ) -> None:
+        """`may_just_end`: a proper end without a last chunk is an end, after at least one chunk."""
         self._meter = meter
         self._tally = tally
         self._renderer = renderer
@@ -97,6 +99,7 @@ class MeteredStream:
         self._chunks: Generator[Chunk, None, None] | Pump = _nothing()
         # Read by `begin`, not yet counted: nothing of it has been handed on.
         self._first: Chunk | None = None
+        self._may_just_end = may_just_end
         self._is_whole = False
         self._ended = False
         self._owes_sign_of_life = False
@@ -124,12 +127,18 @@ class MeteredStream:
 
     def _open(self, send: Send, read: Read) -> Generator[Chunk, None, None]:
         answer = send(self._watch)
+        chunk = None
         try:
-            for number, line in enumerate(answer.lines()):
-                if number == 0:
+            for line in answer.lines():
+                if chunk is None:
                     self._watch.bound_silence(self._patience.silence)
                     self._watch.break_off_after(self._patience.total, AnswerTooLong)
-                yield read(line)
+                chunk = read(line)
+                yield chunk
+            if chunk is not None and self._may_just_end and answer.is_framed:
+                # Ollama ends a response so that repeats itself. Harmless after a last chunk: nobody
+                # takes another.
+                yield cut_short(chunk)
         finally:
             answer.close()
 

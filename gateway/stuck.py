@@ -135,6 +135,7 @@ class _Noted(upstream.Answer):
         self._answer = answer
         self._model = model
         self._has_schema = has_schema
+        self.is_framed = answer.is_framed
         self._last = b""
         self._is_whole = False
 

@@ -145,9 +145,13 @@ class Answer:
         self._response = response
         self._watch = watch
         self._longest = longest or MAX_LINE_BYTES
+        # Whether HTTP says where the answer ends. Where only the close of the connection ends it,
+        # an end cannot be told from a break.
+        self.is_framed = response.raw.chunked or "Content-Length" in response.headers
 
     def lines(self) -> Iterator[bytes]:
         """Yield the answer's lines, cut at the byte `\\n` only; the last may lack its newline.
+        Blank lines are skipped.
 
         Raises UpstreamBroke, UpstreamStalled, or why the Watch broke it off.
         """
@@ -156,7 +160,9 @@ class Answer:
             start = len(buffer)
             buffer += piece
             while (end := buffer.find(b"\n", start)) >= 0:
-                yield bytes(buffer[:end])
+                line = bytes(buffer[:end])
+                if line.strip():
+                    yield line
                 del buffer[: end + 1]
                 start = 0
             if len(buffer) > self._longest:

@@ -70,6 +70,8 @@ class Tally:
         and it cannot have written more than it was allowed to.
         """
         prompt, written = last.prompt_tokens, last.completion_tokens
+        if prompt is None and written is None:
+            return self.partial()  # A last chunk of ours, in place of one that did not come.
         if written is None and self.produced == 0:
             written = 0
         source = CountSource.UPSTREAM

@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 
 from accounts.models import ApiKey, Scope
 from gateway import catalogue, embed_parts, idempotency, isolation, policy
-from gateway.bodies import read_object
+from gateway.bodies import reading
 from gateway.catalogue import Shelf, canonical_name, shelf
 from gateway.dialects import OLLAMA, ollama
 from gateway.dialects.base import Dialect, Renderer
@@ -42,13 +42,14 @@ class AnswerView(APIView):
     required_scope = Scope.INFER
 
     def post(self, request: Request) -> HttpResponseBase:
-        body = read_object(request._request)
-        prompt = self.dialect.parse(self.operation, body)
-        model = canonical_name(prompt.model)
-        shelf_of(request).check(model)
-        renderer = self.dialect.renderer(prompt, request_id(request))
-        job = policy.build(prompt, model, limits(), salt_of(request))
-        named = idempotency.of(request._request, body)
+        can_pay = partial(meter_of(request).require_credit, key_of(request).account_id)
+        with reading(request._request, can_pay) as body:
+            prompt = self.dialect.parse(self.operation, body)
+            model = canonical_name(prompt.model)
+            shelf_of(request).check(model)
+            renderer = self.dialect.renderer(prompt, request_id(request))
+            job = policy.build(prompt, model, limits(), salt_of(request))
+            named = idempotency.of(request._request, body)
         if ollama.is_load_request(prompt):
             return self.answer_load(request, model, prompt, renderer)
         if has_left(request):

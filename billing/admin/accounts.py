@@ -9,17 +9,17 @@ from django.db import transaction
 from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
-from django.utils import timezone
 
 from accounts.admin import AccountAdmin as PlainAccountAdmin
 from accounts.admin.base import figure
 from accounts.forms import AccountForm
 from accounts.models import Account
-from billing import ledger, statements
+from billing import clock, ledger, statements
 from billing.admin.figures import in_unit, money
 from billing.admin.forms import CreditForm, IssueCheckedKeyForm, PaidAccountForm
 from billing.models import Budget, Entry
 from billing.money import from_pico
+from billing.months import month_of
 
 ENTRIES_ON_PAGE = 10
 
@@ -67,7 +67,7 @@ class AccountAdmin(PlainAccountAdmin):
         return account
 
     def facts(self, account: Account) -> dict[str, Any]:
-        entries = account.entries.select_related("created_by")[: ENTRIES_ON_PAGE + 1]
+        entries = account.entries.all()[: ENTRIES_ON_PAGE + 1]
         return {
             **super().facts(account),
             "budgets": budgets_of(account),
@@ -98,13 +98,11 @@ class AccountAdmin(PlainAccountAdmin):
         """Post the entry unless the form is refused: by the ledger, or as one sent twice."""
         # Whoever sends the form a second time waits here, and then finds an entry newer than it.
         Account.objects.select_for_update(no_key=True).get(pk=account.pk)
-        said = form.cleaned_data
-        if newest_entry(account) != said["after"]:
+        if newest_entry(account) != form.cleaned_data["after"]:
             form.add_error(None, "Another entry came first. See whether it was yours.")
             return None
-        kind, by = Entry.Kind(said["kind"]), operator(request)
         try:
-            entry = ledger.post(account, said["amount"], kind=kind, reason=said["reason"], by=by)
+            entry = ledger.post(account, **form.posting(), by=operator(request))
         except ValueError as error:
             form.add_error(None, str(error))
             return None
@@ -123,13 +121,18 @@ def operator(request: HttpRequest) -> User:
 
 def budgets_of(account: Account) -> list[dict[str, Any]]:
     """Return an account's budgets and those of its keys, as people read them."""
-    budgets = account.budgets.select_related("key").order_by("pk")
+    budgets = this_month(account.budgets.select_related("key").order_by("pk"))
     return [{"budget": budget, **amounts_of(budget)} for budget in budgets]
 
 
+def this_month(budgets: QuerySet[Budget]) -> QuerySet[Budget]:
+    """Annotate budgets with what counts now, for `amounts_of`."""
+    return statements.in_month(budgets, month_of(clock.read()))
+
+
 def amounts_of(budget: Budget) -> dict[str, str]:
-    """Return a budget's limit, spent, held and left, with their unit."""
-    state = statements.budget_state(budget, ledger.period_of(timezone.now()))
+    """Return the limit, spent, held and left of a budget from `this_month`, with their unit."""
+    state = statements.budget_state(budget)
     names = ("limit", "spent", "held", "left")
     return {name: in_unit(getattr(state, name), state.unit) for name in names}
 

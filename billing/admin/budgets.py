@@ -5,14 +5,14 @@ from typing import Any
 from django.conf import settings
 from django.contrib import admin, messages
 from django.db import transaction
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
-from django.utils import timezone
 
 from accounts.admin.base import Column, OfficeAdmin, ReadOnlyAdmin, column, figure, moment
 from billing import ledger
-from billing.admin.accounts import amounts_of
-from billing.admin.figures import money
+from billing.admin.accounts import amounts_of, this_month
+from billing.admin.figures import in_unit, money
 from billing.admin.forms import CapForm, LimitForm
 from billing.models import Budget, Entry
 
@@ -47,6 +47,9 @@ class BudgetAdmin(OfficeAdmin):
         is_wallet = obj is not None and obj.is_wallet
         return not is_wallet and super().has_change_permission(request, obj)
 
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
+        return this_month(super().get_queryset(request))
+
     def get_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         editable = self.has_change_permission(request, obj)
         return [*self.fields, "new_limit"] if editable else self.fields
@@ -67,15 +70,14 @@ class BudgetAdmin(OfficeAdmin):
     def _open(self, request: HttpRequest, form: CapForm) -> Budget | None:
         said = form.cleaned_data
         unit, window = Budget.Unit(said["unit"]), Budget.Window.MONTH
-        now = timezone.now()
         try:
-            budget = ledger.open_budget(said["account"], unit, window, key=said["key"], now=now)
+            budget = ledger.open_budget(said["account"], unit, window, key=said["key"])
         except ValueError as error:
             form.add_error(None, str(error))
             return None
         ledger.set_limit(budget, said["limit"])
         budget.limit = said["limit"]
-        self.log_addition(request, budget, f"Limit: {amounts_of(budget)['limit']}.")
+        self.log_addition(request, budget, f"Limit: {limit_of(budget)}.")
         return budget
 
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
@@ -86,7 +88,11 @@ class BudgetAdmin(OfficeAdmin):
     def construct_change_message(
         self, request: HttpRequest, form: Any, formsets: Any, add: bool = False
     ) -> Any:
-        return f"Limit: {amounts_of(form.instance)['limit']}."
+        return f"Limit: {limit_of(form.instance)}."
+
+
+def limit_of(budget: Budget) -> str:
+    return in_unit(budget.amount(budget.limit), budget.unit)
 
 
 @admin.register(Entry)
@@ -97,15 +103,16 @@ class EntryAdmin(ReadOnlyAdmin):
         "kind",
         figure("amount", f"amount, {settings.CURRENCY}", lambda entry: money(entry.amount)),
         "reason",
-        column("by", "by", lambda entry: str(entry.created_by or "the system")),
+        column("reference", "reference", lambda entry: entry.reference or "-"),
+        column("by", "by", lambda entry: entry.author),
     ]
     list_display_links = None
     list_filter = ["kind"]
     linked_by = ("account__exact",)
-    list_select_related = ["account", "created_by"]
+    list_select_related = ["account"]
     sortable_by = ()
-    search_fields = ["account__name", "reason"]
-    search_help_text = "By name of the account, or words of the reason."
+    search_fields = ["account__name", "reason", "=reference"]
+    search_help_text = "By name of the account, words of the reason, or a payment's reference."
     fields = list_display
     readonly_fields = list_display
     when_empty = "Money is put in on the page of an account, or by manage.py grant."

@@ -57,6 +57,12 @@ class CreditForm(forms.Form):
         widget=AdminTextInputWidget,
         help_text="Stays in the books for ever, such as 'Invoice 2026-017'.",
     )
+    reference = forms.CharField(
+        max_length=100,
+        required=False,
+        widget=AdminTextInputWidget,
+        help_text="Of the payment, such as its id: it is posted once only. A top-up needs one.",
+    )
     # The newest entry when the form was shown: sent twice, it must not pay twice.
     after = forms.IntegerField(widget=forms.HiddenInput)
     open_wallet = forms.BooleanField(
@@ -78,6 +84,17 @@ class CreditForm(forms.Form):
         if not amount:
             raise forms.ValidationError("Zero moves no money.")
         return amount
+
+    def clean(self) -> None:
+        said = self.cleaned_data
+        if said.get("kind") == Entry.Kind.TOP_UP and said.get("reference") == "":
+            self.add_error("reference", "A top-up needs the reference of its payment.")
+
+    def posting(self) -> dict[str, Any]:
+        """Return the arguments of `ledger.post`."""
+        said = self.cleaned_data
+        kind = Entry.Kind(said["kind"])
+        return {"kind": kind, **{name: said[name] for name in ("amount", "reason", "reference")}}
 
 
 class PriceForm(forms.Form):

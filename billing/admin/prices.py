@@ -59,10 +59,9 @@ class ModelPriceAdmin(OfficeAdmin):
         *price("prompt_price", "in"),
         *price("completion_price", "out"),
         moment("effective_from", "from (UTC)"),
-        column("by", "by", lambda row: str(row.created_by or "the system")),
+        column("by", "by", lambda row: row.author),
     ]
     list_filter = [PriceStateFilter]
-    list_select_related = ["created_by"]
     search_fields = ["model"]
     fields = [*list_display, moment("created_at", "written")]
     readonly_fields = fields

@@ -6,7 +6,8 @@ chunk that merely has an `error` key, and stop reading at the first `done: true`
 """
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from gateway import upstream_errors
@@ -89,12 +90,11 @@ def loaded(operation: Operation, created_at: str) -> Chunk:
 def read_chunk(operation: Operation, line: bytes, model: str = "") -> Chunk:
     """Read one line of the model server; raise UpstreamBroke for nonsense, and what an error line
     means."""
-    native = _native(line)
+    native = _native(line, _finite if operation is not Operation.EMBED else None)
     if native.get("error"):
         raise upstream_errors.from_line(native["error"], model)
     if operation is Operation.EMBED:
-        vectors = native.get("embeddings")
-        if not isinstance(vectors, list) or not all(isinstance(one, list) for one in vectors):
+        if not (_are_vectors(native.get("embeddings")) and _all_finite(native.values())):
             raise UpstreamBroke()
         return Chunk(done=True, prompt_tokens=counts(native)[0], completion_tokens=0, fields=native)
     return _text_chunk(native)
@@ -117,19 +117,36 @@ def _text_chunk(native: dict[str, Any]) -> Chunk:
 
 
 def cut_short(chunk: Chunk) -> Chunk:
-    """Return an end in place of a chunk, for a model server that writes beyond its limit."""
-    native = {**chunk.fields, "done": True, "done_reason": "length"}
-    for name in ("response", "thinking"):
-        if name in native:
-            native[name] = ""
-    if "message" in native:
+    """Return a last chunk like another one: for a model server that writes beyond its limit, and
+    for one that ends a response without a last line."""
+    kept = ("model", "created_at")
+    native: dict[str, Any] = {name: chunk.fields[name] for name in kept if name in chunk.fields}
+    native |= {"done": True, "done_reason": "length"}
+    if "message" in chunk.fields:
         native["message"] = {"role": "assistant", "content": ""}
+    else:
+        native["response"] = ""
     return Chunk(done=True, fields=native)
 
 
-def _native(line: bytes) -> dict[str, Any]:
+def _are_vectors(value: Any) -> bool:
+    """Tell whether a value is a list of vectors. Their sums tell of each number whether it is one:
+    a look at every number by itself would take as long as reading them."""
+    if not isinstance(value, list) or not all(isinstance(one, list) for one in value):
+        return False
     try:
-        native = json.loads(line, parse_constant=_no_constant)
+        return _all_finite([sum(vector) for vector in value])
+    except (TypeError, OverflowError):
+        return False
+
+
+def _all_finite(values: Iterable[Any]) -> bool:
+    return all(math.isfinite(value) for value in values if isinstance(value, float))
+
+
+def _native(line: bytes, read_float: Callable[[str], float] | None = None) -> dict[str, Any]:
+    try:
+        native = json.loads(line, parse_constant=_no_constant, parse_float=read_float)
     except (ValueError, RecursionError):
         raise UpstreamBroke() from None
     if not isinstance(native, dict):
@@ -139,6 +156,14 @@ def _native(line: bytes) -> dict[str, Any]:
 
 def _no_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    """Read a number; raise ValueError for one that is too large, such as 1e999."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError("a number is too large")
+    return value
 
 
 def _string(value: Any) -> str:
@@ -224,7 +249,7 @@ def error_object(error: GatewayError, request_id: str) -> dict[str, Any]:
 def json_line(value: dict[str, Any]) -> bytes:
     """Return one object as a line. All but ASCII is escaped: clients that split lines the way
     Python's splitlines does break at a bare U+0085."""
-    return json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n"
+    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
 
 
 # --- The older embeddings route -----------------------------------------------------------------

@@ -50,7 +50,7 @@ def evil(db: None) -> Caller:
     account = Account.objects.create(name=EVIL)
     Membership.objects.create(account=account, user=owner, role="owner")
     for unit, window in (("money", "total"), ("tokens", "month")):
-        ledger.open_budget(account, Budget.Unit(unit), Budget.Window(window), now=timezone.now())
+        ledger.open_budget(account, Budget.Unit(unit), Budget.Window(window))
     ledger.set_limit(Budget.objects.get(unit="tokens"), 1000)
     key, secret = keys.issue(account, name=EVIL, allowed_models=[EVIL], scopes=[EVIL, "infer"])
     ledger.post(account, "5", kind=Entry.Kind.GRANT, reason=EVIL, by=owner)
@@ -62,7 +62,12 @@ def asked(caller: Caller, by: User) -> None:
     """Leave a hold, a usage row and a day of a model whose name nobody would believe."""
     now = timezone.now()
     price = ModelPrice.objects.create(
-        model=EVIL, effective_from=now, prompt_price=1, completion_price=1, created_by=by
+        model=EVIL,
+        effective_from=now,
+        prompt_price=1,
+        completion_price=1,
+        created_by=by,
+        author=EVIL,
     )
     demand = Demand(caller.account.pk, caller.key.pk, EVIL[:20], EVIL, 9, 9, 9)
     for settled in (True, False):

@@ -130,7 +130,8 @@ def page_of(account: Account) -> str:
 def add_credit(client: Client, account: Account, **fields: Any) -> Any:
     newest = Entry.objects.filter(account=account).order_by("-pk").first()
     after = newest.pk if newest else 0
-    given = {"amount": "10.5", "kind": "top_up", "reason": "Invoice 7", "after": after, **fields}
+    given = {"amount": "10.5", "kind": "top_up", "reason": "Invoice 7", "reference": "bank-7"}
+    given = {**given, "after": after, **fields}
     return client.post(f"{page_of(account)}add-credit/", given)
 
 
@@ -147,8 +148,7 @@ def test_an_account_opens_with_a_wallet_unless_postpaid(
 
 
 def test_the_page_of_an_account_shows_budgets_and_entries(office: Client, alice: Caller) -> None:
-    now = timezone.now()
-    ledger.set_limit(ledger.open_budget(alice.account, **MONTHLY, now=now), 100_000)
+    ledger.set_limit(ledger.open_budget(alice.account, **MONTHLY), 100_000)
 
     page = text_of(office.get(f"{page_of(alice.account)}change/"))
 
@@ -162,7 +162,8 @@ def test_credit_is_posted_once_with_who_and_why(office: Client, alice: Caller) -
 
     entry = Entry.objects.latest("pk")
     assert (entry.amount, entry.reason) == (Decimal("10.5"), "Invoice 7")
-    assert str(entry.created_by) == "olga-the-operator"
+    assert str(entry.created_by) == entry.author == "olga-the-operator"
+    assert entry.reference == "bank-7"
     assert statements.balance(alice.account) == Decimal("35.5")
     assert "Invoice 7" in LogEntry.objects.get().change_message
 
@@ -177,8 +178,33 @@ def test_a_form_sent_twice_does_not_pay_twice(office: Client, alice: Caller) -> 
     assert statements.balance(alice.account) == Decimal("35.5")
 
 
+def test_a_payment_is_posted_once_whatever_form_it_comes_in(office: Client, alice: Caller) -> None:
+    add_credit(office, alice.account)
+
+    again = add_credit(office, alice.account, amount="12")
+
+    assert "The reference &#x27;bank-7&#x27; was posted before: 10.5 to Alice Ltd" in text_of(again)
+    assert statements.balance(alice.account) == Decimal("35.5")
+
+
+def test_only_a_top_up_needs_a_reference(office: Client, alice: Caller) -> None:
+    add_credit(office, alice.account, kind="grant", reference="")
+    add_credit(office, alice.account, kind="refund", reference="")
+
+    assert statements.balance(alice.account) == 46
+
+
 @pytest.mark.parametrize(
-    "fields", [{"amount": "0"}, {"amount": "ten"}, {"amount": "1e3"}, {"reason": " "}, {"kind": ""}]
+    "fields",
+    [
+        {"amount": "0"},
+        {"amount": "ten"},
+        {"amount": "1e3"},
+        {"reason": " "},
+        {"kind": ""},
+        {"reference": " "},
+        {"reference": "x" * 101},
+    ],
 )
 def test_credit_with_a_mistake_moves_nothing(
     office: Client, alice: Caller, fields: dict[str, str]
@@ -259,14 +285,15 @@ def test_a_cap_is_not_for_a_key_of_somebody_else(
 
 
 def test_changing_a_limit_leaves_what_requests_move_alone(office: Client, alice: Caller) -> None:
-    cap = ledger.open_budget(alice.account, **MONTHLY, now=timezone.now())
-    Budget.objects.filter(pk=cap.pk).update(spent=30, held=12)
+    cap = ledger.open_budget(alice.account, **MONTHLY)
+    cap.periods.update(spent=30, held=12)
 
     fields = {"new_limit": "5000", "spent": "0", "held": "0", "limit": "1"}
     office.post(f"{BUDGETS}{cap.pk}/change/", fields)
 
     cap.refresh_from_db()
-    assert (cap.limit, cap.spent, cap.held) == (5000, 30, 12)
+    month = cap.periods.get()
+    assert (cap.limit, month.spent, month.held) == (5000, 30, 12)
     assert LogEntry.objects.get().change_message == "Limit: 5,000 tokens."
 
 

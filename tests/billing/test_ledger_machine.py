@@ -158,7 +158,7 @@ class Ledger(RuleBasedStateMachine):
     def cap(self, limit: int) -> None:
         kind = (self.alice.account, Budget.Unit.TOKENS, Budget.Window.MONTH)
         if not self.caps():
-            self.happen(lambda: ledger.open_budget(*kind, now=self.now), lambda: None)
+            self.happen(lambda: ledger.open_budget(*kind), lambda: None)
         if found := self.caps():
             cap = found[0]
             self.happen(lambda: ledger.set_limit(cap, limit), lambda: self._cap_is_now(limit))
@@ -234,7 +234,8 @@ class Ledger(RuleBasedStateMachine):
     @invariant()
     def the_books_balance(self) -> None:
         if hasattr(self, "alice"):
-            found = [d for _check, diffs in reconciliation.differences() for d in diffs]
+            with database_time(self.now):
+                found = [d for _check, diffs in reconciliation.differences() for d in diffs]
             assert not found, found
 
     @invariant()

@@ -1,32 +1,41 @@
 """A monthly cap, where one month ends and the next begins: requests do not end in order."""
 
+import contextlib
+import threading
+import time
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
+from django.db import connection
 
 from billing import ledger
-from billing.models import Budget, ModelPrice
+from billing.models import Budget, Hold, ModelPrice
+from billing.months import months_held
 from gateway.metering import CapReached
-from tests.billing.test_ledger import DECEMBER, NOVEMBER, books_balance, finish, reserve
-from tests.conftest import Caller, set_price
+from tests.billing.test_ledger import DECEMBER, NOVEMBER, books_balance, finish, in_threads, reserve
+from tests.conftest import Caller, database_time, set_price
 
 
 @pytest.fixture
 def cap(alice: Caller) -> Budget:
     """A cap of 1,000 tokens a month."""
-    opened = ledger.open_budget(
-        alice.account, Budget.Unit.TOKENS, Budget.Window.MONTH, now=NOVEMBER
-    )
+    with database_time(NOVEMBER):
+        opened = ledger.open_budget(alice.account, Budget.Unit.TOKENS, Budget.Window.MONTH)
     ledger.set_limit(opened, 1000)
     return opened
 
 
-def state(cap: Budget) -> tuple[str, int]:
-    cap.refresh_from_db()
-    return cap.period, cap.spent
+def spent(cap: Budget) -> dict[str, int]:
+    """Return what counts in each month that has begun or is held in."""
+    return dict(cap.periods.order_by("period").values_list("period", "spent"))
 
 
-def test_a_late_end_does_not_open_the_old_month_again(
+def held(cap: Budget) -> dict[str, int]:
+    return dict(cap.periods.order_by("period").values_list("period", "held"))
+
+
+def test_each_end_counts_in_the_month_of_its_row_in_any_order(
     alice: Caller, priced: ModelPrice, cap: Budget
 ) -> None:
     holds = [reserve(alice, priced, now=NOVEMBER) for _ in range(3)]
@@ -34,7 +43,7 @@ def test_a_late_end_does_not_open_the_old_month_again(
     for hold, now in zip(holds, [NOVEMBER, DECEMBER, NOVEMBER], strict=True):
         finish(hold, now=now)
 
-    assert state(cap) == ("2026-12", 15) and books_balance()
+    assert spent(cap) == {"2026-11": 30, "2026-12": 15} and books_balance()
 
 
 def test_a_late_hold_counts_against_the_month_that_has_begun(
@@ -45,7 +54,106 @@ def test_a_late_hold_counts_against_the_month_that_has_begun(
     with pytest.raises(CapReached, match=r"up to 200 \(tokens\)"):
         reserve(alice, priced, now=NOVEMBER)
 
-    assert state(cap) == ("2026-12", 900) and books_balance()
+    assert spent(cap)["2026-12"] == 900 and books_balance()
+
+
+def test_what_is_held_over_the_border_leaves_that_much_less_to_the_new_month(
+    alice: Caller, priced: ModelPrice, cap: Budget
+) -> None:
+    """Else a month could be filled while answers of the one before end in it."""
+    late = [reserve(alice, priced, now=NOVEMBER) for _ in range(4)]
+    assert held(cap) == {"2026-11": 800, "2026-12": 800}
+
+    reserve(alice, priced, now=DECEMBER)
+    with pytest.raises(CapReached):
+        reserve(alice, priced, now=DECEMBER)
+    for hold in late:
+        finish(hold, 100, 100, now=DECEMBER)
+
+    assert spent(cap) == {"2026-11": 0, "2026-12": 800}
+    assert held(cap) == {"2026-11": 0, "2026-12": 200} and books_balance()
+
+
+def test_a_hold_early_in_a_month_is_held_in_that_month_alone(
+    alice: Caller, priced: ModelPrice, cap: Budget
+) -> None:
+    reserve(alice, priced, now=DECEMBER)
+
+    assert held(cap) == {"2026-11": 0, "2026-12": 200}
+
+
+@pytest.mark.parametrize("ahead", [DECEMBER, datetime(2027, 1, 15, tzinfo=UTC)])
+def test_a_clock_that_was_ahead_lets_nothing_pass_a_cap(
+    alice: Caller, priced: ModelPrice, cap: Budget, ahead: datetime
+) -> None:
+    """One request with the clock in another month, and the clock is right again."""
+    for _ in range(5):
+        finish(reserve(alice, priced, now=NOVEMBER), 100, 100, now=NOVEMBER)
+    finish(reserve(alice, priced, now=ahead), 1, 1, now=ahead)
+
+    for _ in range(30):
+        with pytest.raises(CapReached):
+            reserve(alice, priced, now=NOVEMBER)
+    assert not books_balance(NOVEMBER) and books_balance(ahead)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_requests_at_once_fill_a_month_exactly(
+    alice: Caller, priced: ModelPrice, cap: Budget
+) -> None:
+    """The first of them make the month's row. One settles meanwhile, whose row the others wait for:
+    what it spent and what they hold is compared after the wait."""
+    running = reserve(alice, priced, now=DECEMBER)
+    admitted: list[Hold] = []
+
+    def ask() -> None:
+        with contextlib.suppress(CapReached):
+            admitted.append(reserve(alice, priced))
+
+    with database_time(DECEMBER):
+        in_threads(8, ask)
+        assert len(admitted) == 4
+        finish(running, 100, 100)
+        in_threads(8, ask)
+
+    assert len(admitted) == 4 and held(cap)["2026-12"] == 800 and books_balance()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_hold_that_waits_for_a_settlement_sees_what_it_spent(
+    alice: Caller, priced: ModelPrice, cap: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """1,000 a month, a settlement of 500 not committed yet, two holds of 500 that wait for it."""
+    if connection.vendor == "sqlite":
+        pytest.skip("SQLite has one writer")
+    running = reserve(alice, priced, prompt=300, completion=300, now=DECEMBER)
+    charged, go_on = threading.Event(), threading.Event()
+    roll_up, admitted = ledger._roll_up, []
+
+    def pause(row: Any) -> None:
+        charged.set()
+        go_on.wait(5)
+        roll_up(row)
+
+    def settle() -> None:
+        finish(running, 250, 250)
+
+    def ask() -> None:
+        charged.wait(5)
+        with contextlib.suppress(CapReached):
+            admitted.append(reserve(alice, priced, prompt=250, completion=250))
+
+    def let_go() -> None:
+        charged.wait(5)
+        time.sleep(0.5)
+        go_on.set()
+
+    monkeypatch.setattr(ledger, "_roll_up", pause)
+    work = iter([settle, ask, ask, let_go])
+    with database_time(DECEMBER):
+        in_threads(4, lambda: next(work)())
+
+    assert len(admitted) == 1 and books_balance()
 
 
 def test_a_clock_that_was_far_ahead_does_not_stop_a_cap_for_ever(
@@ -55,18 +163,32 @@ def test_a_clock_that_was_far_ahead_does_not_stop_a_cap_for_ever(
 
     finish(reserve(alice, priced, now=DECEMBER), now=DECEMBER)
 
-    assert state(cap) == ("2026-12", 15) and books_balance()
+    assert spent(cap) == {"2026-11": 0, "2026-12": 15, "2031-01": 15}
 
 
-@pytest.mark.parametrize("day", [1, 28, 31])
-def test_december_is_followed_by_january(day: int) -> None:
-    assert ledger.period_after(datetime(2026, 12, day, tzinfo=UTC)) == "2027-01"
-    assert ledger.period_after(datetime(2027, 1, day, tzinfo=UTC)) == "2027-02"
+def test_december_is_followed_by_january() -> None:
+    assert months_held(datetime(2026, 12, 31, 23, tzinfo=UTC)) == ["2026-12", "2027-01"]
+    assert months_held(datetime(2027, 1, 28, tzinfo=UTC)) == ["2027-01"]
+
+
+def test_a_cap_that_is_opened_early_in_a_month_counts_the_month_before(
+    alice: Caller, priced: ModelPrice
+) -> None:
+    """A settlement that read the clock before the border may be written after the opening."""
+    finish(reserve(alice, priced, now=NOVEMBER), now=NOVEMBER)
+    waiting = reserve(alice, priced, now=NOVEMBER)
+    with database_time(DECEMBER):
+        opened = ledger.open_budget(alice.account, Budget.Unit.TOKENS, Budget.Window.MONTH)
+
+    finish(waiting, now=NOVEMBER)
+
+    assert spent(opened) == {"2026-11": 30, "2026-12": 0} and books_balance()
 
 
 def test_a_refusal_names_small_money_in_plain_digits(alice: Caller) -> None:
     cheap = set_price("llama3", "0.0001")
-    ledger.open_budget(alice.account, Budget.Unit.MONEY, Budget.Window.MONTH, now=DECEMBER)
+    with database_time(DECEMBER):
+        ledger.open_budget(alice.account, Budget.Unit.MONEY, Budget.Window.MONTH)
 
     with pytest.raises(CapReached, match=r"up to 0\.0000001 \(money\)"):
         reserve(alice, cheap, prompt=1, completion=0, now=DECEMBER)

@@ -16,7 +16,7 @@ from billing import append_only, ledger, reconciliation, statements
 from billing.models import Budget, ModelPrice, TokenUsage
 from billing.money import to_pico
 from tests.billing.test_ledger import books_balance, finish, reserve
-from tests.conftest import Caller
+from tests.conftest import Caller, database_time
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -27,7 +27,8 @@ def books(alice: Caller, priced: ModelPrice) -> None:
     for unit in (Budget.Unit.MONEY, Budget.Unit.TOKENS):
         for key in (None, alice.key):
             month = Budget.Window.MONTH
-            opened = ledger.open_budget(alice.account, unit, month, key=key, now=NOW)
+            with database_time(NOW):
+                opened = ledger.open_budget(alice.account, unit, month, key=key)
             ledger.set_limit(opened, 10**9)
     finish(reserve(alice, priced, now=NOW), now=NOW)
     reserve(alice, priced, now=NOW)
@@ -60,22 +61,38 @@ def sql(statement: str) -> None:
         cursor.execute(statement)
 
 
-def broken() -> dict[str, list[str]]:
+def broken(now: datetime = NOW) -> dict[str, list[str]]:
+    with database_time(now):
+        return _broken()
+
+
+def _broken() -> dict[str, list[str]]:
     return {check.name: found for check, found in reconciliation.differences() if found}
 
 
-BUDGET = "UPDATE billing_budget SET {column} = {column} + 1 WHERE unit = '{unit}' AND {rest}"
-KINDS = ["\"window\" = 'total'", "\"window\" = 'month'", "key_id IS NULL", "key_id IS NOT NULL"]
+BUDGET = "UPDATE billing_budget SET {column} = {column} + 1 WHERE {rest}"
+MONTH = (
+    "UPDATE billing_budgetperiod SET {column} = {column} + 1"
+    " WHERE budget_id IN (SELECT id FROM billing_budget WHERE {rest})"
+)
+WALLET, ANY_CAP = "\"window\" = 'total'", "\"window\" = 'month'"
+CAPS = [
+    f"unit = '{unit}' AND key_id {whose} AND {ANY_CAP}"
+    for unit in ("money", "tokens")
+    for whose in ("IS NULL", "IS NOT NULL")
+]
 ROLLED = ("requests", "unbilled", "prompt_tokens", "completion_tokens", "cost")
 
 TAMPERINGS = [
     *[
-        (check, BUDGET.format(column=column, unit=unit, rest=kind))
+        (check, table.format(column=column, rest=rest))
         for check, column in (("held amounts", "held"), ("spent amounts", "spent"))
-        for unit in ("money", "tokens")
-        for kind in KINDS
-        if (unit, kind) != ("tokens", KINDS[0])
+        for table, rest in [(BUDGET, WALLET), (BUDGET, ANY_CAP), *((MONTH, cap) for cap in CAPS)]
     ],
+    ("held amounts", "DELETE FROM billing_budgetperiod"),
+    ("spent amounts", "UPDATE billing_budgetperiod SET period = '2026-10'"),
+    ("no month", "UPDATE billing_budgetperiod SET period = '2026-12'"),
+    ("no month", "UPDATE token_usages SET day = '2026-11-24'"),
     ("wallets", 'UPDATE billing_budget SET "limit" = "limit" + 1 WHERE "window" = \'total\''),
     ("wallets", "DELETE FROM billing_entry"),
     ("wallets", "UPDATE billing_entry SET amount = amount + 1"),

@@ -12,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from accounts.models import Account, ApiKey
-from billing.models import Budget, Hold, ModelPrice, TokenUsage, UsageDaily
+from billing.models import Budget, BudgetPeriod, Hold, ModelPrice, TokenUsage, UsageDaily
 from gateway.request_ids import new_request_id
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
@@ -25,6 +25,7 @@ BIG_TABLES = (
     "billing_usagedaily",
     "billing_hold",
     "billing_budget",
+    "billing_budgetperiod",
 )
 
 
@@ -38,6 +39,8 @@ def crowd(price: ModelPrice, user: User) -> None:
     )
     same = {"price": price, "model": price.model}
     Budget.objects.bulk_create(Budget(account=account) for account in accounts)
+    caps = Budget.objects.bulk_create(Budget(account=one, window="month") for one in accounts)
+    BudgetPeriod.objects.bulk_create(BudgetPeriod(budget=cap, period="2026-11") for cap in caps)
     pairs = list(zip(accounts, keys, [new_request_id() for _ in keys], strict=True))
     Hold.objects.bulk_create(
         held(account, key, request, now, same) for account, key, request in pairs

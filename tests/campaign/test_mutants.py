@@ -7,11 +7,11 @@ from uuid import UUID
 
 import pytest
 from django.db import DatabaseError, connection, transaction
-from django.db.models import F, QuerySet, Value
+from django.db.models import F, Value
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from billing import journal, ledger, reconciliation
+from billing import budgets, journal, ledger, reconciliation
 from billing.models import Budget, Hold, ModelPrice
 from gateway.metering import Outcome, Refused, Usage
 from tests.billing import test_crash_at_any_statement as crash
@@ -31,22 +31,21 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 
 def settle_without_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever comes, comes through: the state of the hold is not asked."""
-    honest = QuerySet.filter
-
-    def filter_but_not_by_state(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.model is Hold and "pk" in kwargs:
-            kwargs.pop("state", None)
-        return honest(self, *args, **kwargs)
-
-    monkeypatch.setattr(QuerySet, "filter", filter_but_not_by_state)
+    open_the_gate(monkeypatch)
     # The unique request id is the second lock on this door; somebody took it off, too.
     monkeypatch.setattr(ledger.TokenUsage, "save", lambda *_args, **_kwargs: None)
+
+
+def open_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = ledger._END
+    assert "AND state = 'open'" in gate
+    monkeypatch.setattr(ledger, "_END", gate.replace("AND state = 'open'", ""))
 
 
 def hold_that_reads_then_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The classic: look whether there is room, then take it."""
 
-    def look_then_take(budget: Budget, amount: int, now: Any) -> bool:
+    def look_then_take(budget: Budget, month: str, amount: int) -> bool:
         seen = Budget.objects.get(pk=budget.pk)
         if seen.left < amount:
             return False
@@ -54,18 +53,18 @@ def hold_that_reads_then_writes(monkeypatch: pytest.MonkeyPatch) -> None:
         Budget.objects.filter(pk=budget.pk).update(held=F("held") + Value(amount))
         return True
 
-    monkeypatch.setattr(ledger, "_reserve", look_then_take)
+    monkeypatch.setattr(budgets, "take", look_then_take)
 
 
 def settling_that_forgets_the_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was used is taken, what was held is not given back."""
-    honest = ledger._charge
+    honest = budgets.charge
 
-    def charge(hold: Hold, row: Any, now: Any) -> None:
-        hold.budget_ids = []
-        honest(hold, row, now)
+    def charge(hold: Hold, row: Any) -> None:
+        hold.held_in = []
+        honest(hold, row)
 
-    monkeypatch.setattr(ledger, "_charge", charge)
+    monkeypatch.setattr(budgets, "charge", charge)
 
 
 def roll_up_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,17 +78,14 @@ def roll_up_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 def gate_and_charge_in_two_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
     """First the hold ends, for good; then what it used is written, all at once."""
 
-    def settle(
-        request_id: UUID, usage: Usage, *, outcome: Outcome, billed: bool, now: Any, **_: Any
-    ) -> Any:
-        gate = Hold.objects.filter(pk=request_id, state=Hold.State.OPEN)
-        if gate.update(state=ledger._final_state(outcome, billed), closed_at=now) != 1:
+    def settle(request_id: UUID, usage: Usage, *, outcome: Outcome, billed: bool, **_: Any) -> Any:
+        ended = ledger._end(request_id, ledger._final_state(outcome, billed), None)
+        if ended is None:
             return None
         with transaction.atomic():
-            ended = Hold.objects.select_related("price").get(pk=request_id)
-            row = ledger._usage_row(ended, usage, outcome=outcome, billed=billed, now=now)
+            row = ledger._usage_row(ended, usage, outcome=outcome, billed=billed)
             row.save(force_insert=True)
-            ledger._charge(ended, row, now)
+            budgets.charge(ended, row)
             ledger._roll_up(row)
         return row
 
@@ -292,14 +288,7 @@ def test_the_unique_request_id_alone_keeps_a_second_row_out(
 
     hold = reserve(alice, priced)
     finish(hold)
-    honest = QuerySet.filter
-
-    def filter_but_not_by_state(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.model is Hold:
-            kwargs.pop("state", None)
-        return honest(self, *args, **kwargs)
-
-    monkeypatch.setattr(QuerySet, "filter", filter_but_not_by_state)
+    open_the_gate(monkeypatch)
     with pytest.raises(DatabaseError):
         finish(hold)
     monkeypatch.undo()
@@ -312,7 +301,7 @@ def test_the_unique_request_id_alone_keeps_a_second_row_out(
 TAMPERINGS = {
     "every row is what its hold was for": "UPDATE billing_hold SET operation = 'embed'",
     "held amounts are the sums of open holds": (
-        "UPDATE billing_hold SET state = 'open', budget_ids = '[987654]'"
+        "UPDATE billing_hold SET state = 'open', held_in = '[[987654, \"\"]]'"
     ),
 }
 

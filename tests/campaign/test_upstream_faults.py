@@ -128,7 +128,7 @@ def test_a5_a_refusal_keeps_a_status_and_tells_nothing(
     seen = ask(house, key)
 
     assert seen.status == status and "/srv" not in str(seen.error)
-    assert costs_nothing("upstream_refused", "upstream_broke")
+    assert costs_nothing("upstream_refused", "upstream_broke", "invalid_request")
 
 
 def test_a6_a_busy_model_server_is_not_asked_again(house: House, key: str) -> None:
@@ -174,7 +174,6 @@ def test_a8_a_cut_on_the_wire_never_looks_complete(
 
 BROKEN_ENDS = {
     "A9 the end between two lines": [Close()],
-    "A9 a proper end without a last line": [],
     "A10 half a last line": [Raw(b'{"done":tr'), Close()],
     "A10 half a last line, properly ended": [Raw(b'{"done":tr')],
     "A13 not JSON": [Line(b"<html>")],
@@ -199,6 +198,19 @@ def test_a9_a10_a13_a_stream_without_its_last_line_is_broken(
     assert seen.error["code"] == "upstream_broke" and not seen.looks_complete
     assert b"<html>" not in seen.body and b"\xc3" not in seen.body
     assert costs_nothing("upstream_broke")
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_a9_a_proper_end_without_a_last_line_is_an_end(
+    house: House, key: str, stream: bool
+) -> None:
+    house.ollama.answer(GENERATE, tokens("ab", done=False))
+
+    seen = ask(house, key, stream=stream)
+
+    assert seen.looks_complete and json.loads(seen.lines[-1])["done_reason"] == "length"
+    assert (the_row().outcome, the_row().billed) == ("complete", True)
+    assert (the_row().completion_tokens, the_row().count_source) == (2, "counted")
 
 
 def test_a11_a_last_line_without_its_newline_is_complete(house: House, key: str) -> None:

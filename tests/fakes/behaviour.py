@@ -3,13 +3,17 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
-from tests.fakes.script import CREATED_AT, NDJSON, Line, Status, Step, reply, tokens
+from tests.fakes import refusals
+from tests.fakes.kinds import CONTEXT, Kind, digest, full_name
+from tests.fakes.script import NDJSON, Line, Status, Step, reply
+from tests.fakes.writing import WORDS, write
+
+__all__ = ["MODELS", "ROUTES", "VERSION", "WORDS", "answer", "full_name", "vector"]
 
 VERSION = "0.33.0"
-WORDS = ("The", " sky", " is", " blue", " because", " of", " Rayleigh", " scattering", ".")
 MODELS = ("llama3:latest", "mistral:latest", "nomic-embed-text:latest")
 # What a pull finds in the registry besides the models that are there already.
 REGISTRY = ("phi3:latest", "qwen2:latest")
@@ -28,31 +32,52 @@ class Request(Protocol):
     def path(self) -> str: ...
 
 
-def answer(request: Request, models: list[str], loaded: list[str] | None = None) -> Script:
-    """The script for a request; pull and delete change the models.
+def answer(
+    request: Request,
+    models: list[str],
+    loaded: list[str] | None = None,
+    cached: set[str] | None = None,
+) -> Script:
+    """The script for a request; pull, copy and delete change the models.
 
-    `loaded`: the models in memory, if not all.
+    `loaded`: the models in memory, if not all. `cached`: the prompts that were read before.
     """
     methods = ROUTES.get(request.path)
     if methods is None:
-        return reply("404 page not found", 404)
+        return _redirect(request)
     handler = methods.get(request.method)
     if handler is None:
         return reply("405 method not allowed", 405)
     try:
-        body = json.loads(request.body) if request.method in ("POST", "DELETE") else {}
+        body = read(request.body) if request.method in ("POST", "DELETE") else {}
     except ValueError:
         return _error(400, "invalid JSON" if request.body else "missing request body")
     if not isinstance(body, dict):
         return _error(400, "not an object")
-    listed = models if loaded is None or request.path != "/api/ps" else loaded
-    return handler(body, listed)
+    if request.path == "/api/ps" and loaded is not None:
+        return handler(body, loaded)
+    return handler(body | {CACHED: set() if cached is None else cached}, models)
 
 
-def full_name(name: str) -> str:
-    """A model's name with its tag, as Ollama compares names."""
-    name = name.lower()
-    return name if ":" in name.rsplit("/", 1)[-1] else f"{name}:latest"
+# The key under which a handler finds the prompts that were read before.
+CACHED = "_cached"
+
+
+def _redirect(request: Request) -> Script:
+    """A slash too many is redirected, where the method exists; anything else is not there."""
+    path = request.path.rstrip("/")
+    if path in ROUTES and request.method in ROUTES[path] and path != request.path:
+        status = 301 if request.method == "GET" else 307
+        return [Status(status, {"Location": path, "Content-Length": "0", "Content-Type": None})]
+    return reply("404 page not found", 404)
+
+
+def read(body: bytes) -> Any:
+    """A body as Go reads it: names without regard to case, what follows the first value ignored."""
+    value, _end = json.JSONDecoder().raw_decode(body.decode().lstrip())
+    if not isinstance(value, dict):
+        return value
+    return {name.casefold(): field for name, field in value.items()}
 
 
 def _error(status: int, text: str) -> Script:
@@ -67,14 +92,6 @@ def _knows(body: Body, models: list[str]) -> bool:
     return full_name(_named(body)) in map(full_name, models)
 
 
-def _digest(name: str) -> str:
-    return hashlib.sha256(full_name(name).encode()).hexdigest()
-
-
-def _embeds(name: str) -> bool:
-    return "embed" in name
-
-
 # --- Generating -----------------------------------------------------------------------------
 
 
@@ -86,53 +103,22 @@ def _generate(body: Body, models: list[str]) -> Script:
 def _chat(body: Body, models: list[str]) -> Script:
     if not _named(body):
         return _error(400, "model is required")
-    asked = " ".join(str(said.get("content") or "") for said in body.get("messages") or [])
+    asked = " ".join(_texts(body.get("messages") or []))
     return _write("/api/chat", body, models, asked)
 
 
+def _texts(messages: list[Any]) -> list[str]:
+    return [str(said.get("content") or "") for said in messages]
+
+
 def _write(path: str, body: Body, models: list[str], asked: str) -> Script:
-    name = _named(body)
     if not _knows(body, models):
-        return _error(404, f"model '{name}' not found")
-    if _embeds(name):
-        return _error(400, f'"{name}" does not support {path.rsplit("/", 1)[-1]}')
-    if not asked.strip():
-        return _load(path, body)
-    limit = (body.get("options") or {}).get("num_predict", -1)
-    if not isinstance(limit, int):
-        return _error(500, 'option "num_predict" must be of type integer')
-    words = WORDS if limit < 0 else WORDS[:limit]
-    facts: Body = {
-        "path": path,
-        "model": name,
-        "prompt": len(asked.split()),
-        "reason": "length" if len(words) < len(WORDS) else "stop",
-    }
-    if path == "/api/generate" and not body.get("raw"):
-        facts["context"] = [1, 2, 3]
-    if body.get("stream") is False:
-        return _whole(path, words, facts)
-    return tokens(words, **facts)
-
-
-def _whole(path: str, words: tuple[str, ...], facts: Body) -> Script:
-    """The same answer in one object."""
-    last = tokens([], count=len(words), **facts)[-1]
-    assert isinstance(last, Line) and isinstance(last.content, Mapping)
-    text = "".join(words)
-    if path == "/api/chat":
-        return reply({**last.content, "message": {"role": "assistant", "content": text}})
-    return reply({**last.content, "response": text})
-
-
-def _load(path: str, body: Body) -> Script:
-    """An empty prompt only loads the model, or unloads it: one object without any metric."""
-    reason = "unload" if body.get("keep_alive") == 0 else "load"
-    said: Body = {"response": ""}
-    if path == "/api/chat":
-        said = {"message": {"role": "assistant", "content": ""}}
-    about = {"model": _named(body), "created_at": CREATED_AT}
-    return reply({**about, **said, "done": True, "done_reason": reason})
+        return refusals.missing(_named(body))
+    cached: set[str] = body[CACHED]
+    key = f"{full_name(_named(body))} {asked}"
+    script = write(path, body, _named(body), asked, is_cached=key in cached)
+    cached.add(key)
+    return script
 
 
 # --- Embedding ------------------------------------------------------------------------------
@@ -141,43 +127,75 @@ def _load(path: str, body: Body) -> Script:
 def vector(text: str, size: int = 8) -> list[float]:
     """A small vector of length one that depends on the text alone."""
     numbers = [byte - 127.5 for byte in hashlib.sha256(text.encode()).digest()[:size]]
+    return _of_length_one(numbers)
+
+
+def _of_length_one(numbers: list[float]) -> list[float]:
     length = math.sqrt(sum(number * number for number in numbers))
     return [round(number / length, 6) for number in numbers]
 
 
 def _embed(body: Body, models: list[str]) -> Script:
+    name = _named(body)
+    if not name:
+        return refusals.missing("")
     if not _knows(body, models):
-        return _error(404, f'model "{_named(body)}" not found, try pulling it first')
+        return refusals.missing_to_embed(name)
     given = body.get("input") or []
     inputs = [given] if isinstance(given, str) else given
-    count = sum(len(text.split()) for text in inputs)
+    if not isinstance(inputs, list) or not all(isinstance(text, str) for text in inputs):
+        return _error(400, "invalid input type")
+    if inputs and not Kind(full_name(name)).embeds:
+        return refusals.nested(501, refusals.NO_EMBEDDINGS, "not_supported_error")
+    if "" in inputs:
+        # The model has no token that begins a text, so an empty one has no token at all.
+        return _error(400, refusals.NOT_TRUNCATED)
+    return _vectors(name, body, inputs)
+
+
+def _vectors(name: str, body: Body, inputs: list[str]) -> Script:
+    context = (body.get("options") or {}).get("num_ctx") or CONTEXT
+    counts = [len(text.split()) for text in inputs]
+    if body.get("truncate") is False and max(counts, default=0) > context:
+        return _error(400, refusals.TOO_LONG_TO_EMBED)
+    count = sum(min(one, context) for one in counts)
+    size = body.get("dimensions") or 0
     found: Body = {
-        "model": _named(body),
-        "embeddings": [vector(text) for text in inputs],
+        "model": name,
+        "embeddings": [_cut(vector(text), size) for text in inputs],
         "total_duration": 2_000_000,
         "load_duration": 1_000_000,
     }
     return reply(found | ({"prompt_eval_count": count} if count else {}))
 
 
+def _cut(whole: list[float], size: int) -> list[float]:
+    return _of_length_one(whole[:size]) if 0 < size < len(whole) else whole
+
+
 def _embeddings(body: Body, models: list[str]) -> Script:
-    """The legacy route: one vector and never a count."""
-    if not _knows(body, models):
-        return _error(404, f'model "{_named(body)}" not found, try pulling it first')
-    return reply({"embedding": vector(body.get("prompt") or "")})
+    """The legacy route: one vector and never a count; its names are case-sensitive."""
+    name = _named(body)
+    if not name:
+        return _error(400, "model is required")
+    if name not in models and f"{name}:latest" not in models:
+        return refusals.missing_to_embed(name)
+    if body.get("prompt") and not Kind(full_name(name)).embeds:
+        return refusals.nested(501, refusals.NO_EMBEDDINGS, "not_supported_error")
+    return reply({"embedding": vector(body["prompt"]) if body.get("prompt") else []})
 
 
 # --- Models ---------------------------------------------------------------------------------
 
 
 def _details(name: str) -> Body:
-    family = "nomic-bert" if _embeds(name) else "llama"
+    family = "nomic-bert" if Kind(name).embeds else "llama"
     return {
         "parent_model": "",
         "format": "gguf",
         "family": family,
         "families": [family],
-        "parameter_size": "137M" if _embeds(name) else "8.0B",
+        "parameter_size": "137M" if Kind(name).embeds else "8.0B",
         "quantization_level": "Q4_0",
     }
 
@@ -187,7 +205,7 @@ def _entry(name: str) -> Body:
         "name": full_name(name),
         "model": full_name(name),
         "size": 4_661_224_676,
-        "digest": _digest(name),
+        "digest": digest(name),
         "details": _details(name),
     }
 
@@ -209,17 +227,17 @@ def _ps(body: Body, models: list[str]) -> Script:
 def _show(body: Body, models: list[str]) -> Script:
     name = _named(body)
     if not _knows(body, models):
-        return _error(404, f"model '{name}' not found")
+        return refusals.missing(name)
     shown = {
         "license": "A licence",
-        "modelfile": f"FROM /srv/ollama/models/blobs/sha256-{_digest(name)}",
+        "modelfile": f"FROM /srv/ollama/models/blobs/sha256-{digest(name)}",
         "parameters": "num_ctx 4096",
         "template": "SECRET TEMPLATE {{ .Prompt }}",
         "system": "SECRET SYSTEM PROMPT",
         "messages": [{"role": "user", "content": "SECRET MESSAGE"}],
         "details": _details(name),
         "model_info": {"general.architecture": "llama", "llama.context_length": 8192},
-        "capabilities": ["embedding"] if _embeds(name) else ["completion", "tools"],
+        "capabilities": Kind(full_name(name)).capabilities,
         "modified_at": "2026-01-01T02:00:00.123456789+02:00",
     }
     return reply(shown)
@@ -238,16 +256,24 @@ def _pull(body: Body, models: list[str]) -> Script:
 
 
 def _progress(name: str) -> list[Body]:
-    digest = _digest(name)
-    layer = {"status": f"pulling {digest[:12]}", "digest": f"sha256:{digest}", "total": 1000}
+    hashed = digest(name)
+    layer = {"status": f"pulling {hashed[:12]}", "digest": f"sha256:{hashed}", "total": 1000}
     steps = [{"status": text} for text in ("verifying sha256 digest", "writing manifest")]
     counted = [layer, layer | {"completed": 400}, layer | {"completed": 1000}]
     return [*counted, *steps, {"status": "success"}]
 
 
+def _copy(body: Body, models: list[str]) -> Script:
+    source, destination = body.get("source", ""), body.get("destination", "")
+    if full_name(source) not in map(full_name, models):
+        return _error(404, f'model "{source}" not found')
+    models.append(full_name(destination))
+    return [Status(200, {"Content-Type": None, "Content-Length": "0"})]
+
+
 def _delete(body: Body, models: list[str]) -> Script:
     if not _knows(body, models):
-        return _error(404, f"model '{_named(body)}' not found")
+        return refusals.missing(_named(body))
     models[:] = [name for name in models if full_name(name) != full_name(_named(body))]
     return [Status(200, {"Content-Type": None, "Content-Length": "0"})]
 
@@ -275,5 +301,6 @@ ROUTES: dict[str, dict[str, Callable[[Body, list[str]], Script]]] = {
     "/api/embed": {"POST": _embed},
     "/api/embeddings": {"POST": _embeddings},
     "/api/pull": {"POST": _pull},
+    "/api/copy": {"POST": _copy},
     "/api/delete": {"DELETE": _delete},
 }

@@ -10,7 +10,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from tests.fakes.behaviour import full_name
+from tests.fakes.kinds import full_name
 from tests.fakes.script import Answer, Interrupted, Step
 
 LOADING = ("/api/generate", "/api/chat", "/api/embed", "/api/embeddings")
@@ -37,6 +37,8 @@ class Memory:
     seconds: float = 0.0
     room: int = 1000
     loads: list[Load] = field(default_factory=list)
+    # Copies share their weights, and one that is in memory serves all of its names.
+    copies: dict[str, str] = field(default_factory=dict)
     _turn: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def listed(self, installed: list[str]) -> list[str]:
@@ -63,7 +65,7 @@ class Memory:
         while not self._turn.acquire(timeout=LOOK_SECONDS):
             answer.pause(0)
         try:
-            if name not in self._loaded():
+            if not any(self._is_same(name, one) for one in self._loaded()):
                 self._begin(name, answer)
         finally:
             self._turn.release()
@@ -81,7 +83,16 @@ class Memory:
         self.models = [*self._loaded(), name]
 
     def unload(self, name: str) -> None:
-        self.models = [one for one in self._loaded() if one != name]
+        self.models = [one for one in self._loaded() if not self._is_same(name, one)]
+
+    def copy(self, source: str, destination: str) -> None:
+        self.copies[full_name(destination)] = self._weights(full_name(source))
+
+    def _weights(self, name: str) -> str:
+        return self.copies.get(name, name)
+
+    def _is_same(self, name: str, other: str) -> bool:
+        return self._weights(name) == self._weights(other)
 
     def _loaded(self) -> list[str]:
         return self.models or []
@@ -120,4 +131,5 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 def _unloads(path: str, asked: dict[str, Any]) -> bool:
-    return path == "/api/generate" and not asked.get("prompt") and asked.get("keep_alive") == 0
+    is_empty = not (asked.get("prompt") or asked.get("messages"))
+    return path in LOADING[:2] and is_empty and asked.get("keep_alive") == 0

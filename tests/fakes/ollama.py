@@ -193,6 +193,7 @@ class FakeOllama:
     def _forget(self) -> None:
         self.models = list(self._installed)
         self.memory = Memory()
+        self.prompts: set[str] = set()
         self.requests: list[Received] = []
         self.looks: list[Received] = []
         self.max_in_flight = 0
@@ -253,7 +254,10 @@ class FakeOllama:
         if script:
             return [*before, *flatten(script(received))]
         loaded = self.memory.listed(self.models)
-        return [*before, *behaviour.answer(received, self.models, loaded)]
+        answer = behaviour.answer(received, self.models, loaded, self.prompts)
+        if received.path == "/api/copy":
+            self.memory.copy(received.json["source"], received.json["destination"])
+        return [*before, *answer]
 
     def _begin(self, sock: socket.socket, received: Received) -> None:
         with self._changed:

@@ -10,7 +10,6 @@ from typing import Any
 import anthropic
 import pydantic
 import pytest
-from django.utils import timezone
 
 from billing import ledger, reconciliation
 from billing.models import Budget, TokenUsage
@@ -235,8 +234,7 @@ def with_answer(*script: Any) -> Ask:
 
 
 def with_a_cap(house: House, caller: Caller) -> Any:
-    now = timezone.now()
-    budget = ledger.open_budget(caller.account, Budget.Unit.TOKENS, Budget.Window.MONTH, now=now)
+    budget = ledger.open_budget(caller.account, Budget.Unit.TOKENS, Budget.Window.MONTH)
     ledger.set_limit(budget, 1)
     return asking()(house, caller)
 

@@ -113,3 +113,17 @@ def test_an_answer_longer_than_its_hold_is_billed_as_it_was(ollama: FakeOllama, 
 
     assert alice.wallet.spent > alice.wallet.limit
     assert alice.post("/generate", body).status_code == 402
+
+
+def test_a_large_body_of_who_has_no_credit_is_refused_before_it_is_read(
+    ollama: FakeOllama, db: None
+) -> None:
+    most_one_costs()
+    poor, postpaid = new_caller("Poor", credit="0"), new_caller("Postpaid", credit="0")
+    postpaid.wallet.delete()
+    body = b'{"model": "llama3", "prompt": "hi", "images": ["' + b"!" * 400_000
+
+    refused = poor.post("/generate", body)
+
+    assert refused.status_code == 402 and refused.json()["code"] == "insufficient_credit"
+    assert "not valid JSON" in postpaid.post("/generate", body).json()["error"]

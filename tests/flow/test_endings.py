@@ -146,12 +146,12 @@ def test_who_writes_beyond_the_limit_is_cut_short(
 BROKEN = {
     "reset": [Reset()],
     "closed without a last chunk": [Close()],
-    "ended without a last line": [],
     "half a last line": [Raw(b'{"done":tr'), Close()],
     "half a last line, well framed": [Raw(b'{"response":"","done":tru')],
     "not JSON": [Line(b"<html>")],
     "not an object": [Line(b"[1]")],
     "not UTF-8": [Line(b'{"response":"\xff\xfe"}')],
+    "1e999": [Line(b'{"response":"","total_duration":1e999,"done":true}')],
     "an error line": [error_line("CUDA error: out of memory at /srv/ollama")],
     "silence": [Stall()],
 }
@@ -172,6 +172,40 @@ def test_a_broken_stream_never_looks_complete_and_costs_nothing(
     assert not any(line.get("done") for line in lines) and "/srv" not in str(lines)
     assert (row().billed, row().cost, alice.wallet.spent) == (False, 0, 0)
     assert Hold.objects.get().state == "released"
+
+
+def test_an_end_before_anything_came_is_a_break(alice: Caller, ollama: FakeOllama) -> None:
+    ollama.answer("/api/generate", Status(200))
+
+    response, [error] = ask(alice, stream=True)
+
+    assert (response.status_code, error["code"]) == (502, "upstream_broke")
+    assert (row().outcome, row().billed) == ("upstream_broke", False)
+
+
+@pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
+def test_a_proper_end_without_a_last_line_is_an_end(
+    alice: Caller, ollama: FakeOllama, stream: bool
+) -> None:
+    """Ollama ends a response that repeats itself so."""
+    ollama.answer("/api/generate", tokens(["go"] * 31, done=False))
+
+    response, lines = ask(alice, stream=stream)
+
+    assert response.status_code == 200 and lines[-1]["done_reason"] == "length"
+    assert "".join(line["response"] for line in lines) == "go" * 31
+    assert lines[-1]["usage"]["completion_tokens"] == 31
+    assert (row().outcome, row().billed, row().count_source) == ("complete", True, "counted")
+
+
+def test_where_only_the_close_ends_a_response_an_end_is_a_break(
+    alice: Caller, ollama: FakeOllama
+) -> None:
+    ollama.answer("/api/generate", Status(200, chunked=False), tokens(PIECES, done=False))
+
+    _, lines = ask(alice, stream=True)
+
+    assert lines[-1]["code"] == "upstream_broke" and row().outcome == "upstream_broke"
 
 
 @pytest.mark.parametrize("ending", BROKEN.values(), ids=BROKEN.keys())

@@ -3,16 +3,20 @@
 import gzip
 import io
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from django.test import RequestFactory
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from gateway import bodies
 from gateway.bodies import parse_object, read_object
-from gateway.errors import BadRequest, BodyTimeout, LengthRequired, TooLarge
+from gateway.errors import BadRequest, BodyTimeout, GatewayBusy, LengthRequired, TooLarge
+from gateway.large_bodies import LARGE_BYTES, Room
+from gateway.metering import NoCredit
 
 REFUSED = {
     "empty": (b"", "missing request body"),
@@ -35,8 +39,23 @@ REFUSED = {
     "-1e999": (b'{"a": -1e999}', "out of range"),
     "5,000 digits": (b'{"a": ' + b"9" * 5000 + b"}", "out of range"),
     "nested 5,000 times": (b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", "nested too deeply"),
-    "nested 100,000 times": (b"[" * 100_000, "nested too deeply"),
-    "objects nested 100,000 times": (b'{"a":' * 100_000, "nested too deeply"),
+    "nested 40,000 times": (b"[" * 40_000, "nested too deeply"),
+    "objects nested 40,000 times": (b'{"a":' * 40_000, "nested too deeply"),
+    "nested 100,000 times": (b"[" * 100_000, "more than 50000 JSON values"),
+    "100,000 lists": (b'{"a": [' + b"[]," * 100_000 + b"1]}", "more than 50000 JSON values"),
+    "100,000 strings": (b'{"a": [' + b'",",' * 100_000 + b"1]}", "more than 50000 JSON values"),
+    "a million quotes": (b'{"a": "' + b'\\"' * 1_000_000 + b'"}', "more than 50000 JSON values"),
+    "5 MB of text": (b'{"a": "' + b"a " * 2_500_000 + b'"}', "without its images"),
+    "5 MB of blanks": (b" " * 5_000_000 + b"{}", "without its images"),
+    "an image of 13 MB": (b'{"a": "' + b"A" * 13_000_000 + b'"}', "image is larger"),
+    "an image as a key": (b'{"' + b"k" * 1_000_000 + b'": 1}', "key is too long"),
+    "an image with a bad escape": (b'{"a": "' + b"A" * 20_000 + b'\\qA"}', "not valid JSON"),
+    "an image behind a string": (b'{"a": "b"' + b"A" * 20_000 + b'"c"}', "not valid JSON"),
+    "an image without an end": (b'{"a": "' + b"A" * 20_000, "not valid JSON"),
+    "two images under one key": (
+        b'{"a": "' + b"A" * 20_000 + b'", "a": "' + b"B" * 20_000 + b'"}',
+        '"a" stands twice',
+    ),
     "invalid UTF-8": (b'{"a": "\xff"}', "not UTF-8"),
     "surrogate in UTF-8": (b'{"a": "\xed\xa0\x80"}', "not UTF-8"),
     "Latin-1": ('{"a": "é"}'.encode("latin-1"), "not UTF-8"),
@@ -69,8 +88,27 @@ ACCEPTED = {
     "emoji": ('{"a": "😀"}'.encode(), {"a": "😀"}),
     "nested 200 times": (b'{"a":' * 200 + b"1" + b"}" * 200, None),
     "4,000 digits": (b'{"a": ' + b"9" * 4000 + b"}", {"a": int("9" * 4000)}),
-    "1 MB key": (b'{"' + b"k" * 1_000_000 + b'": 1}', {"k" * 1_000_000: 1}),
-    "100,000 keys": (json.dumps(dict.fromkeys(map(str, range(100_000)))).encode(), None),
+    "a key of 4,000 letters": (b'{"' + b"k" * 4000 + b'": 1}', {"k" * 4000: 1}),
+    "49,000 keys": (json.dumps(dict.fromkeys(map(str, range(49_000)))).encode(), None),
+    "images": (
+        json.dumps({"a": {"b": ["A" * 3_000_000, 1, "+/" * 9000], "c": "d"}}).encode(),
+        None,
+    ),
+    "an image with escaped slashes": (
+        b'{"a": "' + b"A\\/" * 900_000 + b'"}',
+        {"a": "A/" * 900_000},
+    ),
+    "an image as a data URL": (b'{"a": "data:image/png;base64,' + b"A" * 5_000_000 + b'"}', None),
+    "letters in quotes in a text": (
+        json.dumps({"a": f'what is "{"A" * 20_000}" and "{"B" * 20_000}\\"? And \\'}).encode(),
+        None,
+    ),
+    "a name that looks like an image's": (
+        json.dumps({"a": "00112233-0", "b": "A" * 20_000, "c": ["0"] * 9}).encode(),
+        None,
+    ),
+    "2 MB of Cyrillic as escapes": (json.dumps({"a": "привет, мир! " * 40_000}).encode(), None),
+    "a text of 100,000 commas": (b'{"a": "' + b", " * 100_000 + b'"}', {"a": ", " * 100_000}),
 }
 
 
@@ -90,6 +128,28 @@ def test_a_long_key_is_not_repeated_in_the_error() -> None:
 @given(st.dictionaries(st.text(), st.text() | st.integers() | st.booleans() | st.none()))
 def test_what_was_written_is_what_is_read(value: dict[str, Any]) -> None:
     assert parse_object(json.dumps(value).encode()) == value
+
+
+PIECES = st.sampled_from(
+    ['"', "\\", "A" * 4096, "A" * 5000, "/", ",", "[", "]", "{", "}", ":", "1"]
+)
+
+
+@examples(deadline=None)
+@given(st.lists(PIECES, max_size=12).map("".join))
+def test_a_body_is_read_alike_with_its_images_taken_out(text: str) -> None:
+    """What is long enough to be looked at is read as what is not."""
+    body = f'{{"a": {text}}}'.encode()
+    looked_at = outcome(parse_object, body + b" " * bodies.SMALL_BYTES)
+    assert looked_at == outcome(bodies._parse, body)
+
+
+def outcome(parse: Callable[[bytes], Any], body: bytes) -> Any:
+    try:
+        return parse(body)
+    except BadRequest as refused:
+        assume(refused.message != "A key is too long.")
+        return None
 
 
 @examples(deadline=None)
@@ -202,3 +262,53 @@ def test_a_body_that_stops_coming_times_out() -> None:
     request.META["wsgi.input"] = Stalled()
     with pytest.raises(BodyTimeout):
         read_object(request)
+
+
+# --- Large bodies ---------------------------------------------------------------------------------
+
+IMAGES = json.dumps({"images": ["A" * 400_000]}).encode()
+
+
+def welcome() -> None:
+    """Admit whoever asks."""
+
+
+def no_credit() -> None:
+    raise NoCredit("The account has no credit left.")
+
+
+@pytest.mark.parametrize("make", [post, chunked])
+def test_a_large_body_is_read_where_it_may_be(make: Any) -> None:
+    with bodies.reading(make(IMAGES), welcome) as found:
+        assert found == json.loads(IMAGES)
+
+
+@pytest.mark.parametrize("make", [post, chunked])
+def test_a_large_body_is_refused_where_none_is_expected(make: Any) -> None:
+    with pytest.raises(TooLarge):
+        read_object(make(IMAGES))
+
+
+@pytest.mark.parametrize(("make", "read"), [(post, 0), (chunked, LARGE_BYTES + 1)])
+def test_a_large_body_of_who_cannot_pay_is_not_read(make: Any, read: int) -> None:
+    request = make(IMAGES)
+    with pytest.raises(NoCredit):
+        with bodies.reading(request, no_credit):
+            raise AssertionError("it was read")
+    assert len(request.META["wsgi.input"].read()) == len(IMAGES) - read
+
+
+@pytest.mark.parametrize("make", [post, chunked])
+def test_a_small_body_asks_nobody(make: Any) -> None:
+    with bodies.reading(make(b'{"a": 1}'), no_credit) as found:
+        assert found == {"a": 1}
+
+
+def test_there_is_room_for_so_many_bytes_at_a_time() -> None:
+    room = Room(patience=0.01)
+    with room.of(6, 10), room.of(4, 10):
+        with pytest.raises(GatewayBusy):
+            with room.of(1, 10):
+                raise AssertionError("there was room")
+    with room.of(10, 10):
+        pass

@@ -203,7 +203,7 @@ NONSENSE = [
         b"{}{}",
     ],
     *[b"[" * 100_000, b'{"response":NaN}', b'{"x":' + b"9" * 5000 + b"}", b'{"message":"hi"}'],
-    *[b'{"message":[1]}', b'{"response":"\xff"}'],
+    *[b'{"message":[1]}', b'{"response":"\xff"}', b'{"x":1e999}', b'{"response":"","y":[-1e999]}'],
 ]
 
 
@@ -219,10 +219,24 @@ def test_an_error_line_is_told_as_an_error(line: bytes) -> None:
         read_chunk(GENERATE, line)
 
 
-@pytest.mark.parametrize("found", [None, {}, "x", 5])
+@pytest.mark.parametrize("found", [None, {}, "x", 5, [["x"]], [[10**400, 0.5]], [[None]]])
 def test_an_embedding_without_vectors_breaks_the_answer(found: Any) -> None:
     with pytest.raises(UpstreamBroke):
         native(EMBED, embeddings=found)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"embeddings":[[1e999]]}',
+        b'{"embeddings":[[0.5],[0.5,-1e999]]}',
+        b'{"embeddings":[[1e999,-1e999]]}',
+        b'{"embeddings":[[0.5]],"total_duration":1e999}',
+    ],
+)
+def test_a_number_that_is_too_large_breaks_an_embedding(line: bytes) -> None:
+    with pytest.raises(UpstreamBroke):
+        read_chunk(EMBED, line)
 
 
 def test_fields_of_a_wrong_type_say_nothing() -> None:
@@ -239,11 +253,15 @@ def test_no_line_does_worse_than_breaking_the_answer(line: bytes) -> None:
             read_chunk(operation, line)
 
 
-@pytest.mark.parametrize("chunk", [native(response="x", thinking="y"), native(CHAT, message={})])
+@pytest.mark.parametrize(
+    "chunk",
+    [native(response="x", thinking="y", logprobs=[{"token": "x"}]), native(CHAT, message={})],
+)
 def test_an_answer_cut_short_ends_with_length_and_no_text(chunk: Chunk) -> None:
     end = cut_short(chunk)
 
     assert end.done and end.fields["done_reason"] == "length" and not end.carries_output
+    assert not set(end.fields) & {"thinking", "logprobs"}
     assert end.fields.get("response", "") == "" and end.prompt_tokens is None
 
 

@@ -24,6 +24,8 @@ pytestmark = pytest.mark.usefixtures("priced")
 class Pieces:
     """A response whose reads return exactly these pieces."""
 
+    chunked = True
+
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self.raw = self
         self.pieces = pieces
@@ -60,6 +62,11 @@ def test_lines_are_cut_at_the_byte_newline_only() -> None:
 
 def test_the_last_line_may_lack_its_newline() -> None:
     assert lines_of(b"one\ntw", b"o") == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("blank", [b"\n", b"\r\n", b" \n\n"])
+def test_blank_lines_are_skipped(blank: bytes) -> None:
+    assert lines_of(b"one\n" + blank + b"two\n" + blank) == [b"one", b"two"]
 
 
 def test_white_space_after_the_last_newline_is_no_line() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.dialects.ollama import OllamaRenderer, read_chunk
-from gateway.errors import GatewayBusy
+from gateway.errors import GatewayBusy, UpstreamBroke
 from gateway.hangup import Watch, watcher
 from gateway.metering import NullMeter, Outcome, Receipt, Usage
 from gateway.prompt import Operation, Prompt
@@ -36,8 +36,9 @@ class Notebook(NullMeter):
 class Lines:
     """An answer of these lines."""
 
-    def __init__(self, *lines: bytes) -> None:
+    def __init__(self, *lines: bytes, is_framed: bool = True) -> None:
         self._lines = lines
+        self.is_framed = is_framed
         self.open = True
 
     def lines(self) -> Iterator[bytes]:
@@ -127,9 +128,29 @@ def test_a_fault_in_letting_go_does_not_keep_the_meter_open(
     assert [outcome for _usage, outcome in meter.closed] == [Outcome.COMPLETE]
 
 
+def test_a_proper_end_without_a_last_chunk_is_an_end(watch: Watch) -> None:
+    meter = Notebook()
+
+    *_, last = begun(meter, watch, Lines(PIECE, PIECE))
+
+    assert b'"done":true' in last and b'"done_reason":"length"' in last
+    [(usage, outcome)] = meter.closed
+    assert outcome is Outcome.COMPLETE
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.source) == (5, 2, "counted")
+
+
+def test_an_end_before_the_first_chunk_is_a_break(watch: Watch) -> None:
+    meter = Notebook()
+
+    with pytest.raises(UpstreamBroke):
+        begun(meter, watch, Lines())
+
+    assert meter.closed == [(Usage(), Outcome.UPSTREAM_BROKE)]
+
+
 def test_whatever_comes_after_the_end_closes_no_meter_again(watch: Watch) -> None:
     meter = Notebook()
-    answer = begun(meter, watch, Lines(PIECE))
+    answer = begun(meter, watch, Lines(PIECE, is_framed=False))
 
     assert b"upstream_broke" in list(answer)[-1]
     answer.close()

@@ -63,6 +63,13 @@ def test_a_missing_completion_count_is_counted_here() -> None:
     assert usage == Usage(5, 2, CountSource.COUNTED, started=True)
 
 
+def test_a_last_chunk_without_counts_is_counted_here() -> None:
+    usage = tally(PIECE, PIECE).final(last(None, None))
+
+    assert (usage.prompt_tokens, usage.completion_tokens) == (7, 2)
+    assert usage.source is CountSource.COUNTED
+
+
 def test_a_missing_prompt_count_is_estimated() -> None:
     assert tally(PIECE).final(last(None, 1)) == Usage(7, 1, CountSource.ESTIMATED, started=True)
 
@@ -85,7 +92,10 @@ def test_an_answer_that_never_began_used_nothing() -> None:
 
 
 def test_an_answer_that_ended_early_used_its_prompt_and_what_was_written() -> None:
-    assert tally(PIECE, SILENT, PIECE).partial() == Usage(7, 2, CountSource.COUNTED, started=True)
+    found = tally(PIECE, SILENT, PIECE)
+
+    assert found.partial() == Usage(7, 2, CountSource.COUNTED, started=True, delivered=True)
+    assert found.partial(delivered=False) == Usage(7, 2, CountSource.COUNTED, started=True)
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,15 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 ROOT = Path(__file__).resolve().parents[2]
 # Each table's writers. Tests may write any table: they set the scene.
 WRITERS = {
-    "billing.Budget": ("billing/ledger.py",),
+    "billing.Budget": ("billing/ledger.py", "billing/budgets.py", "billing/entries.py"),
+    "billing.BudgetPeriod": ("billing/ledger.py", "billing/budgets.py"),
     "billing.Hold": ("billing/ledger.py",),
     "billing.TokenUsage": ("billing/ledger.py",),
     "billing.UsageDaily": ("billing/ledger.py",),
-    "billing.Entry": ("billing/ledger.py",),
+    "billing.Entry": ("billing/entries.py",),
     "billing.ModelPrice": ("billing/prices.py",),
-    "billing.IdempotencyKey": ("billing/idempotency.py",),
     "billing.BillingConfig": ("billing/configuration.py",),
+    "billing.IdempotencyKey": ("billing/idempotency.py",),
     "accounts.ApiKey": ("accounts/keys.py", "accounts/last_used.py"),
 }
 # Our database backend is on the stack of every statement and decides none.

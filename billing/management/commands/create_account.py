@@ -29,6 +29,11 @@ class Command(BaseCommand):
         parser.add_argument("--email", default="", help="the owner's address")
         parser.add_argument("--credit", default="0", help="first credit, in the currency's unit")
         parser.add_argument(
+            "--reference",
+            default="",
+            help="of the payment that --credit is from, such as its id; without one it is a grant",
+        )
+        parser.add_argument(
             "--postpaid", action="store_true", help="no wallet: spending is not limited by credit"
         )
         parser.add_argument(
@@ -47,13 +52,20 @@ class Command(BaseCommand):
             raise CommandError("A name has 1 to 100 characters.")
         if Account.objects.filter(name=name).exists():
             raise CommandError(f"There is an account '{name}' already.")
-        account = create(
-            name,
-            options["email"],
-            credit,
-            postpaid=options["postpaid"],
-            isolate_prompts=SWITCH.get(options["isolate_prompts"]),
-        )
+        reference = parse_reference(options["reference"])
+        if reference and not credit:
+            raise CommandError("--reference is of a payment; it needs --credit.")
+        try:
+            account = create(
+                name,
+                options["email"],
+                credit,
+                reference,
+                postpaid=options["postpaid"],
+                isolate_prompts=SWITCH.get(options["isolate_prompts"]),
+            )
+        except ValueError as error:
+            raise CommandError(str(error)) from None
         self.stdout.write(f"Account {account.pk} '{account}' is ready; credit {credit:f}.")
         self.stdout.write(f"Next: manage.py issue_key '{account}' --name first")
 
@@ -63,6 +75,7 @@ def create(
     name: str,
     email: str,
     credit: Decimal,
+    reference: str = "",
     *,
     postpaid: bool = False,
     isolate_prompts: bool | None = None,
@@ -72,7 +85,8 @@ def create(
     if not postpaid:
         ledger.open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
     if credit:
-        ledger.post(account, credit, kind=Entry.Kind.TOP_UP, reason="First credit")
+        kind = Entry.Kind.TOP_UP if reference else Entry.Kind.GRANT
+        ledger.post(account, credit, kind=kind, reason="First credit", reference=reference)
     return account
 
 
@@ -89,3 +103,10 @@ def parse_amount(text: str) -> Decimal:
         return from_pico(to_pico(text))
     except ValueError as error:
         raise CommandError(str(error)) from None
+
+
+def parse_reference(text: str) -> str:
+    reference = text.strip()
+    if len(reference) > 100 or not reference.isprintable():
+        raise CommandError("--reference has at most 100 printable characters.")
+    return reference

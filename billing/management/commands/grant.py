@@ -7,7 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from accounts.management.commands.issue_key import find_account
 from billing import ledger, statements
-from billing.management.commands.create_account import parse_amount
+from billing.management.commands.create_account import parse_amount, parse_reference
 from billing.models import Entry
 
 
@@ -18,12 +18,26 @@ class Command(BaseCommand):
         parser.add_argument("account", help="the account's name")
         parser.add_argument("amount", help="in the currency's unit, such as 25 or -0.5")
         parser.add_argument("--reason", required=True, help="why; it stays in the books")
+        parser.add_argument(
+            "--kind",
+            choices=Entry.Kind.values,
+            default=Entry.Kind.GRANT,
+            help="a top_up is what the customer paid, and needs --reference (default: %(default)s)",
+        )
+        parser.add_argument(
+            "--reference",
+            default="",
+            help="of the payment, such as its id; one that was posted before is refused",
+        )
 
     def handle(self, *_args: Any, **options: Any) -> None:
         account = find_account(options["account"])
-        amount = parse_amount(options["amount"])
+        amount, kind = parse_amount(options["amount"]), Entry.Kind(options["kind"])
+        reference = parse_reference(options["reference"])
+        if kind == Entry.Kind.TOP_UP and not reference:
+            raise CommandError("A top_up needs --reference, so that it is never posted twice.")
         try:
-            ledger.post(account, amount, kind=Entry.Kind.GRANT, reason=options["reason"])
+            ledger.post(account, amount, kind=kind, reason=options["reason"], reference=reference)
         except ValueError as error:
             raise CommandError(str(error)) from None
         self.stdout.write(f"{account} has {statements.balance(account):f} now.")

@@ -25,7 +25,7 @@ NOT_YET_COUNTED = {"input_tokens": 0, "output_tokens": 0}
 
 def event(kind: str, **fields: Any) -> bytes:
     """Return one server-sent event. ASCII only: no line break hides in the text."""
-    data = json.dumps({"type": kind, **fields}, separators=(",", ":"))
+    data = json.dumps({"type": kind, **fields}, separators=(",", ":"), allow_nan=False)
     return f"event: {kind}\ndata: {data}\n\n".encode("ascii")
 
 
@@ -63,7 +63,8 @@ class MessageRenderer:
         last = chunks[-1]
         pieces = [piece for chunk in chunks for piece in self._pieces(chunk)]
         usage = usage_object(last, receipt)
-        return json.dumps(self._message(content(pieces), self._reason(last), usage)).encode()
+        message = self._message(content(pieces), self._reason(last), usage)
+        return json.dumps(message, allow_nan=False).encode()
 
     def _message(
         self, blocks: list[Block], reason: str | None, usage: dict[str, Any]

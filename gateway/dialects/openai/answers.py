@@ -29,7 +29,13 @@ def plain_id(request_id: str) -> str:
 
 def event(value: dict[str, Any]) -> bytes:
     """Return one server-sent event. ASCII only: no line break hides in the text."""
-    return b"data: " + json.dumps(value, separators=(",", ":")).encode("ascii") + b"\n\n"
+    data = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return b"data: " + data.encode("ascii") + b"\n\n"
+
+
+def body(value: dict[str, Any]) -> bytes:
+    """Return one object as the body of a whole answer."""
+    return json.dumps(value, allow_nan=False).encode()
 
 
 def usage_object(receipt: Receipt | None) -> dict[str, Any] | None:
@@ -124,7 +130,7 @@ class ChatRenderer(OpenAIRenderer):
             "finish_reason": self._reason(chunks[-1]),
         }
         answer = self._head("chat.completion") | {"choices": [choice]}
-        return json.dumps(answer | {"usage": usage_object(receipt)}).encode()
+        return body(answer | {"usage": usage_object(receipt)})
 
     def _choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """Yield one delta for each thing a chunk carries; the first says whose words they are."""
@@ -190,7 +196,7 @@ class CompletionRenderer(OpenAIRenderer):
     def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         answer = self._head(self.kind)
         answer["choices"] = [self._choice(chunks, self._reason(chunks[-1]))]
-        return json.dumps(answer | {"usage": usage_object(receipt)}).encode()
+        return body(answer | {"usage": usage_object(receipt)})
 
     def _choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         if chunk.text or logprobs.entries(chunk):
@@ -218,7 +224,7 @@ class EmbeddingsRenderer(OpenAIRenderer):
         usage = usage_object(receipt) or {}
         usage.pop("completion_tokens", None)
         answer = {"object": "list", "data": data, "model": self.prompt.model, "usage": usage}
-        return json.dumps(answer).encode()
+        return body(answer)
 
     def _written(self, vector: list[float]) -> list[float] | str:
         if not self.prompt.wants.get("base64"):

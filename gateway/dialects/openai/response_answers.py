@@ -99,7 +99,7 @@ class ResponseRenderer:
         for chunk in chunks:
             list(self._said(chunk))
         list(self._close(ending(chunks[-1])))
-        return json.dumps(self._ended(chunks[-1], receipt)).encode()
+        return json.dumps(self._ended(chunks[-1], receipt), allow_nan=False).encode()
 
     def _written(self, events: Sequence[Event]) -> bytes:
         return b"".join(map(self._event, events))
@@ -108,7 +108,7 @@ class ResponseRenderer:
         """Return an event as bytes. ASCII only: no line break hides in the text."""
         numbered = {**event, "sequence_number": self.number}
         self.number += 1
-        data = json.dumps(numbered, separators=(",", ":"))
+        data = json.dumps(numbered, separators=(",", ":"), allow_nan=False)
         return f"event: {event['type']}\ndata: {data}\n\n".encode("ascii")
 
     def _begin(self) -> Iterator[Event]:
