@@ -16,8 +16,10 @@ LOCK = $(BIN)/uv pip compile --quiet --universal --no-build --python-version 3.1
 	--generate-hashes --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade)
 # Tests run side by side, one process per core.
 JOBS ?= auto
+# What `make test-ollama` asks.
+OLLAMA ?= http://127.0.0.1:11434
 
-.PHONY: help install run test test-sqlite test-postgresql test-js campaign promises lint format
+.PHONY: help install run test test-ollama test-sqlite test-postgresql test-js campaign promises lint format
 .PHONY: bench lock audit clean
 
 help:  ## Show what can be made
@@ -57,6 +59,11 @@ test-js: $(VENV)/dev  ## Run the JavaScript clients' tests; needs node and npm
 	else \
 		echo "Skipped: the JavaScript clients need node (20 or newer) and npm."; \
 	fi
+
+test-ollama: $(VENV)/dev  ## Ask a real Ollama whether it is what the tests believe; see CONTRIBUTING.md
+	CONTRACT_OLLAMA=$(OLLAMA) CONTRACT_CHAT=$(CHAT) CONTRACT_TOOLS=$(TOOLS) \
+		CONTRACT_THINKING=$(THINKING) CONTRACT_EMBEDDING=$(EMBEDDING) \
+		$(BIN)/python -m pytest tests/contract --tb=line --durations=0 --durations-min=60
 
 campaign: $(VENV)/dev  ## Prove the promises by destruction, on both databases; takes minutes
 	$(BIN)/python -m pytest tests/campaign -s -n $(JOBS) --dist loadfile

@@ -78,9 +78,15 @@ def _words(body: Body, kind: Kind, words: Sequence[str]) -> Sequence[str]:
         # Rendered mode leaves a limit of 0 out.
         limit = 1 if kind.native else -1
     for stop in options.get("stop") or ():
-        found = next((n for n, word in enumerate(words) if stop in word), len(words))
-        words = words[:found]
+        words = _before(stop, words)
     return words if limit < 0 else words[:limit]
+
+
+def _before(stop: str, words: Sequence[str]) -> Sequence[str]:
+    """The words up to a text, which may stand within one."""
+    found = next((n for n, word in enumerate(words) if stop in word), len(words))
+    rest = [word.partition(stop)[0] for word in words[found : found + 1]]
+    return [*words[:found], *(part for part in rest if part)]
 
 
 def _is_cut(body: Body, words: Sequence[str]) -> bool:
