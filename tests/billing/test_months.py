@@ -46,6 +46,18 @@ def test_each_end_counts_in_the_month_of_its_row_in_any_order(
     assert spent(cap) == {"2026-11": 30, "2026-12": 15} and books_balance()
 
 
+def test_a_hold_that_is_discarded_gives_back_in_every_month_that_held_it(
+    alice: Caller, priced: ModelPrice, cap: Budget
+) -> None:
+    hold = reserve(alice, priced, now=NOVEMBER)
+    assert any(held(cap).values()) and alice.wallet.held > 0
+
+    assert ledger.discard(hold.pk) and not ledger.discard(hold.pk)
+
+    assert not any(held(cap).values()) and not any(spent(cap).values())
+    assert alice.wallet.held == 0 and not Hold.objects.exists() and books_balance()
+
+
 def test_a_late_hold_counts_against_the_month_that_has_begun(
     alice: Caller, priced: ModelPrice, cap: Budget
 ) -> None:
