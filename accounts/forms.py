@@ -14,6 +14,7 @@ from django.contrib.auth.models import User
 
 from accounts import login_guard
 from accounts.models import CUSTOMER_SCOPES, Account, ApiKey, Membership, Scope
+from accounts.names import refuse_unseen
 
 NEVER = "never"
 LIFETIMES = [
@@ -48,7 +49,10 @@ class AccountForm(forms.Form):
     """A new account and its owner, who is here already or new."""
 
     name = forms.CharField(
-        max_length=100, widget=AdminTextInputWidget, help_text="Of the customer; unique."
+        max_length=100,
+        validators=[refuse_unseen],
+        widget=AdminTextInputWidget,
+        help_text="Of the customer; unique.",
     )
     user = forms.ModelChoiceField(
         User.objects.all(),
@@ -71,8 +75,8 @@ class AccountForm(forms.Form):
 
     def clean_name(self) -> str:
         name: str = self.cleaned_data["name"]
-        if Account.objects.filter(name=name).exists():
-            raise forms.ValidationError("There is an account of this name already.")
+        if same := Account.objects.filter(name__iexact=name).first():
+            raise forms.ValidationError(f"There is an account of this name already: {same}.")
         return name
 
     def clean_username(self) -> str:
@@ -99,6 +103,7 @@ class IssueKeyForm(forms.Form):
 
     name = forms.CharField(
         max_length=100,
+        validators=[refuse_unseen],
         widget=AdminTextInputWidget,
         help_text="What it is for, such as 'laptop' or 'nightly job'.",
     )

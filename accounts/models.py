@@ -5,7 +5,10 @@ from typing import Any
 
 from django.conf import settings
 from django.db import models
+from django.db.models.functions import Lower
 from knox.models import AbstractAuthToken, AuthTokenManager
+
+from accounts.names import refuse_unseen
 
 
 class Scope(models.TextChoices):
@@ -30,7 +33,7 @@ class Account(models.Model):  # type: ignore[django-manager-missing]  # knox has
         ACTIVE = "active", "Active"
         SUSPENDED = "suspended", "Suspended"
 
-    name = models.CharField(max_length=100, unique=True)
+    name = models.CharField(max_length=100, unique=True, validators=[refuse_unseen])
     status = models.CharField(max_length=10, choices=Status.choices, default=Status.ACTIVE)
     isolate_prompts = models.BooleanField(
         null=True,
@@ -43,6 +46,14 @@ class Account(models.Model):  # type: ignore[django-manager-missing]  # knox has
 
     class Meta:
         ordering = ["name"]
+        constraints = [
+            # Whoever types a name at a command would meet the wrong one of two.
+            models.UniqueConstraint(
+                Lower("name"),
+                name="account_names_in_any_case",
+                violation_error_message="There is an account of this name already, in some case.",
+            )
+        ]
 
     def __str__(self) -> str:
         return self.name
@@ -106,7 +117,7 @@ class ApiKey(AbstractAuthToken):
         settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="auth_token_set"
     )
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="keys")
-    name = models.CharField(max_length=100)
+    name = models.CharField(max_length=100, validators=[refuse_unseen])
     last_four = models.CharField(max_length=4, editable=False)
     scopes = models.JSONField(default=customer_scopes)
     allowed_models = models.JSONField(

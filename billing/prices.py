@@ -5,6 +5,7 @@ import io
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from statistics import median
 
 from django.contrib.auth.models import User
 from django.db.models import OuterRef, Subquery
@@ -12,7 +13,7 @@ from django.db.models.expressions import RawSQL
 
 from accounts import authors
 from billing.models import ModelPrice
-from billing.pricing import InvalidPrice, Rates, per_token
+from billing.pricing import InvalidPrice, Rates, per_1m, per_token
 from gateway.names import InvalidName, canonical
 
 COLUMNS = ["model", "input_per_1k", "output_per_1k"]
@@ -48,6 +49,36 @@ def not_for_sale(names: Collection[str], now: datetime) -> list[str]:
     """Return those of some names, in any spelling, that no model with a price in force has."""
     priced = all_in_force(now)
     return [name for name in names if _canonical(name) not in priced]
+
+
+def begins(models: Collection[str], now: datetime) -> dict[str, datetime]:
+    """Return when the first price of each of some models begins that has none in force yet."""
+    later = ModelPrice.objects.filter(model__in=models, effective_from__gt=now)
+    begun = all_in_force(now, models)
+    # The earliest comes last, and stays.
+    newest_first = later.order_by("-effective_from").values_list("model", "effective_from")
+    return {model: when for model, when in newest_first if model not in begun}
+
+
+# From how many times a usual price on a new one is taken for a slip: per 1,000 for per million.
+UNUSUAL = 100
+
+
+def doubt(line: PriceLine, now: datetime) -> str | None:
+    """Say why a price looks like a slip: far above the model's last or the median price."""
+    last = in_force(line.model, now)
+    if last is not None:
+        usual, whose = max(last.prompt_price, last.completion_price), "the model's price now"
+    else:
+        known = [max(p.prompt_price, p.completion_price) for p in all_in_force(now).values()]
+        usual, whose = int(median(known)) if known else 0, "the median of all prices"
+    asked = max(line.rates.prompt, line.rates.completion)
+    if not usual or asked < UNUSUAL * usual:
+        return None
+    return (
+        f"{per_1m(asked):f} per 1,000,000 tokens is {asked // usual:,} times {whose}, "
+        f"{per_1m(usual):f}. Prices are given per 1,000 tokens."
+    )
 
 
 def _canonical(name: str) -> str | None:

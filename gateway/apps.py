@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from django.apps import AppConfig
@@ -12,6 +12,7 @@ class GatewayConfig(AppConfig):
 
         checks.register()
         metering.usable_models = _usable_models
+        metering.installed_models = _installed_models
 
 
 def _usable_models(request: Any) -> Callable[[str], bool]:
@@ -19,3 +20,9 @@ def _usable_models(request: Any) -> Callable[[str], bool]:
     from gateway.views import usable_models
 
     return usable_models(request)
+
+
+def _installed_models() -> Collection[str] | None:
+    from gateway.templatetags.gateway_models import installed_models
+
+    return installed_models()

@@ -22,6 +22,14 @@ def _every_model(_request: Any) -> Callable[[str], bool]:
 usable_models: Callable[[Any], Callable[[str], bool]] = _every_model
 
 
+def _nobody_can_tell() -> Collection[str] | None:
+    return None
+
+
+# The canonical names of the models that are installed; None if nobody can tell soon.
+installed_models: Callable[[], Collection[str] | None] = _nobody_can_tell
+
+
 class Outcome(StrEnum):
     """How an answer ended."""
 

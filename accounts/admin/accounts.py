@@ -1,8 +1,9 @@
 """Customers: the list, the page, and the page that issues a key."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError, transaction
 from django.db.models import Count, IntegerField, OuterRef, QuerySet, Subquery
@@ -63,6 +64,8 @@ class AccountAdmin(OfficeAdmin):
     search_help_text = "By name of the account, name or address of a member."
     actions = ["suspend", "activate"]
     fields = ["name", "status", "isolate_prompts"]
+    # Suspending asks first, on a page of its own.
+    readonly_fields: ClassVar[Any] = ["status"]
     inlines = [MemberInline]
     when_empty = "Add an account here, or run manage.py create_account."
     add_form = AccountForm
@@ -100,13 +103,18 @@ class AccountAdmin(OfficeAdmin):
         with transaction.atomic():
             account = self.create(form)
             self.log_addition(request, account, "Added.")
-        self.message_user(request, f"{account} is ready. Next, issue a key.", messages.SUCCESS)
+        text = f"The account {account} is there. {self.next_step(account)}"
+        self.message_user(request, text, messages.SUCCESS)
         return self.to_page(account)
 
     def create(self, form: AccountForm) -> Account:
         account = Account.objects.create(name=form.cleaned_data["name"])
         Membership.objects.create(account=account, user=form.owner(), role=Membership.Role.OWNER)
         return account
+
+    def next_step(self, account: Account) -> str:
+        """Say what a new account lacks before its first request can be served."""
+        return "Next, issue a key."
 
     def to_page(self, account: Account) -> HttpResponseRedirect:
         return HttpResponseRedirect(reverse("admin:accounts_account_change", args=[account.pk]))
@@ -124,11 +132,40 @@ class AccountAdmin(OfficeAdmin):
         shown = list(newest)
         return {"keys": shown[:KEYS_ON_PAGE], "more_keys": len(shown) > KEYS_ON_PAGE}
 
+    def save_formset(self, request: HttpRequest, form: Any, formset: Any, change: bool) -> None:
+        super().save_formset(request, form, formset, change)
+        for member in getattr(formset, "deleted_objects", []):
+            self._tell_of_keys(request, member)
+
+    def _tell_of_keys(self, request: HttpRequest, member: Membership) -> None:
+        """Say which keys go on when a member is removed: keys belong to the account."""
+        issued = with_state(ApiKey.objects.filter(user=member.user_id), timezone.now())
+        working = issued.filter(account=member.account_id, state=IN_FORCE).count()
+        if working:
+            text = (
+                f"Keys issued for {member.user} that still work, for they belong to the account: "
+                f"{working}. Revoke those that nobody else uses, under API keys."
+            )
+            self.message_user(request, text, messages.WARNING)
+
     # --- Suspend and activate ---------------------------------------------------------------
 
     @admin.action(description="Suspend selected accounts", permissions=["change"])
-    def suspend(self, request: HttpRequest, accounts: QuerySet[Account]) -> None:
+    def suspend(self, request: HttpRequest, accounts: QuerySet[Account]) -> HttpResponse | None:
+        if "confirmed" not in request.POST:
+            return self._ask(request, accounts)
         self._set_status(request, accounts, Account.Status.SUSPENDED)
+        return None
+
+    def _ask(self, request: HttpRequest, accounts: QuerySet[Account]) -> HttpResponse:
+        context = {
+            **self.admin_site.each_context(request),
+            "opts": self.opts,
+            "title": "Suspend accounts",
+            "accounts": accounts.exclude(status=Account.Status.SUSPENDED),
+            "checkbox": ACTION_CHECKBOX_NAME,
+        }
+        return TemplateResponse(request, "admin/accounts/account/suspend.html", context)
 
     @admin.action(description="Activate selected accounts", permissions=["change"])
     def activate(self, request: HttpRequest, accounts: QuerySet[Account]) -> None:
@@ -187,6 +224,7 @@ class AccountAdmin(OfficeAdmin):
             "original": account,
             "key": key,
             "secret": secret,
+            "unsold": keys.not_for_sale(key.allowed_models, timezone.now()),
             "gateway": f"{request.scheme}://{request.get_host()}",
         }
         page = "admin/accounts/account/key_issued.html"

@@ -14,16 +14,18 @@ from django.utils import timezone
 
 from accounts import keys
 from accounts.admin.base import OfficeAdmin, StateFilter, column, moment
-from accounts.models import ApiKey, Scope
+from accounts.models import Account, ApiKey, Scope
 
-IN_FORCE, EXPIRED, REVOKED = "in force", "expired", "revoked"
+IN_FORCE, SUSPENDED = "in force", "account suspended"
+EXPIRED, REVOKED = "expired", "revoked"
 
 
 def with_state(rows: QuerySet[Any], now: datetime) -> QuerySet[Any]:
-    """Annotate keys with `state`, as `ApiKey.is_valid_at` sees it."""
+    """Annotate keys with `state`, as authentication sees it."""
     state = Case(
         When(revoked_at__isnull=False, then=Value(REVOKED)),
         When(expiry__lte=now, then=Value(EXPIRED)),
+        When(account__status=Account.Status.SUSPENDED, then=Value(SUSPENDED)),
         default=Value(IN_FORCE),
         output_field=CharField(),
     )
@@ -32,7 +34,7 @@ def with_state(rows: QuerySet[Any], now: datetime) -> QuerySet[Any]:
 
 
 class KeyStateFilter(StateFilter):
-    states = (IN_FORCE, EXPIRED, REVOKED)
+    states = (IN_FORCE, SUSPENDED, EXPIRED, REVOKED)
 
 
 class ScopeFilter(admin.SimpleListFilter):
@@ -71,7 +73,7 @@ class ApiKeyAdmin(OfficeAdmin):
         moment("last_used_at", "last used", never="never"),
     ]
     list_filter = [KeyStateFilter, ScopeFilter]
-    linked_by = ("account__exact",)
+    linked_by = ("account__exact", "user__exact")
     list_select_related = ["account"]
     search_fields = ["name", "account__name", "=last_four"]
     search_help_text = "By name of the key or the account, or the key's last four characters."

@@ -1,6 +1,6 @@
 """The page of an account with its money: balance, budgets, entries, and adding credit."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from django.conf import settings
 from django.contrib import admin, messages
@@ -36,7 +36,7 @@ class AccountAdmin(PlainAccountAdmin):
         *PlainAccountAdmin.list_display[3:],
     ]
     fields = [*PlainAccountAdmin.fields, "balance"]
-    readonly_fields = ["balance"]
+    readonly_fields: ClassVar[Any] = [*PlainAccountAdmin.readonly_fields, "balance"]
     add_form = PaidAccountForm
     issue_form = IssueCheckedKeyForm
 
@@ -66,6 +66,12 @@ class AccountAdmin(PlainAccountAdmin):
             ledger.open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
         return account
 
+    def next_step(self, account: Account) -> str:
+        left = statements.balance(account)
+        if left is None or left > 0:
+            return super().next_step(account)
+        return "Next, add credit: its wallet is empty, and requests are refused. Then issue a key."
+
     def facts(self, account: Account) -> dict[str, Any]:
         entries = account.entries.all()[: ENTRIES_ON_PAGE + 1]
         return {
@@ -83,11 +89,12 @@ class AccountAdmin(PlainAccountAdmin):
         account = self.find(request, object_id)
         form = CreditForm(
             request.POST or None,
-            has_wallet=statements.balance(account) is not None,
+            balance=statements.balance(account),
             initial={"after": newest_entry(account)},
         )
         if form.is_valid() and (entry := self._post(request, account, form)):
-            text = f"{entry} is posted to {account}."
+            amount = f"{money(entry.amount)} {settings.CURRENCY}"
+            text = f"{entry.get_kind_display()} of {amount} is posted to {account}."
             self.message_user(request, text, messages.SUCCESS)
             return self.to_page(account)
         title = f"Add credit to {account}"

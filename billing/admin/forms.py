@@ -12,10 +12,12 @@ from django.contrib.admin.widgets import (
     AdminTextInputWidget,
     AutocompleteSelect,
 )
+from django.utils import timezone
 
 from accounts.forms import AccountForm, IssueKeyForm
 from accounts.models import Account, ApiKey
 from billing import prices, pricing
+from billing.amounts import read_amount
 from billing.models import Budget, Entry
 from billing.money import MAX_LIMIT, from_pico, to_pico
 from gateway.names import InvalidName, canonical
@@ -63,6 +65,11 @@ class CreditForm(forms.Form):
         widget=AdminTextInputWidget,
         help_text="Of the payment, such as its id: it is posted once only. A top-up needs one.",
     )
+    below_zero = forms.BooleanField(
+        required=False,
+        label="Let the balance fall below zero",
+        help_text="Requests are refused then, until credit is added.",
+    )
     # The newest entry when the form was shown: sent twice, it must not pay twice.
     after = forms.IntegerField(widget=forms.HiddenInput)
     open_wallet = forms.BooleanField(
@@ -70,15 +77,16 @@ class CreditForm(forms.Form):
         help_text="It is postpaid: it has no wallet. Credit opens one, and then limits spending.",
     )
 
-    def __init__(self, *args: Any, has_wallet: bool, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, balance: Decimal | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.balance = balance
         self.fields["amount"].label = f"Amount in {settings.CURRENCY}"
-        if has_wallet:
+        if balance is not None:
             del self.fields["open_wallet"]
 
     def clean_amount(self) -> Decimal:
         try:
-            amount = from_pico(to_pico(self.cleaned_data["amount"]))
+            amount = read_amount(self.cleaned_data["amount"], settings.CURRENCY)
         except ValueError as error:
             raise forms.ValidationError(str(error)) from None
         if not amount:
@@ -89,6 +97,13 @@ class CreditForm(forms.Form):
         said = self.cleaned_data
         if said.get("kind") == Entry.Kind.TOP_UP and said.get("reference") == "":
             self.add_error("reference", "A top-up needs the reference of its payment.")
+        amount = said.get("amount")
+        if amount is None or amount > 0 or said.get("below_zero"):
+            return
+        left = (self.balance or Decimal(0)) + amount
+        if left < 0:
+            text = f"That would leave {left:f} {settings.CURRENCY}. Tick the box if it is meant."
+            self.add_error("below_zero", text)
 
     def posting(self) -> dict[str, Any]:
         """Return the arguments of `ledger.post`."""
@@ -117,6 +132,11 @@ class PriceForm(forms.Form):
         widget=AdminSplitDateTime,
         help_text="In UTC. Empty: now. What was used before keeps the price it had.",
     )
+    unusual = forms.BooleanField(
+        required=False,
+        label="This price is meant",
+        help_text=f"Only for one that is {prices.UNUSUAL} times the usual or more.",
+    )
 
     def clean_model(self) -> str:
         return self._read(self.cleaned_data["model"], "0").model
@@ -126,6 +146,12 @@ class PriceForm(forms.Form):
 
     def clean_output_per_1k(self) -> str:
         return self._price("output_per_1k") if self.cleaned_data["output_per_1k"] else ""
+
+    def clean(self) -> None:
+        if self.errors or self.cleaned_data.get("unusual"):
+            return
+        if doubt := prices.doubt(self.line(), timezone.now()):
+            self.add_error("unusual", f"{doubt} Tick the box if it is meant.")
 
     def line(self) -> prices.PriceLine:
         said = self.cleaned_data

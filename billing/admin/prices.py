@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Any
 
+from django.conf import settings
 from django.contrib import admin, messages
 from django.db.models import Case, CharField, Exists, OuterRef, QuerySet, Value, When
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
@@ -15,6 +16,7 @@ from billing.admin.accounts import operator
 from billing.admin.figures import money
 from billing.admin.forms import PriceForm
 from billing.models import ModelPrice
+from gateway import metering
 
 IN_FORCE, SCHEDULED, PAST = "in force", "scheduled", "past"
 
@@ -87,9 +89,16 @@ class ModelPriceAdmin(OfficeAdmin):
         self.require(request, "billing.add_modelprice")
         form = PriceForm(request.POST or None, initial=request.GET.dict())
         if form.is_valid() and (scheduled := self._schedule(request, form)):
-            self.message_user(request, f"{scheduled} UTC is scheduled.", messages.SUCCESS)
+            self.message_user(request, said_of(scheduled), messages.SUCCESS)
+            self._warn_if_not_installed(request, scheduled.model)
             return HttpResponseRedirect(reverse("admin:billing_modelprice_changelist"))
         return self.form_page(request, form, title="Schedule a price", submit="Schedule")
+
+    def _warn_if_not_installed(self, request: HttpRequest, model: str) -> None:
+        installed = metering.installed_models()
+        if installed is not None and model not in installed:
+            text = f"No model of the name {model} is installed at Ollama."
+            self.message_user(request, text, messages.WARNING)
 
     def _schedule(self, request: HttpRequest, form: PriceForm) -> ModelPrice | None:
         now = timezone.now()
@@ -101,3 +110,12 @@ class ModelPriceAdmin(OfficeAdmin):
             return None
         self.log_addition(request, row, "Scheduled.")
         return row
+
+
+def said_of(price: ModelPrice) -> str:
+    """Say what a new price is, and since when. It begins with a word: Django capitalises it."""
+    active = price.effective_from <= timezone.now()
+    when = "is active now" if active else f"begins at {price.effective_from:%F %R} UTC"
+    per_1m = (money(pricing.per_1m(each)) for each in (price.prompt_price, price.completion_price))
+    tariff = f"{' / '.join(per_1m)} {settings.CURRENCY} per 1,000,000 tokens"
+    return f"The price of {price.model}, {tariff}, {when}."

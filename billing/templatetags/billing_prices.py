@@ -1,6 +1,7 @@
 """Which models are for sale, and the menu of the back-office."""
 
 from collections.abc import Iterable
+from datetime import datetime
 
 from django import template
 from django.utils import timezone
@@ -12,10 +13,16 @@ register = template.Library()
 
 @register.filter
 def unpriced(models: Iterable[str] | None) -> list[str]:
-    """Return those of the models that have no price in force."""
-    names = list(models or [])
-    in_force = prices.all_in_force(timezone.now(), names)
-    return [name for name in names if name not in in_force]
+    """Return those of the models that have no price, neither in force nor to come."""
+    names, now = list(models or []), timezone.now()
+    priced = {**prices.all_in_force(now, names), **prices.begins(names, now)}
+    return [name for name in names if name not in priced]
+
+
+@register.filter
+def priced_later(models: Iterable[str] | None) -> list[tuple[str, datetime]]:
+    """Return those of the models whose first price is still to come, and when it begins."""
+    return sorted(prices.begins(list(models or []), timezone.now()).items())
 
 
 @register.filter

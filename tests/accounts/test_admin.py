@@ -14,8 +14,8 @@ from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
 from accounts import keys
-from accounts.models import Account, ApiKey
-from tests.conftest import Caller, new_caller
+from accounts.models import Account, ApiKey, Membership
+from tests.conftest import Caller, new_caller, set_price
 
 ACCOUNTS, KEYS = "/admin/accounts/account/", "/admin/accounts/apikey/"
 SECRET = re.compile(r"olg_[0-9a-f]{64}")
@@ -152,9 +152,16 @@ def test_nobody_can_delete_an_account_or_a_key(office: Client, alice: Caller) ->
 
 
 def test_suspending_an_account_shuts_its_keys_out(office: Client, alice: Caller) -> None:
-    chosen = {"action": "suspend", "_selected_action": [alice.account.pk], "index": "0"}
-    office.post(ACCOUNTS, chosen)
+    chosen = {"action": "suspend", "_selected_action": [alice.account.pk]}
+    page = office.post(ACCOUNTS, chosen)
+    asked = page.content.decode()
+    assert "Alice Ltd: 1 working key" in asked and "end within a second" in asked
+    assert alice.get("/usage").status_code == 200
+
+    office.post(ACCOUNTS, {**chosen, "confirmed": "yes"})
     assert alice.get("/usage").status_code == 401
+    assert "account suspended" in office.get(KEYS).content.decode()
+    assert b'field-figure_keys">0<' in office.get(ACCOUNTS).content
 
     office.post(ACCOUNTS, {**chosen, "action": "activate"})
     assert alice.get("/usage").status_code == 200
@@ -183,6 +190,89 @@ def test_an_account_keeps_an_owner(office: Client, alice: Caller, change: dict[s
 
     assert b"An account needs an owner." in page.content
     assert keys.owner_of(alice.account)
+
+
+def test_who_is_removed_leaves_keys_that_work_and_the_page_says_so(
+    office: Client, alice: Caller, bob: Caller
+) -> None:
+    mine, his = alice.account.memberships.order_by("pk")
+    fields = members_of(alice, {mine: {}, his: {"DELETE": "on", "role": "member"}})
+
+    page = office.post(f"{ACCOUNTS}{alice.account.pk}/change/", fields, follow=True)
+
+    assert "Keys issued for bob that still work" in page.content.decode()
+    assert alice.account.memberships.count() == 1 and bob.get("/usage").status_code == 200
+
+
+def members_of(caller: Caller, rows: dict[Membership, dict[str, str]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {
+        "name": caller.account.name,
+        "memberships-TOTAL_FORMS": len(rows),
+        "memberships-INITIAL_FORMS": len(rows),
+    }
+    for number, (row, more) in enumerate(rows.items()):
+        said = {"id": row.pk, "account": row.account_id, "user": row.user_id, "role": row.role}
+        for name, value in {**said, **more}.items():
+            fields[f"memberships-{number}-{name}"] = value
+    return fields
+
+
+def test_a_suspended_account_is_activated_by_its_own_page(office: Client, alice: Caller) -> None:
+    page = f"{ACCOUNTS}{alice.account.pk}/change/"
+    assert ">Suspend</button>" in office.get(page).content.decode()
+
+    Account.objects.update(status="suspended")
+
+    assert ">Activate</button>" in office.get(page).content.decode()
+
+
+def test_a_revocation_says_what_happens_to_running_responses(office: Client, alice: Caller) -> None:
+    chosen = {"action": "revoke_selected", "_selected_action": [alice.key.pk]}
+
+    page = office.post(KEYS, chosen).content.decode()
+
+    assert "end within a second" in page and "as usual" not in page
+
+
+UNSEEN = {
+    "bidi": "Acme\u202e",
+    "zero width": "Ac\u200bme",
+    "control": "Ac\x07me",
+    "line": "A\u2028b",
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN.values(), ids=UNSEEN)
+def test_a_name_with_a_character_that_cannot_be_seen_is_refused(
+    office: Client, alice: Caller, name: str
+) -> None:
+    page = office.post(f"{ACCOUNTS}add/", {"name": name, "username": "new"})
+    assert "invisible" in page.content.decode() and Account.objects.count() == 1
+
+    renamed = {**members(alice), "name": name}
+    page = office.post(f"{ACCOUNTS}{alice.account.pk}/change/", renamed)
+    assert "invisible" in page.content.decode()
+    page = issue(office, alice.account, name=name)
+    assert "invisible" in page.content.decode() and ApiKey.objects.count() == 1
+
+
+def test_no_two_accounts_differ_by_case_alone(office: Client, alice: Caller) -> None:
+    page = office.post(f"{ACCOUNTS}add/", {"name": "ALICE ltd", "username": "new"})
+    assert "There is an account of this name already: Alice Ltd." in page.content.decode()
+
+    Account.objects.create(name="Other")
+    renamed = {**members(alice), "name": "OTHER"}
+    page = office.post(f"{ACCOUNTS}{alice.account.pk}/change/", renamed)
+    assert "There is an account of this name already" in page.content.decode()
+
+
+def test_a_key_for_a_model_that_is_not_sold_says_so(office: Client, alice: Caller) -> None:
+    set_price("llama3", "0.002")
+
+    page = issue(office, alice.account, allowed_models="lama3, llama3").content.decode()
+
+    assert "The key cannot use lama3:latest: no model of this name has a price." in page
+    assert '{"model": "llama3:latest"' in page
 
 
 # --- Issuing a key ------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from django.core.management import CommandError, call_command
+from django.db import IntegrityError, transaction
 from django.test import Client
 from django.utils import timezone
 
@@ -213,3 +214,53 @@ def test_revoking_twice_keeps_the_first_date(alice: Caller) -> None:
 def test_a_key_that_is_not_there_cannot_be_revoked(number: Any) -> None:
     with pytest.raises(CommandError):
         run("revoke_key", number)
+
+
+# --- Slips of the keyboard ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["issue_key", "grant"])
+@pytest.mark.parametrize("slip", ["alice ltd", "Alice Lt", "ALICE LTD", "Alce Ltd"])
+def test_a_slip_of_an_accounts_name_is_answered_with_the_name(
+    alice: Caller, command: str, slip: str
+) -> None:
+    more = ["--name", "ci"] if command == "issue_key" else ["5", "--reason", "x"]
+
+    with pytest.raises(CommandError, match=r"Did you mean 'Alice Ltd'\?"):
+        run(command, slip, *more)
+    with pytest.raises(CommandError, match="create_account 'Zorro'"):
+        run(command, "Zorro", *more)
+
+
+def test_no_two_accounts_differ_by_case_alone(alice: Caller) -> None:
+    with pytest.raises(CommandError, match="an account 'Alice Ltd' already"):
+        run("create_account", "alice LTD")
+    with pytest.raises(IntegrityError), transaction.atomic():
+        Account.objects.create(name="ALICE Ltd")
+
+
+@pytest.mark.parametrize("name", ["Acme\u202e", "Ac\u200bme", "Ac\x1bme", "Ac\nme"])
+def test_a_name_with_a_character_that_cannot_be_seen_is_refused(alice: Caller, name: str) -> None:
+    for args in (["create_account", name], ["issue_key", "Alice Ltd", "--name", name]):
+        with pytest.raises(CommandError, match="invisible"):
+            run(*args)
+
+
+def test_models_without_commas_between_are_refused(alice: Caller) -> None:
+    with pytest.raises(CommandError, match="--models llama3,mistral"):
+        run("issue_key", "Alice Ltd", "--name", "ci", "--models", "llama3 mistral")
+
+
+@pytest.mark.parametrize("email", ["notanemail", "a@b", "a b@example.com"])
+def test_an_address_that_is_none_is_refused(email: str) -> None:
+    with pytest.raises(CommandError, match="--email takes an address"):
+        run("create_account", "Acme", "--email", email)
+    assert not Account.objects.exists()
+
+
+def test_a_new_account_without_credit_is_told_what_comes_first() -> None:
+    out, _err = run("create_account", "Acme")
+    assert "manage.py grant 'Acme'" in out and "requests are refused until then" in out
+
+    assert "grant" not in run("create_account", "Paid", "--credit", "5")[0]
+    assert "grant" not in run("create_account", "Later", "--postpaid")[0]

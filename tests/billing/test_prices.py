@@ -132,7 +132,7 @@ def test_a_new_price_changes_no_usage_row(
 ) -> None:
     alice.post("/generate", model="llama3", prompt="hi")
     before = TokenUsage.objects.values().get()
-    call_command("set_price", "llama3", "--input", "9", stdout=StringIO())
+    call_command("set_price", "llama3", "--input", "9", "--force", stdout=StringIO())
 
     assert TokenUsage.objects.values().get() == before
 

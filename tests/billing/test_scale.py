@@ -90,9 +90,9 @@ def test_a_wallet_that_is_nearly_full_says_how_much_it_takes(db: None) -> None:
 
     with pytest.raises(CommandError, match="ends at 9,000,000"):
         run("grant", "Big", "300000", "--reason", "Too much")
-    run("grant", "Big", "-9000000", "--reason", "Back to us")
+    run("grant", "Big", "-9000000", "--reason", "Back to us", "--force")
     with pytest.raises(CommandError, match="ends at -223,372"):
-        run("grant", "Big", "-9000000", "--reason", "Back to us")
+        run("grant", "Big", "-9000000", "--reason", "Back to us", "--force")
 
 
 def test_a_wallet_at_its_end_refuses_the_next_request(charlie: Caller) -> None:

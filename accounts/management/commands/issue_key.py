@@ -5,11 +5,13 @@ from argparse import ArgumentParser
 from datetime import timedelta
 from typing import Any
 
+from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from accounts import keys
 from accounts.models import CUSTOMER_SCOPES, Account, Membership, Scope
+from accounts.names import alike, refuse_unseen
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -35,9 +37,7 @@ class Command(BaseCommand):
 
     def handle(self, *_args: Any, **options: Any) -> None:
         account = find_account(options["account"])
-        name, models = options["name"].strip(), parse_models(options["models"])
-        if not name or len(name) > 100:
-            raise CommandError("A name has 1 to 100 characters.")
+        name, models = parse_name(options["name"]), parse_models(options["models"])
         try:
             key, secret = keys.issue(
                 account,
@@ -55,10 +55,25 @@ class Command(BaseCommand):
 
 
 def find_account(name: str) -> Account:
+    """Return the account of a name, by its exact spelling."""
     account = Account.objects.filter(name=name).first()
-    if account is None:
-        raise CommandError(f"No account '{name}'. Create it: manage.py create_account '{name}'")
-    return account
+    if account is not None:
+        return account
+    if meant := alike(name, Account.objects.values_list("name", flat=True)):
+        raise CommandError(f"No account '{name}'. Did you mean '{meant}'?")
+    raise CommandError(f"No account '{name}'. Create it: manage.py create_account '{name}'")
+
+
+def parse_name(text: str) -> str:
+    """Return the name of an account or a key."""
+    name = text.strip()
+    if not name or len(name) > 100:
+        raise CommandError("A name has 1 to 100 characters.")
+    try:
+        refuse_unseen(name)
+    except ValidationError as error:
+        raise CommandError(error.messages[0]) from None
+    return name
 
 
 def parse_models(text: str | None) -> list[str]:
@@ -66,6 +81,10 @@ def parse_models(text: str | None) -> list[str]:
     models = [model.strip() for model in (text or "").split(",") if model.strip()]
     if text is not None and not models:
         raise CommandError("--models names at least one model; leave it out for every model.")
+    for model in models:
+        if len(model.split()) > 1:
+            commas = ",".join(model.split())
+            raise CommandError(f"--models takes names with commas between: --models {commas}")
     return models
 
 

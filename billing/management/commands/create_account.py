@@ -6,15 +6,23 @@ from argparse import ArgumentParser
 from decimal import Decimal
 from typing import Any
 
+from django.conf import settings
 from django.contrib.auth.models import User
+from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
+from django.core.validators import validate_email
 from django.db import transaction
 
+from accounts.management.commands.issue_key import parse_name
 from accounts.models import Account, Membership
 from billing import ledger
+from billing.amounts import read_amount
 from billing.models import Budget, Entry
-from billing.money import from_pico, to_pico
 
+NO_CREDIT = (
+    "Next: manage.py grant '{}' 25 --reason '...'; its wallet is empty, and requests are refused "
+    "until then"
+)
 SWITCH = {"on": True, "off": False}
 
 
@@ -43,30 +51,31 @@ class Command(BaseCommand):
         )
 
     def handle(self, *_args: Any, **options: Any) -> None:
-        name, credit = options["name"].strip(), parse_amount(options["credit"])
+        name, credit = parse_name(options["name"]), parse_amount(options["credit"])
         if credit < 0:
             raise CommandError("--credit must not be negative.")
         if credit and options["postpaid"]:
             raise CommandError("A postpaid account has no wallet to put credit in.")
-        if not name or len(name) > 100:
-            raise CommandError("A name has 1 to 100 characters.")
-        if Account.objects.filter(name=name).exists():
-            raise CommandError(f"There is an account '{name}' already.")
-        reference = parse_reference(options["reference"])
+        if same := Account.objects.filter(name__iexact=name).first():
+            raise CommandError(f"There is an account '{same}' already.")
+        reference, postpaid = parse_reference(options["reference"]), options["postpaid"]
         if reference and not credit:
             raise CommandError("--reference is of a payment; it needs --credit.")
+        email = parse_email(options["email"])
         try:
             account = create(
                 name,
-                options["email"],
+                email,
                 credit,
                 reference,
-                postpaid=options["postpaid"],
+                postpaid=postpaid,
                 isolate_prompts=SWITCH.get(options["isolate_prompts"]),
             )
         except ValueError as error:
             raise CommandError(str(error)) from None
-        self.stdout.write(f"Account {account.pk} '{account}' is ready; credit {credit:f}.")
+        self.stdout.write(f"The account {account.pk} '{account}' is there; credit {credit:f}.")
+        if not credit and not postpaid:
+            self.stdout.write(NO_CREDIT.format(account))
         self.stdout.write(f"Next: manage.py issue_key '{account}' --name first")
 
 
@@ -100,7 +109,7 @@ def new_owner(account_name: str, email: str) -> User:
 
 def parse_amount(text: str) -> Decimal:
     try:
-        return from_pico(to_pico(text))
+        return read_amount(text, settings.CURRENCY)
     except ValueError as error:
         raise CommandError(str(error)) from None
 
@@ -110,3 +119,15 @@ def parse_reference(text: str) -> str:
     if len(reference) > 100 or not reference.isprintable():
         raise CommandError("--reference has at most 100 printable characters.")
     return reference
+
+
+def parse_email(text: str) -> str:
+    """Return an address, or nothing for nothing."""
+    try:
+        if text:
+            validate_email(text)
+    except ValidationError:
+        raise CommandError(
+            f"--email takes an address such as it@acme.example; not '{text}'."
+        ) from None
+    return text

@@ -4,11 +4,14 @@ from argparse import ArgumentParser
 from datetime import UTC, datetime
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
+from accounts.names import alike
 from billing import prices
-from billing.pricing import InvalidPrice
+from billing.pricing import InvalidPrice, per_1m
+from gateway import metering
 
 
 class Command(BaseCommand):
@@ -30,15 +33,36 @@ class Command(BaseCommand):
             "(default: now)",
         )
 
+        parser.add_argument(
+            "--force", action="store_true", help="set a price that is far above the usual one"
+        )
+
     def handle(self, *_args: Any, **options: Any) -> None:
         now = timezone.now()
         begins = parse_moment(options["begins"]) or now
         try:
             line = prices.read_line(options["model"], options["input"], options["output"])
+            doubt = prices.doubt(line, now)
+            if doubt and not options["force"]:
+                raise CommandError(f"{doubt} Add --force if it is meant.")
             price = prices.schedule(line, effective_from=begins, now=now)
         except InvalidPrice as error:
             raise CommandError(str(error)) from None
         self.stdout.write(f"{price} UTC")
+        self.stdout.write(per_million(line))
+        installed = metering.installed_models()
+        if installed is not None and line.model not in installed:
+            meant = alike(line.model, installed)
+            hint = f"; did you mean {meant}?" if meant else "."
+            self.stderr.write(f"Warning: {line.model} is not installed at Ollama{hint}")
+
+
+def per_million(line: prices.PriceLine) -> str:
+    """Say a price in the unit that others publish."""
+    tokens = "per 1,000,000 tokens"
+    rates = line.rates
+    both = f"{per_1m(rates.prompt):f} read, {per_1m(rates.completion):f} written"
+    return f"That is {both}, in {settings.CURRENCY} {tokens}."
 
 
 def parse_moment(text: str | None) -> datetime | None:
