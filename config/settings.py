@@ -48,6 +48,8 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "gateway.middleware.request_id",
     "gateway.middleware.content_policy",
+    # Above all that reads a form, a cookie or a query.
+    "gateway.refusals.RefuseEarly",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     # Above all that uses the database.
@@ -65,6 +67,7 @@ MIDDLEWARE = [
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
 APPEND_SLASH = False
+FILE_UPLOAD_HANDLERS = ["gateway.uploads.NoUploads"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 TEMPLATES = [

@@ -11,17 +11,21 @@ from typing import Any
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
-# As browsers write them; a boundary is what RFC 2046 allows.
-FORM = re.compile(
-    r"""application/x-www-form-urlencoded(?=\s*(?:;|$))
-    |multipart/form-data;\s*boundary=[0-9A-Za-z'()+_,./:=?-]{1,70}\s*$""",
-    re.ASCII | re.IGNORECASE | re.VERBOSE,
-)
+# As browsers write it. No multipart: there is nothing to upload, and Django would write what is to
+# disk before it asks who sends it.
+FORM = re.compile(r"application/x-www-form-urlencoded(?=\s*(?:;|$))", re.ASCII | re.IGNORECASE)
+FORMS_BELOW = ("/admin/", "/portal/")
+
+
+def has_forms(path: str) -> bool:
+    """Tell whether an address belongs to pages with forms; every other body is JSON."""
+    return path.startswith(FORMS_BELOW)
 
 
 def forms_only(application: Application) -> Application:
     def shown(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        form = FORM.match(environ.get("CONTENT_TYPE", ""))
+        named = environ.get("CONTENT_TYPE", "") if has_forms(environ.get("PATH_INFO", "")) else ""
+        form = FORM.match(named)
         environ["CONTENT_TYPE"] = form[0] if form else ""
         return application(environ, start_response)
 

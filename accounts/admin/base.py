@@ -9,9 +9,10 @@ from django import forms
 from django.contrib import admin
 from django.contrib.admin import helpers
 from django.contrib.admin.utils import unquote
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.db import DataError
 from django.db.models import Model, QuerySet
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, QueryDict
 from django.template.response import TemplateResponse
 from django.utils.text import capfirst
 
@@ -93,6 +94,19 @@ class OfficeAdmin(_ModelAdmin):
         if found is None:
             raise Http404(f"There is no such {self.opts.verbose_name}.")
         return found
+
+
+def prefilled(form: type[forms.Form], query: QueryDict) -> dict[str, Any]:
+    """Return what a link may fill a form with: the values that their fields take."""
+    fields = form.base_fields
+    return {name: value for name, value in query.items() if _fits(fields.get(name), value)}
+
+
+def _fits(field: forms.Field | None, value: Any) -> bool:
+    try:
+        return field is not None and field.clean(value) is not None
+    except (ValidationError, OverflowError, DataError):
+        return False
 
 
 class ReadOnlyAdmin(OfficeAdmin):

@@ -9,7 +9,15 @@ from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 
-from accounts.admin.base import Column, OfficeAdmin, ReadOnlyAdmin, column, figure, moment
+from accounts.admin.base import (
+    Column,
+    OfficeAdmin,
+    ReadOnlyAdmin,
+    column,
+    figure,
+    moment,
+    prefilled,
+)
 from billing import ledger
 from billing.admin.accounts import amounts_of, this_month
 from billing.admin.figures import in_unit, money
@@ -58,7 +66,7 @@ class BudgetAdmin(OfficeAdmin):
         self, request: HttpRequest, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
         self.require(request, "billing.add_budget")
-        form = CapForm(request.POST or None, initial=request.GET.dict())
+        form = CapForm(request.POST or None, initial=prefilled(CapForm, request.GET))
         budget = self._open(request, form) if form.is_valid() else None
         if budget is None:
             note = "A wallet opens with its account. A cap limits one month (UTC) at a time."

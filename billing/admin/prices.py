@@ -10,7 +10,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
 
-from accounts.admin.base import Column, OfficeAdmin, StateFilter, column, figure, moment
+from accounts.admin.base import Column, OfficeAdmin, StateFilter, column, figure, moment, prefilled
 from billing import prices, pricing
 from billing.admin.accounts import operator
 from billing.admin.figures import money
@@ -87,7 +87,7 @@ class ModelPriceAdmin(OfficeAdmin):
         self, request: HttpRequest, form_url: str = "", extra_context: Any = None
     ) -> HttpResponse:
         self.require(request, "billing.add_modelprice")
-        form = PriceForm(request.POST or None, initial=request.GET.dict())
+        form = PriceForm(request.POST or None, initial=prefilled(PriceForm, request.GET))
         if form.is_valid() and (scheduled := self._schedule(request, form)):
             self.message_user(request, said_of(scheduled), messages.SUCCESS)
             self._warn_if_not_installed(request, scheduled.model)
