@@ -16,6 +16,7 @@ TABLES = {
     "model_prices": "model = NEW.model AND effective_from = NEW.effective_from",
     "token_usages": "request_id = NEW.request_id",
     "billing_entry": "reference = NEW.reference",
+    "billing_limitchange": "budget_id = NEW.budget_id AND old IS NULL AND NEW.old IS NULL",
 }
 
 _POSTGRESQL = """

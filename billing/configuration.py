@@ -5,16 +5,34 @@ size; so neither can be changed under amounts that are there.
 """
 
 import functools
+import uuid
 from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db import connections
+from django.db import connections, models
+from django.db.models import Q
 
 from billing import money
-from billing.models import BillingConfig
 
 ONLY_ROW = 1
+
+
+class BillingConfig(models.Model):
+    """What this database was set up for, in its only row. Written by the first `migrate`."""
+
+    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
+    currency = models.CharField(max_length=3)
+    scale = models.PositiveSmallIntegerField(help_text="Amounts are whole numbers of 10^-scale.")
+    # Random, and kept by backups: tells this database from another one behind the same address.
+    database_id = models.UUIDField(default=uuid.uuid4)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=Q(id=1), name="one_billing_config")]
+
+    def __str__(self) -> str:
+        return f"{self.currency}, scale {self.scale}, database {self.database_id}"
 
 
 def write_after_migrate(*, using: str, **_kwargs: Any) -> None:

@@ -27,9 +27,19 @@ from django.db import connection, transaction
 from django.db.models import BigIntegerField, Case, F, QuerySet, Sum, Value, When
 from django.db.models.expressions import RawSQL
 
+from accounts import authors
 from accounts.models import Account, ApiKey
 from billing import budgets, clock, entries, idempotency, pricing
-from billing.models import Budget, BudgetPeriod, Entry, Hold, ModelPrice, TokenUsage, UsageDaily
+from billing.models import (
+    Budget,
+    BudgetPeriod,
+    Entry,
+    Hold,
+    LimitChange,
+    ModelPrice,
+    TokenUsage,
+    UsageDaily,
+)
 from billing.money import MAX_LIMIT, ExactSum, from_pico, to_pico
 from billing.months import LATE, month_of
 from gateway.metering import Demand, Outcome, Usage
@@ -275,7 +285,8 @@ def post(
         raise ValueError("An entry needs a reason.")
     if amount == 0:
         raise ValueError("An entry moves money; zero does not.")
-    entries.fill(open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL), to_pico(amount))
+    wallet = open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL, by=by)
+    entries.fill(wallet, to_pico(amount))
     return entries.insert(
         account, amount, kind=kind, reason=reason.strip(), reference=reference.strip(), by=by
     )
@@ -283,7 +294,12 @@ def post(
 
 @transaction.atomic
 def open_budget(
-    account: Account, unit: Budget.Unit, window: Budget.Window, *, key: ApiKey | None = None
+    account: Account,
+    unit: Budget.Unit,
+    window: Budget.Window,
+    *,
+    key: ApiKey | None = None,
+    by: User | None = None,
 ) -> Budget:
     """Return a budget, made if it is not there; a new one counts what was spent before it.
 
@@ -300,6 +316,7 @@ def open_budget(
     if window == Budget.Window.TOTAL:
         budget.spent = _spent_in(past, unit)
     budget.save(force_insert=True)
+    _note_limit(budget, None, budget.limit, by)
     if window == Budget.Window.MONTH:
         _open_months(budget, past)
     return budget
@@ -336,8 +353,18 @@ def _spent_in(past: QuerySet[UsageDaily], unit: Budget.Unit) -> int:
     return int((totals["prompt"] or 0) + (totals["completion"] or 0))
 
 
-def set_limit(budget: Budget, limit: int) -> None:
+@transaction.atomic
+def set_limit(budget: Budget, limit: int, *, by: User | None = None) -> None:
     """Change a cap, in pico or tokens. A wallet's limit moves by entries alone."""
     if budget.is_wallet:
         raise ValueError("A wallet is filled by entries.")
-    Budget.objects.filter(pk=budget.pk).update(limit=limit)
+    same = Budget.objects.filter(pk=budget.pk)
+    old = same.select_for_update(no_key=True).values_list("limit", flat=True).get()
+    same.update(limit=limit)
+    _note_limit(budget, old, limit, by)
+
+
+def _note_limit(budget: Budget, old: int | None, new: int, by: User | None) -> None:
+    LimitChange.objects.create(
+        budget=budget, old=old, new=new, changed_by=by, author=authors.name_of(by)
+    )

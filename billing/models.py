@@ -10,7 +10,6 @@ Prices and amounts are pico (`money.py`), tokens are tokens; both are whole numb
 change is guarded by triggers in the database itself (migration 0002).
 """
 
-import uuid
 from decimal import Decimal
 
 from django.conf import settings
@@ -19,28 +18,12 @@ from django.db.models import F, Q
 
 from accounts.models import Account, ApiKey
 from billing import pricing
+from billing.configuration import BillingConfig as BillingConfig
 from billing.money import MoneyField, from_pico
 from gateway.metering import CountSource, Outcome
 
 OUTCOMES = [(outcome.value, outcome.value.replace("_", " ")) for outcome in Outcome]
 SOURCES = [(source.value, source.value) for source in CountSource]
-
-
-class BillingConfig(models.Model):
-    """What this database was set up for, in its only row. Written by the first `migrate`."""
-
-    id = models.PositiveSmallIntegerField(primary_key=True, default=1)
-    currency = models.CharField(max_length=3)
-    scale = models.PositiveSmallIntegerField(help_text="Amounts are whole numbers of 10^-scale.")
-    # Random, and kept by backups: tells this database from another one behind the same address.
-    database_id = models.UUIDField(default=uuid.uuid4)
-    created_at = models.DateTimeField(auto_now_add=True)
-
-    class Meta:
-        constraints = [models.CheckConstraint(condition=Q(id=1), name="one_billing_config")]
-
-    def __str__(self) -> str:
-        return f"{self.currency}, scale {self.scale}, database {self.database_id}"
 
 
 class ModelPrice(models.Model):
@@ -154,6 +137,33 @@ class Budget(models.Model):
     @property
     def left(self) -> int:
         return self.limit - self.spent - self.held
+
+
+class LimitChange(models.Model):
+    """Who opened a budget, or changed its limit; the last change says what it is. A wallet has one
+    row, of its opening: after it, entries move its limit. Append-only."""
+
+    budget = models.ForeignKey(Budget, on_delete=models.PROTECT, related_name="changes")
+    old = models.BigIntegerField(null=True, help_text="Empty where the budget was opened.")
+    new = models.BigIntegerField()
+    changed_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    author = models.CharField(max_length=200, help_text="Their name then, or whose command it was.")
+    changed_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering = ["-id"]
+        verbose_name = "change of a limit"
+        verbose_name_plural = "changes of limits"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["budget"], condition=Q(old=None), name="one_opening_per_budget"
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.budget} is {self.budget.amount(self.new):f}"
 
 
 class BudgetPeriod(models.Model):

@@ -88,13 +88,16 @@ class Caller:
         return Budget.objects.get(account=self.account, key=None, unit="money", window="total")
 
 
-def new_caller(name: str, credit: str = "25", scopes: list[str] | None = None) -> Caller:
-    """Return a new account's owner with a key, and credit unless that is zero."""
+def new_caller(
+    name: str, credit: str = "25", scopes: list[str] | None = None, *, postpaid: bool = False
+) -> Caller:
+    """Return a new account's owner with a key, and credit unless that is zero or it is postpaid."""
     user = User.objects.create_user(name.lower())
     account = Account.objects.create(name=f"{name} Ltd")
     Membership.objects.create(account=account, user=user, role="owner")
-    ledger.open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
-    if Decimal(credit):
+    if not postpaid:
+        ledger.open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
+    if Decimal(credit) and not postpaid:
         ledger.post(account, Decimal(credit), kind=Entry.Kind.TOP_UP, reason="First credit")
     key, secret = keys.issue(account, name=f"{name}'s key", scopes=scopes)
     return Caller(key, secret)

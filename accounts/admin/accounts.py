@@ -101,13 +101,13 @@ class AccountAdmin(OfficeAdmin):
         if not form.is_valid():
             return self.form_page(request, form, title="Add account", submit="Add account")
         with transaction.atomic():
-            account = self.create(form)
+            account = self.create(request, form)
             self.log_addition(request, account, "Added.")
         text = f"The account {account} is there. {self.next_step(account)}"
         self.message_user(request, text, messages.SUCCESS)
         return self.to_page(account)
 
-    def create(self, form: AccountForm) -> Account:
+    def create(self, request: HttpRequest, form: AccountForm) -> Account:
         account = Account.objects.create(name=form.cleaned_data["name"])
         Membership.objects.create(account=account, user=form.owner(), role=Membership.Role.OWNER)
         return account

@@ -1,7 +1,7 @@
 """The back-office's pages for prices, money and usage."""
 
 from billing.admin.accounts import AccountAdmin
-from billing.admin.budgets import BudgetAdmin, EntryAdmin
+from billing.admin.budgets import BudgetAdmin, EntryAdmin, LimitChangeAdmin
 from billing.admin.prices import ModelPriceAdmin
 from billing.admin.usage import HoldAdmin, TokenUsageAdmin, UsageDailyAdmin
 
@@ -10,6 +10,7 @@ __all__ = [
     "BudgetAdmin",
     "EntryAdmin",
     "HoldAdmin",
+    "LimitChangeAdmin",
     "ModelPriceAdmin",
     "TokenUsageAdmin",
     "UsageDailyAdmin",

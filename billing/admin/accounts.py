@@ -60,10 +60,11 @@ class AccountAdmin(PlainAccountAdmin):
             return "Postpaid: no wallet"
         return f"{money(left)} {settings.CURRENCY}, what is held for open requests included"
 
-    def create(self, form: AccountForm) -> Account:
-        account = super().create(form)
+    def create(self, request: HttpRequest, form: AccountForm) -> Account:
+        account = super().create(request, form)
         if not form.cleaned_data["postpaid"]:
-            ledger.open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
+            money, total = Budget.Unit.MONEY, Budget.Window.TOTAL
+            ledger.open_budget(account, money, total, by=operator(request))
         return account
 
     def next_step(self, account: Account) -> str:

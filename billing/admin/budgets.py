@@ -19,10 +19,10 @@ from accounts.admin.base import (
     prefilled,
 )
 from billing import ledger
-from billing.admin.accounts import amounts_of, this_month
+from billing.admin.accounts import amounts_of, operator, this_month
 from billing.admin.figures import in_unit, money
 from billing.admin.forms import CapForm, LimitForm
-from billing.models import Budget, Entry
+from billing.models import Budget, Entry, LimitChange
 
 
 def amount(name: str) -> Column:
@@ -76,14 +76,14 @@ class BudgetAdmin(OfficeAdmin):
 
     @transaction.atomic
     def _open(self, request: HttpRequest, form: CapForm) -> Budget | None:
-        said = form.cleaned_data
+        said, by = form.cleaned_data, operator(request)
         unit, window = Budget.Unit(said["unit"]), Budget.Window.MONTH
         try:
-            budget = ledger.open_budget(said["account"], unit, window, key=said["key"])
+            budget = ledger.open_budget(said["account"], unit, window, key=said["key"], by=by)
         except ValueError as error:
             form.add_error(None, str(error))
             return None
-        ledger.set_limit(budget, said["limit"])
+        ledger.set_limit(budget, said["limit"], by=by)
         budget.limit = said["limit"]
         self.log_addition(request, budget, f"Limit: {limit_of(budget)}.")
         return budget
@@ -91,7 +91,7 @@ class BudgetAdmin(OfficeAdmin):
     def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
         """Write the limit alone: requests move the other numbers at this very moment."""
         obj.limit = form.cleaned_data["new_limit"]
-        ledger.set_limit(obj, obj.limit)
+        ledger.set_limit(obj, obj.limit, by=operator(request))
 
     def construct_change_message(
         self, request: HttpRequest, form: Any, formsets: Any, add: bool = False
@@ -101,6 +101,29 @@ class BudgetAdmin(OfficeAdmin):
 
 def limit_of(budget: Budget) -> str:
     return in_unit(budget.amount(budget.limit), budget.unit)
+
+
+@admin.register(LimitChange)
+class LimitChangeAdmin(ReadOnlyAdmin):
+    list_display = [
+        moment("changed_at", "changed"),
+        "budget",
+        figure("old", "from", lambda change: "-" if change.old is None else _said(change, "old")),
+        figure("new", "to", lambda change: _said(change, "new")),
+        column("by", "by", lambda change: change.author),
+    ]
+    list_display_links = None
+    list_select_related = ["budget__account", "budget__key"]
+    sortable_by = ()
+    search_fields = ["budget__account__name", "budget__key__name"]
+    search_help_text = "By name of the account or the key."
+    fields = list_display
+    readonly_fields = list_display
+    when_empty = "Opening a budget and changing its limit are written here."
+
+
+def _said(change: LimitChange, name: str) -> str:
+    return in_unit(change.budget.amount(getattr(change, name)), change.budget.unit)
 
 
 @admin.register(Entry)

@@ -8,7 +8,7 @@ register = template.Library()
 
 MENU = [
     ("Customers", ["Account", "ApiKey"]),
-    ("Money", ["ModelPrice", "Budget", "Entry"]),
+    ("Money", ["ModelPrice", "Budget", "LimitChange", "Entry"]),
     ("Usage", ["TokenUsage", "UsageDaily", "Hold"]),
     ("Operators", ["User", "Group"]),
 ]

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from accounts.models import Account
 from billing import ledger, prices, statements
-from billing.models import Budget, Entry, ModelPrice
+from billing.models import Budget, Entry, LimitChange, ModelPrice
 from tests.conftest import Caller, set_price
 from tests.fakes.ollama import FakeOllama
 
@@ -295,6 +295,20 @@ def test_changing_a_limit_leaves_what_requests_move_alone(office: Client, alice:
     month = cap.periods.get()
     assert (cap.limit, month.spent, month.held) == (5000, 30, 12)
     assert LogEntry.objects.get().change_message == "Limit: 5,000 tokens."
+
+
+def test_every_limit_says_who_set_it(office: Client, alice: Caller) -> None:
+    office.post(f"{BUDGETS}add/", {"account": alice.account.pk, "unit": "tokens", "limit": "1000"})
+    cap = Budget.objects.get(unit="tokens")
+    office.post(f"{BUDGETS}{cap.pk}/change/", {"new_limit": "5000"})
+    office.post("/admin/accounts/account/add/", {"name": "Dora Ltd", "username": "dora"})
+
+    changes = LimitChange.objects.filter(budget=cap).order_by("pk")
+    assert list(changes.values_list("old", "new")) == [(None, 0), (0, 1000), (1000, 5000)]
+    assert {change.author for change in changes} == {"olga-the-operator"}
+    assert LimitChange.objects.latest("pk").author == "olga-the-operator"  # Of Dora's wallet.
+    page = text_of(office.get("/admin/billing/limitchange/"))
+    assert "1,000 tokens" in page and "5,000 tokens" in page and "olga-the-operator" in page
 
 
 def test_the_limit_of_a_wallet_cannot_be_edited(office: Client, alice: Caller) -> None:

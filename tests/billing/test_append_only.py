@@ -17,6 +17,7 @@ WIDENED = {
     "model_prices": ("ModelPrice", "model"),
     "token_usages": ("TokenUsage", "operation"),
     "billing_entry": ("Entry", "reason"),
+    "billing_limitchange": ("LimitChange", "author"),
 }
 FIRST = {"sqlite": "token_usages_update", "postgresql": "token_usages_rows"}
 

@@ -10,11 +10,20 @@ from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
 from billing import ledger, reconciliation, statements
-from billing.models import Budget, BudgetPeriod, Entry, Hold, ModelPrice, TokenUsage, UsageDaily
+from billing.models import (
+    Budget,
+    BudgetPeriod,
+    Entry,
+    Hold,
+    LimitChange,
+    ModelPrice,
+    TokenUsage,
+    UsageDaily,
+)
 from billing.money import from_pico
 from gateway.metering import CapReached, CountSource, Demand, NoCredit, Outcome, Usage
 from gateway.request_ids import new_request_id
-from tests.conftest import Caller, database_time, set_price
+from tests.conftest import Caller, database_time, new_caller, set_price
 
 NOVEMBER = datetime(2026, 11, 30, 23, 59, tzinfo=UTC)
 DECEMBER = datetime(2026, 12, 1, 0, 1, tzinfo=UTC)
@@ -251,10 +260,10 @@ def test_a_cap_made_later_counts_what_was_spent_before_and_what_is_under_way(
     assert (quota.spent, quota.held) == (15 + 40, 0) and books_balance()
 
 
-def test_without_a_wallet_nothing_but_caps_limits(alice: Caller, priced: ModelPrice) -> None:
-    Budget.objects.all().delete()
+def test_without_a_wallet_nothing_but_caps_limits(priced: ModelPrice) -> None:
+    dora = new_caller("Dora", postpaid=True)
 
-    assert reserve(alice, priced, completion=10**6).held_in == []
+    assert reserve(dora, priced, completion=10**6).held_in == []
 
 
 def test_credit_that_is_all_held_is_gone_for_others(alice: Caller, priced: ModelPrice) -> None:
@@ -290,7 +299,7 @@ def test_an_entry_that_cannot_be_is_refused(alice: Caller, amount: str, reason: 
 # --- The database guards itself ------------------------------------------------------------------
 
 CHANGES = ["UPDATE {table} SET id = id", "DELETE FROM {table}"]
-GUARDED = ["model_prices", "token_usages", "billing_entry"]
+GUARDED = ["model_prices", "token_usages", "billing_entry", "billing_limitchange"]
 
 
 @pytest.mark.parametrize("table", GUARDED)
@@ -310,6 +319,7 @@ def test_append_only_tables_refuse_change_in_raw_sql(
     [
         *((ModelPrice, "id"), (ModelPrice, "effective_from"), (Entry, "id")),
         *((TokenUsage, "id"), (TokenUsage, "request_id")),
+        *((LimitChange, "id"), (LimitChange, "budget_id")),
     ],
 )
 def test_a_row_cannot_be_replaced(
@@ -328,7 +338,7 @@ def test_a_row_cannot_be_replaced(
         cursor.execute(f"REPLACE INTO {table} ({names}) SELECT {names} FROM {table}")
 
 
-@pytest.mark.parametrize("model", [ModelPrice, TokenUsage, Entry])
+@pytest.mark.parametrize("model", [ModelPrice, TokenUsage, Entry, LimitChange])
 def test_append_only_rows_refuse_change_through_the_orm(
     alice: Caller, priced: ModelPrice, model: Any
 ) -> None:

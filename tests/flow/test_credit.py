@@ -119,8 +119,10 @@ def test_a_large_body_of_who_has_no_credit_is_refused_before_it_is_read(
     ollama: FakeOllama, db: None
 ) -> None:
     most_one_costs()
-    poor, postpaid = new_caller("Poor", credit="0"), new_caller("Postpaid", credit="0")
-    postpaid.wallet.delete()
+    poor, postpaid = (
+        new_caller("Poor", credit="0"),
+        new_caller("Postpaid", credit="0", postpaid=True),
+    )
     body = b'{"model": "llama3", "prompt": "hi", "images": ["' + b"!" * 400_000
 
     refused = poor.post("/generate", body)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WRITERS = {
     "billing.Budget": ("billing/ledger.py", "billing/budgets.py", "billing/entries.py"),
     "billing.BudgetPeriod": ("billing/ledger.py", "billing/budgets.py"),
+    "billing.LimitChange": ("billing/ledger.py",),
     "billing.Hold": ("billing/ledger.py",),
     "billing.TokenUsage": ("billing/ledger.py",),
     "billing.UsageDaily": ("billing/ledger.py",),
