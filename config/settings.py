@@ -244,6 +244,8 @@ MAX_SCHEMA_EMPTY_REPETITIONS: int = env.int("MAX_SCHEMA_EMPTY_REPETITIONS", defa
 # Keep accounts from finding out by timing what others ask? `check --deploy` asks where it is None.
 ISOLATE_PROMPTS: bool | None = env.decision("ISOLATE_PROMPTS")
 PULL_REGISTRIES: list[str] = env.list("PULL_REGISTRIES", default=["registry.ollama.ai"])
+# Of these, the ones without TLS, or with a certificate that the model server does not trust.
+PULL_INSECURE_REGISTRIES: list[str] = env.list("PULL_INSECURE_REGISTRIES", default=[])
 
 # --- Billing --------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ GatewayError 500
 ├── GatewayBusy 503           no thread to be had
 ├── GatewayStopping 503
 └── UpstreamError 502
+    ├── RegistryUnreachable 502  while the model server pulls a model
     ├── UpstreamBroke 502     ended without its last line, or with an error line
     ├── UpstreamBusy 503
     ├── UpstreamDown 503      cannot be reached
@@ -120,6 +121,11 @@ class GatewayStopping(GatewayError):
 class UpstreamError(GatewayError):
     status, code = 502, "upstream_error"
     message = "The model server failed to answer."
+
+
+class RegistryUnreachable(UpstreamError):
+    code = "registry_unreachable"
+    message = "The registry could not be reached."
 
 
 class UpstreamBroke(UpstreamError):

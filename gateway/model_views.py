@@ -12,6 +12,7 @@ from rest_framework.views import APIView
 from accounts.models import Scope
 from gateway import catalogue, names, upstream
 from gateway.bodies import read_object
+from gateway.chunk import Chunk
 from gateway.dialects import ollama
 from gateway.errors import BadRequest, Forbidden, ModelNotFound
 from gateway.metering import NullMeter, Offer
@@ -130,10 +131,26 @@ class PullView(APIView):
             may_just_end=False,
         )
         stream.begin(
-            partial(upstream.send, "pull", {"model": model, "stream": True}),
-            partial(ollama.read_progress, model),
+            partial(upstream.send, "pull", pull_body(model)),
+            partial(read_progress, model),
         )
         return respond(stream, prompt, renderer)
+
+
+def pull_body(model: str) -> dict[str, Any]:
+    """Return what the model server is asked to pull, and whether without TLS."""
+    body: dict[str, Any] = {"model": model, "stream": True}
+    if names.parse(model).host in settings.PULL_INSECURE_REGISTRIES:
+        body["insecure"] = True
+    return body
+
+
+def read_progress(model: str, line: bytes) -> Chunk:
+    """Read one line of a pull; a model that was pulled is seen at once."""
+    chunk = ollama.read_progress(model, line)
+    if chunk.done:
+        inventory().forget()
+    return chunk
 
 
 class DeleteView(APIView):

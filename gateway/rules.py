@@ -119,6 +119,38 @@ def whole(low: int, high: int) -> Rule:
     return rule
 
 
+def positive(high: float) -> Rule:
+    """Return a rule that takes a number above zero, at most `high`. One that is not is dropped, as
+    if it had not been sent: the model server refuses it, and clients send it for "none"."""
+
+    def rule(value: Any, name: str, _limits: Limits) -> float | None:
+        found = _numeric(value, name)
+        return min(found, high) if found > 0 else None
+
+    return rule
+
+
+def positive_whole(high: int) -> Rule:
+    """Return a rule as `positive`, for whole numbers."""
+
+    def rule(value: Any, name: str, _limits: Limits) -> int | None:
+        found = int(_numeric(value, name))
+        return min(found, high) if found > 0 else None
+
+    return rule
+
+
+def last_tokens(high: int) -> Rule:
+    """Return a rule for how many tokens back something looks. Negative means all of them for
+    clients, and nothing for the model server, which refuses it."""
+
+    def rule(value: Any, name: str, _limits: Limits) -> int:
+        found = int(_numeric(value, name))
+        return high if found < 0 else min(found, high)
+
+    return rule
+
+
 def _numeric(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise BadRequest(f"'{name}' must be a number.")

@@ -20,6 +20,7 @@ from gateway.errors import (
     BadRequest,
     GatewayError,
     ModelNotFound,
+    RegistryUnreachable,
     UpstreamBroke,
     UpstreamBusy,
     UpstreamError,
@@ -27,6 +28,8 @@ from gateway.errors import (
 
 # An error of llama-server stands as JSON inside Ollama's; one more level costs nothing.
 MAX_NESTING = 4
+# How many characters of a pull's error a log gets.
+MAX_CAUSE = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +148,10 @@ CLIENT_FAULTS: tuple[tuple[tuple[str, ...], Callable[[Complaint], GatewayError]]
     ),
 )
 # A model that is not there, where Ollama says it with status 500.
-MISSING = ("file does not exist", "not found", "pull model manifest")
+MISSING = ("file does not exist", "not found")
+# How a pull says that the registry has no such model. Whatever else fails begins with the same
+# three words.
+NOT_IN_REGISTRY = "pull model manifest: file does not exist"
 
 
 # --- The two ways an error arrives ----------------------------------------------------------------
@@ -172,6 +178,17 @@ def from_line(error: Any, model: str = "") -> GatewayError:
     complaint = _unwrapped(error if isinstance(error, str) else json.dumps(error), model)
     found = _client_fault(complaint) or _failure(complaint, UpstreamBroke)
     return found or BadRequest("The model server could not finish this request.")
+
+
+def from_pull(error: Any, model: str) -> GatewayError:
+    """Return what the `error` of a pull's line means. Its text is the operator's own registry's and
+    network's, so it is the cause that a log may name."""
+    text = error if isinstance(error, str) else json.dumps(error)
+    if text.startswith(NOT_IN_REGISTRY):
+        return ModelNotFound(model)
+    failed = RegistryUnreachable()
+    failed.cause = repr(text[:MAX_CAUSE])
+    return failed
 
 
 def _client_fault(complaint: Complaint) -> GatewayError | None:

@@ -75,14 +75,28 @@ class AnswerView(APIView):
     def answer_load(
         self, request: Request, model: str, prompt: Prompt, renderer: Renderer
     ) -> HttpResponse:
-        """Answer a request without a prompt, as `ollama run` sends one first: nothing is asked of
-        the model server, for loading and unloading is the operator's."""
+        """Answer a request without a prompt, as `ollama run` and `ollama stop` send one. It loads
+        or unloads the model where the key may; a customer's does nothing."""
         offer = meter_of(request).offers([model]).get(model)
-        if offer is None:
+        if key_of(request).allows(Scope.MODELS):
+            load_or_unload(request, prompt, model)
+        elif offer is None:
             raise ModelNotFound(prompt.model)
-        chunk = ollama.loaded(prompt.operation, timezone.now().isoformat())
-        receipt = Receipt(Usage(), Decimal(0), offer.currency)
+        else:
+            require_installed(request, prompt, model)
+        chunk = ollama.loaded(prompt, timezone.now().isoformat())
+        receipt = Receipt(Usage(), Decimal(0), offer.currency) if offer else None
         return HttpResponse(renderer.whole([chunk], receipt), content_type="application/json")
+
+
+def load_or_unload(request: Request, prompt: Prompt, model: str) -> None:
+    """Do what an operator's request without a prompt asks for; raise GatewayError."""
+    loads = hosts.host().loads
+    with watching(request) as watch:
+        if ollama.is_unload_request(prompt):
+            loads.unload(model, watch)
+        else:
+            loads.load(model, watch)
 
 
 def way_to_ask(prompt: Prompt, job: policy.Job, model: str) -> tuple[Send, Read]:

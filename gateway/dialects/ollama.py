@@ -7,6 +7,7 @@ chunk that merely has an `error` key, and stop reading at the first `done: true`
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -72,9 +73,22 @@ def is_load_request(prompt: Prompt) -> bool:
     return not prompt.fields.get(asked[prompt.operation])
 
 
-def loaded(operation: Operation, created_at: str) -> Chunk:
-    """Return the answer to a load request; operators load models, so nothing is done for it."""
-    native: dict[str, Any] = {"created_at": created_at, "done": True, "done_reason": "load"}
+# Zero in any unit, as Go writes durations: no digit but zeros.
+_ZERO = re.compile(r"[+-]?[0.nuµμmsh]{1,32}")
+
+
+def is_unload_request(prompt: Prompt) -> bool:
+    """Tell whether a prompt that asks for nothing has the model leave the memory."""
+    keep_alive = prompt.fields.get("keep_alive")
+    if isinstance(keep_alive, str):
+        return "0" in keep_alive and _ZERO.fullmatch(keep_alive) is not None
+    return not isinstance(keep_alive, bool) and keep_alive in (0, 0.0)
+
+
+def loaded(prompt: Prompt, created_at: str) -> Chunk:
+    """Return the answer to a request that only loads or unloads a model."""
+    operation, reason = prompt.operation, "unload" if is_unload_request(prompt) else "load"
+    native: dict[str, Any] = {"created_at": created_at, "done": True, "done_reason": reason}
     if operation is Operation.EMBED:
         native = {"embeddings": []}
     elif operation is Operation.CHAT:
@@ -281,10 +295,10 @@ class LegacyEmbeddingsRenderer(OllamaRenderer):
 
 
 def read_progress(model: str, line: bytes) -> Chunk:
-    """Read one line of a pull; raise ModelNotFound or UpstreamError for an error line."""
+    """Read one line of a pull; raise ModelNotFound or RegistryUnreachable for an error line."""
     native = _native(line)
     if native.get("error"):
-        raise upstream_errors.from_status(502, str(native["error"]), model)
+        raise upstream_errors.from_pull(native["error"], model)
     return Chunk(done=native.get("status") == "success", fields=native)
 
 

@@ -18,11 +18,19 @@ from gateway.dialects.ollama import (
     ProgressRenderer,
     cut_short,
     is_load_request,
+    is_unload_request,
+    loaded,
     model_of,
     read_chunk,
     read_progress,
 )
-from gateway.errors import BadRequest, GatewayError, ModelNotFound, UpstreamBroke, UpstreamError
+from gateway.errors import (
+    BadRequest,
+    GatewayError,
+    ModelNotFound,
+    RegistryUnreachable,
+    UpstreamBroke,
+)
 from gateway.metering import Receipt, Usage
 from gateway.prompt import Operation, Prompt
 
@@ -132,6 +140,22 @@ def test_a_request_without_a_prompt_only_loads(
     operation: Operation, fields: dict[str, Any], loads: bool
 ) -> None:
     assert is_load_request(OLLAMA.parse(operation, {"model": "m", **fields})) is loads
+
+
+@pytest.mark.parametrize(
+    ("keep_alive", "unloads"),
+    [
+        *((zero, True) for zero in (0, 0.0, -0.0, "0", "0s", "0m0s", "0ms", "-0s", "0.0h", ".0s")),
+        *((other, False) for other in (None, False, True, 1, -1, 0.5, "", "5m", "s", "10s", "0x")),
+        *((odd, False) for odd in ([], {}, [0], "0" * 10_000_000, "-1", "0s1s")),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_a_keep_alive_of_zero_unloads(keep_alive: Any, unloads: bool) -> None:
+    prompt = OLLAMA.parse(GENERATE, {"model": "m", "keep_alive": keep_alive})
+
+    assert is_unload_request(prompt) is unloads
+    assert loaded(prompt, "now").fields["done_reason"] == ("unload" if unloads else "load")
 
 
 @pytest.mark.parametrize(
@@ -390,8 +414,17 @@ def test_progress_is_done_with_success() -> None:
     ("text", "kind"),
     [
         ("pull model manifest: file does not exist", ModelNotFound),
-        ("max retries exceeded: dial tcp 10.0.0.5: refused", UpstreamError),
-        ("digest mismatch, file must be downloaded again", UpstreamError),
+        ("max retries exceeded: dial tcp 10.0.0.5: refused", RegistryUnreachable),
+        ("digest mismatch, file must be downloaded again", RegistryUnreachable),
+        (
+            "pull model manifest: dial tcp: lookup registry.ollama.ai: no such host",
+            RegistryUnreachable,
+        ),
+        (
+            "pull model manifest: http: server gave HTTP response to HTTPS client",
+            RegistryUnreachable,
+        ),
+        ("pull model manifest: tls: failed to verify certificate", RegistryUnreachable),
     ],
 )
 def test_an_error_line_of_a_pull_is_told_in_our_words(text: str, kind: type[Exception]) -> None:

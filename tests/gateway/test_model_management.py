@@ -8,9 +8,9 @@ import pytest
 from accounts import keys
 from billing.models import Hold, TokenUsage
 from gateway import upstream
-from tests.conftest import Caller
+from tests.conftest import Caller, set_price
 from tests.fakes.ollama import FakeOllama
-from tests.fakes.script import Line, reply
+from tests.fakes.script import Line, error_line, reply
 
 pytestmark = pytest.mark.usefixtures("priced")
 
@@ -60,6 +60,12 @@ def test_an_operator_also_sees_what_waits_for_a_price(
     assert names(olga.get(path)) == [*PRICED, "phi3:latest"]
 
 
+def test_a_model_that_waits_for_a_price_has_none(olga: Caller, ollama: FakeOllama) -> None:
+    ollama.models.append("phi3:latest")
+
+    assert olga.get("/models").json()["models"][-1]["price_per_1k"] is None
+
+
 @pytest.mark.parametrize("path", ["/models", "/api/tags"])
 def test_a_model_that_runs_elsewhere_is_hidden_from_all(
     alice: Caller, olga: Caller, ollama: FakeOllama, path: str
@@ -90,6 +96,16 @@ def test_what_is_loaded_is_shown_as_far_as_it_is_ones_own(
 
     assert names(alice.get("/api/ps")) == ["llama3:latest"]
     assert names(narrow.get("/api/ps")) == []
+
+
+def test_a_model_that_was_loaded_under_another_name_is_hidden_under_it(
+    alice: Caller, olga: Caller, ollama: FakeOllama
+) -> None:
+    """Ollama lists a model under the name that loaded it."""
+    ollama.memory.models = ["somebodys-alias:latest", "mistral:latest"]
+
+    assert names(alice.get("/api/ps")) == ["mistral:latest"]
+    assert names(olga.get("/api/ps")) == ["somebodys-alias:latest", "mistral:latest"]
 
 
 @pytest.mark.parametrize("path", ["/api/tags", "/api/version", "/"])
@@ -200,6 +216,48 @@ def test_a_streamed_pull_of_an_unknown_model_ends_with_an_error(
     assert lines[-1]["error"] == "model 'nobody:latest' not found" and len(lines) == 2
 
 
+@pytest.mark.parametrize(
+    "cause",
+    [
+        "pull model manifest: dial tcp: lookup registry.ollama.ai: no such host",
+        "pull model manifest: http: server gave HTTP response to HTTPS client",
+        "pull model manifest: tls: failed to verify certificate",
+        "max retries exceeded",
+    ],
+)
+def test_a_registry_that_cannot_be_reached_is_said_and_why_is_logged(
+    olga: Caller, ollama: FakeOllama, caplog: pytest.LogCaptureFixture, cause: str
+) -> None:
+    ollama.answer("/api/pull", Line({"status": "pulling manifest"}), error_line(cause))
+
+    answer = olga.post("/models/pull", model="phi3")
+
+    assert error(answer) == (502, "registry_unreachable")
+    assert answer.json()["error"] == "The registry could not be reached."
+    assert cause in caplog.text
+
+
+def test_a_model_that_was_pulled_is_seen_at_once(
+    olga: Caller, alice: Caller, ollama: FakeOllama
+) -> None:
+    set_price("phi3", "0.001")
+    assert error(alice.post("/generate", model="phi3", prompt="hi")) == (404, "model_not_found")
+
+    olga.post("/models/pull", model="phi3")
+
+    assert alice.post("/generate", model="phi3", prompt="hi").status_code == 200
+
+
+def test_a_model_that_was_deleted_is_gone_at_once(
+    olga: Caller, alice: Caller, ollama: FakeOllama
+) -> None:
+    assert alice.post("/generate", model="llama3", prompt="hi").status_code == 200
+
+    olga.client.delete("/models/llama3", headers=olga.headers)
+
+    assert error(alice.post("/generate", model="llama3", prompt="hi")) == (404, "model_not_found")
+
+
 def test_a_pull_that_goes_backwards_or_breaks_off_is_passed_on(
     olga: Caller, ollama: FakeOllama
 ) -> None:
@@ -275,6 +333,68 @@ def test_a_listed_host_may_be_pulled_from(olga: Caller, ollama: FakeOllama, sett
     olga.post("/models/pull", model="hf.co/User/Repo:Q4", insecure=True, username="x")
 
     assert ollama.requests[-1].json == {"model": "hf.co/user/repo:q4", "stream": True}
+
+
+def test_a_registry_without_tls_has_to_be_named(
+    olga: Caller, ollama: FakeOllama, settings: Any
+) -> None:
+    settings.PULL_REGISTRIES = ["registry.ollama.ai", "10.0.0.7:5000"]
+    settings.PULL_INSECURE_REGISTRIES = ["10.0.0.7:5000"]
+
+    olga.post("/models/pull", model="10.0.0.7:5000/library/phi3")
+    olga.post("/models/pull", model="phi3", insecure=True)
+
+    sent = [request.json for request in ollama.requests]
+    assert [body.get("insecure") for body in sent] == [True, None]
+
+
+# --- Loading and unloading ------------------------------------------------------------------------
+
+EMPTY: list[tuple[str, dict[str, Any]]] = [
+    ("/api/generate", {}),
+    ("/api/chat", {"messages": []}),
+    ("/api/embed", {"input": []}),
+]
+
+
+@pytest.mark.parametrize(("path", "fields"), EMPTY)
+@pytest.mark.parametrize(("keep_alive", "reason"), [(0, "unload"), ("0s", "unload"), (-1, "load")])
+def test_a_customer_neither_loads_nor_unloads(
+    alice: Caller,
+    ollama: FakeOllama,
+    path: str,
+    fields: dict[str, Any],
+    keep_alive: Any,
+    reason: str,
+) -> None:
+    answer = alice.post(path, model="mistral", keep_alive=keep_alive, **fields).json()
+
+    assert answer.get("done_reason", reason) == reason
+    assert answer["usage"]["total_tokens"] == 0 and ollama.requests == []
+
+
+@pytest.mark.parametrize(("path", "fields"), EMPTY)
+def test_an_operator_loads_and_unloads(
+    olga: Caller, ollama: FakeOllama, path: str, fields: dict[str, Any]
+) -> None:
+    ollama.memory.models = ["llama3:latest"]
+    ollama.models.append("unpriced:1b")
+
+    loaded = olga.post(path, model="unpriced:1b", keep_alive="5m", **fields)
+    assert loaded.status_code == 200 and loaded.json().get("done_reason", "load") == "load"
+    assert ollama.memory.models == ["llama3:latest", "unpriced:1b"]
+
+    unloaded = olga.post(path, model="llama3", keep_alive=0, **fields)
+    assert unloaded.status_code == 200
+    assert unloaded.json().get("done_reason", "unload") == "unload"
+    assert ollama.memory.models == ["unpriced:1b"]
+
+
+def test_a_missing_model_is_not_loaded(olga: Caller, alice: Caller, ollama: FakeOllama) -> None:
+    set_price("absent", "0.001")
+
+    for caller in (olga, alice):
+        assert error(caller.post("/api/generate", model="absent")) == (404, "model_not_found")
 
 
 # --- Deleting -------------------------------------------------------------------------------------
