@@ -7,10 +7,12 @@ from typing import Any
 from uuid import uuid4
 
 from django import forms
+from django.conf import settings
 from django.contrib import admin
 from django.contrib.admin.forms import AdminAuthenticationForm
 from django.contrib.admin.widgets import AdminTextInputWidget, AutocompleteSelect
 from django.contrib.auth.models import User
+from django.http import HttpRequest
 
 from accounts import login_guard
 from accounts.models import CUSTOMER_SCOPES, Account, ApiKey, Membership, Scope
@@ -32,12 +34,25 @@ class LoginForm(AdminAuthenticationForm):
         name = self.cleaned_data.get("username")
         if name is None or self.request is None or not self.cleaned_data.get("password"):
             return super().clean()
-        address = self.request.META.get("REMOTE_ADDR", "")
+        address = client_address(self.request)
         if wait := login_guard.ask(name, address):
             raise forms.ValidationError(f"Too many attempts. Wait {spelled(wait)}, then try again.")
         cleaned = super().clean()
         login_guard.succeeded(name, address)
         return cleaned
+
+
+def client_address(request: HttpRequest) -> str:
+    """Return the address that a request comes from.
+
+    Behind our proxy: the last one it forwards, which is the one that it saw itself. What stands
+    before that a client may have written.
+    """
+    peer: str = request.META.get("REMOTE_ADDR", "")
+    if not settings.BEHIND_TLS_PROXY:
+        return peer
+    forwarded: str = request.META.get("HTTP_X_FORWARDED_FOR", "")
+    return forwarded.rpartition(",")[2].strip()[:64] or peer
 
 
 def spelled(wait: timedelta) -> str:

@@ -1,9 +1,10 @@
 """How often a name may be guessed at: counted in the database, for all processes together.
 
-A name is counted from each address, and with more patience from everywhere. Whoever is made to
-wait is told so before any password is looked at, so guessing costs this gateway nothing and tells
-nothing: names that nobody has are counted all the same. Another name is never made to wait, and an
-address that a name has logged in from is not made to wait for what others do elsewhere.
+A name is counted from each address, and with more patience from everywhere; an address is counted
+over all names, since each look at a password costs a third of a second of a core. Whoever is made
+to wait is told so before any password is looked at: names that nobody has are counted all the same.
+An address that a name has logged in from is not made to wait for what others do, be it elsewhere or
+behind the same address.
 """
 
 import logging
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 # Wrong passwords for a name before it has to wait: from one address, and from all.
 FREE, FREE_FROM_ANYWHERE = 5, 50
+# Attempts of one address, for whatever names, before it has to wait.
+FREE_OF_ADDRESS = 30
 # Each further one waits twice as long as the one before, up to this.
 LONGEST = timedelta(minutes=15)
 # A count is forgotten when nobody tried for this long; an older one too when there are too many.
@@ -34,12 +37,15 @@ def ask(name: str, address: str) -> timedelta | None:
     _forget(now)
     with transaction.atomic():
         here, anywhere = _locked(now, name, address), _locked(now, name)
-        until = here.wait_until if here.known else max(here.wait_until, anywhere.wait_until)
+        crowd = _locked(now, "", address)
+        counts = [here] if here.known else [here, anywhere, crowd]
+        until = max(count.wait_until for count in counts)
         if until > now:
             return until - now
         _count(here, FREE, now)
         _count(anywhere, FREE_FROM_ANYWHERE, now)
-    if here.wait_until > now:
+        _count(crowd, FREE_OF_ADDRESS, now)
+    if max(here.wait_until, crowd.wait_until) > now:
         logger.warning("Logins from %s have to wait: too many wrong passwords.", address)
     return None
 
@@ -49,9 +55,11 @@ def succeeded(name: str, address: str) -> None:
     """Take an attempt back: its password was right."""
     now = timezone.now()
     here, anywhere = _locked(now, name, address), _locked(now, name)
+    crowd = _locked(now, "", address)
     here.known, here.wrong, here.wait_until = True, 0, now
     anywhere.wrong -= 1
-    for count in (here, anywhere):
+    crowd.wrong -= 1
+    for count in (here, anywhere, crowd):
         count.save()
 
 

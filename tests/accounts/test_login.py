@@ -107,6 +107,35 @@ def test_from_many_addresses_a_name_can_be_guessed_at_a_little_longer(hashed: li
     assert len(hashed) == login_guard.FREE_FROM_ANYWHERE + 1
 
 
+def test_an_address_cannot_try_name_after_name(hashed: list[str]) -> None:
+    for number in range(login_guard.FREE_OF_ADDRESS + 20):
+        log_in(f"name {number}", "wrong")
+
+    assert len(hashed) == login_guard.FREE_OF_ADDRESS + 1
+    assert is_in(log_in("olga", address="10.9.9.9"))
+
+
+def test_who_has_been_here_is_not_made_to_wait_for_others_at_this_address() -> None:
+    assert is_in(log_in("olga"))
+    for number in range(login_guard.FREE_OF_ADDRESS + 5):
+        log_in(f"name {number}", "wrong")
+
+    assert is_in(log_in("olga"))
+    assert WAIT in log_in("otto").content.decode()
+
+
+def test_behind_our_proxy_the_address_is_the_one_that_it_saw(
+    settings: Any, hashed: list[str]
+) -> None:
+    settings.BEHIND_TLS_PROXY = True
+    for number in range(20):
+        log_in("olga", "wrong", headers={"X-Forwarded-For": f"6.6.6.{number}, 203.0.113.9"})
+    assert len(hashed) == FREE + 1
+
+    assert is_in(log_in("olga", headers={"X-Forwarded-For": "203.0.113.10"}))
+    assert WAIT in log_in("olga", headers={"X-Forwarded-For": "203.0.113.9"}).content.decode()
+
+
 def test_a_known_name_and_an_unknown_one_read_the_same() -> None:
     olga, nobody = guess("olga", FREE + 2, "10.0.0.1"), guess("nobody", FREE + 2, "10.0.0.1")
 
@@ -183,7 +212,7 @@ def test_the_table_stays_small(monkeypatch: pytest.MonkeyPatch, clock: Callable[
 
     clock(days=2)
     login_guard.ask("olga", "10.0.0.1")
-    assert LoginCount.objects.count() == 2
+    assert LoginCount.objects.count() == 3  # Of the name here, of the name, and of the address.
 
 
 @pytest.mark.django_db(transaction=True)

@@ -19,7 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.house.audit import audit
+from tests.house.audit import MAY_SKIP, audit
 
 pytestmark = pytest.mark.once  # It needs no database.
 
@@ -194,13 +194,28 @@ def test_a_vulnerability_fails_the_audit(capsys: pytest.CaptureFixture[str]) -> 
     assert "asgiref" in (said := capsys.readouterr().out) and "PYSEC-0-1" in said
 
 
-def test_an_audit_that_cannot_ask_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_audit_that_cannot_ask_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(MAY_SKIP, raising=False)
     with advisories(None) as url:
-        assert audit("--osv-url", url, seconds=2) == 0
-        assert audit("--osv-url", url, "--timeout", "1") == 0
-    assert audit("--osv-url", url) == 0
+        assert audit("--osv-url", url, seconds=2) == 2
+        assert audit("--osv-url", url, "--timeout", "1") == 2
+    assert audit("--osv-url", url) == 2
 
-    assert capsys.readouterr().out == "Skipped: the advisories cannot be reached.\n" * 3
+    said = capsys.readouterr().out
+    assert said.count("Not audited: the advisories cannot be reached.") == said.count(MAY_SKIP) == 3
+
+
+def test_where_it_is_allowed_it_says_that_it_was_skipped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(MAY_SKIP, "on")
+    with advisories(None) as url:
+        pass
+
+    assert audit("--osv-url", url) == 0
+    assert capsys.readouterr().out == "Skipped: the advisories cannot be reached.\n"
 
 
 def test_an_audit_that_is_broken_fails() -> None:
