@@ -43,8 +43,10 @@ from gateway.rules import (
     whole,
 )
 
-# What a chat template and a model's own system prompt add, and what one more message adds.
+# What a chat template and a model's own system prompt add at most, what a template usually adds,
+# and what one more message adds at most.
 TEMPLATE_TOKENS = 256
+TEMPLATE_TOKENS_USUAL = 10
 MESSAGE_TOKENS = 32
 # The most and the usual that one image takes in today's vision models.
 IMAGE_TOKENS_BOUND = 4096
@@ -65,10 +67,13 @@ class Job:
     completion_bound: int
 
 
-def build(prompt: Prompt, model: str, limits: Limits, salt: str = "") -> Job:
+def build(
+    prompt: Prompt, model: str, limits: Limits, salt: str = "", context: int | None = None
+) -> Job:
     """Return what goes upstream for a prompt; raise BadRequest naming the field that is wrong.
 
     `salt` isolates the prompt from those of other accounts (`isolation.py`); empty for none.
+    `context`: how many tokens the model reads at most, where that is known.
     """
     body = apply(TABLE[prompt.operation], prompt.fields, "", limits)
     size = _text_bytes(body)
@@ -76,16 +81,28 @@ def build(prompt: Prompt, model: str, limits: Limits, salt: str = "") -> Job:
         raise BadRequest(f"The prompt is larger than {limits.max_prompt_bytes} bytes.")
     if salt:
         size += isolation.isolate(body, prompt.operation, salt)
+    # A schema steers what the model writes; the model does not read it.
+    read = size - _bytes_of("format", body.get("format"))
     pictures, texts = _count_images(body), _count_texts(body)
     overhead = texts * MESSAGE_TOKENS + TEMPLATE_TOKENS
     cap = _cap_completion(body, prompt.operation, limits)
     return Job(
         body={"model": model, "stream": True, **body} if cap else {"model": model, **body},
         # No byte-level tokenizer makes more tokens than there are bytes.
-        prompt_bound=size + overhead + pictures * IMAGE_TOKENS_BOUND,
-        prompt_estimate=-(-size // BYTES_PER_TOKEN_USUAL) + pictures * IMAGE_TOKENS_USUAL,
+        prompt_bound=read + overhead + pictures * IMAGE_TOKENS_BOUND,
+        prompt_estimate=_estimate(body, read, pictures, context),
         completion_bound=cap,
     )
+
+
+def _estimate(body: Mapping[str, Any], size: int, pictures: int, context: int | None) -> int:
+    """Return how many tokens a prompt of so many bytes usually has. Ollama cuts one that is longer
+    than the context, and of several texts to embed each."""
+    embeds = "input" in body
+    template = 0 if embeds else TEMPLATE_TOKENS_USUAL
+    usual = -(-size // BYTES_PER_TOKEN_USUAL) + pictures * IMAGE_TOKENS_USUAL + template
+    contexts = _count_texts(body) if embeds else 1
+    return usual if context is None else min(usual, context * contexts)
 
 
 def _cap_completion(body: dict[str, Any], operation: Operation, limits: Limits) -> int:

@@ -202,7 +202,18 @@ class MeteredStream:
     # --- The end ----------------------------------------------------------------------------------
 
     def _finish(self, last: Chunk) -> Receipt | None:
-        return self._end(self._tally.final(last), Outcome.COMPLETE)
+        return self._end(self._counted(last), Outcome.COMPLETE)
+
+    def _counted(self, last: Chunk) -> Usage:
+        usage = self._tally.final(last)
+        if self._tally.is_beyond(last.prompt_tokens):
+            logger.warning(
+                "The model server counted %s prompt tokens, more than the prompt can have; %s are "
+                "billed.",
+                last.prompt_tokens,
+                usage.prompt_tokens,
+            )
+        return usage
 
     def _fail(self, error: Exception) -> GatewayError:
         """Settle an answer that broke, and return what the client is told."""

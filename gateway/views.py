@@ -62,7 +62,12 @@ class AnswerView(APIView):
             raise NotPriced(prompt.model, model_alike(request, model)) from None
         stream = MeteredStream(
             meter=meter,
-            tally=Tally(job.prompt_estimate, job.completion_bound),
+            tally=Tally(
+                job.prompt_estimate,
+                job.completion_bound,
+                prompt_bound=job.prompt_bound,
+                has_format="format" in job.body,
+            ),
             renderer=renderer,
             watch=watch_of(request),
         )

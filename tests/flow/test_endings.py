@@ -109,13 +109,14 @@ def test_a_last_line_without_its_newline_is_whole(alice: Caller, ollama: FakeOll
 @pytest.mark.parametrize(
     ("counts", "expected"),
     [
-        ({"prompt": OMIT}, (3, 2, "estimated")),
+        ({"prompt": OMIT}, (13, 2, "estimated")),
         ({"count": OMIT}, (5, 2, "counted")),
         ({"count": -3}, (5, 2, "counted")),
         ({"count": "many"}, (5, 2, "counted")),
         ({"count": 10**6}, (5, 16, "counted")),
-        ({"prompt": 10**15}, (3, 2, "estimated")),
-        ({"prompt": 100_000}, (100_000, 2, "upstream")),
+        ({"prompt": 10**15}, (13, 2, "estimated")),
+        ({"prompt": 4000}, (4000, 2, "upstream")),
+        ({"prompt": 100_000}, (299, 2, "counted")),
     ],
     ids=lambda value: str(value),
 )
@@ -238,7 +239,7 @@ def test_what_the_model_server_broke_off_is_billed_from_64_tokens_on(
     _, lines = ask(alice, stream=True)
 
     assert lines[-1]["code"] == "upstream_broke" and row().outcome == "upstream_broke"
-    assert (row().prompt_tokens, row().completion_tokens) == (3, pieces)
+    assert (row().prompt_tokens, row().completion_tokens) == (13, pieces)
     assert row().billed is (bills and pieces >= FREE_BELOW)
 
 
@@ -263,7 +264,7 @@ def test_a_client_fault_after_the_first_chunk_is_billed_for_what_was_delivered(
 
     assert lines[-1]["code"] == "invalid_request"
     assert (row().outcome, row().billed) == ("invalid_request", bills)
-    assert (row().prompt_tokens, row().completion_tokens) == (3, 2)
+    assert (row().prompt_tokens, row().completion_tokens) == (13, 2)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +294,7 @@ def test_an_answer_longer_than_the_gateway_lets_one_take_is_cut_and_charged(
     assert response.status_code == (200 if stream else 504)
     assert stream or response["x-should-retry"] == "false"
     assert lines[-1]["code"] == "answer_too_long" and "charged" in lines[-1]["error"]
-    assert (row().outcome, row().billed, row().prompt_tokens) == ("answer_too_long", True, 3)
+    assert (row().outcome, row().billed, row().prompt_tokens) == ("answer_too_long", True, 13)
     assert 0 < row().completion_tokens < 100
 
 

@@ -355,13 +355,41 @@ READ = [
         {"messages": [{"tool_calls": [{"function": {"arguments": {"a": [{}] * 900}}}]}]},
         2_700,
     ),
-    ("generate", {"format": {"enum": [12345] * 500}}, 2_000),
 ]
 
 
 @pytest.mark.parametrize(("operation", "fields", "size"), READ)
 def test_no_text_is_read_that_is_not_held_for(operation: str, fields: Any, size: int) -> None:
     assert build(operation, **fields).prompt_bound >= size
+
+
+def test_a_schema_is_not_read_and_not_billed() -> None:
+    with_schema = build(prompt="hi", format={"enum": [12345] * 500})
+
+    assert with_schema.prompt_bound == build(prompt="hi").prompt_bound
+    assert with_schema.prompt_estimate == build(prompt="hi").prompt_estimate
+
+
+ESTIMATES = [
+    ("generate", {"prompt": "x" * 400}, None, 100 + policy.TEMPLATE_TOKENS_USUAL),
+    ("generate", {"prompt": "x" * 400}, 110, 110),
+    ("generate", {"prompt": "x" * 400}, 50, 50),
+    ("chat", {"messages": [{"content": "x" * 400}] * 3}, 100, 100),
+    ("embed", {"input": "x" * 400}, None, 100),
+    ("embed", {"input": ["x" * 400] * 3}, 50, 150),
+]
+
+
+@pytest.mark.parametrize(("operation", "fields", "context", "tokens"), ESTIMATES)
+def test_a_prompt_is_estimated_by_its_bytes_up_to_the_context(
+    operation: str, fields: Any, context: int | None, tokens: int
+) -> None:
+    asked = Prompt(Operation(operation), "m", False, fields)
+
+    job = policy.build(asked, "llama3:latest", LIMITS, context=context)
+
+    assert job.prompt_estimate == tokens
+    assert job.prompt_bound == build(operation, **fields).prompt_bound, "the hold covers all of it"
 
 
 def test_structures_count_towards_the_size_of_the_prompt() -> None:

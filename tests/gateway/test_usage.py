@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from gateway.chunk import Chunk
 from gateway.metering import CountSource, Usage
-from gateway.usage import MAX_BELIEVABLE, SLACK, Tally, counts
+from gateway.usage import BEYOND_PROMPT_BOUND, MAX_BELIEVABLE, SLACK, Tally, counts, tokens_in
 
 PIECE = Chunk(text="word")
 SILENT = Chunk()
+THOUGHT = Chunk(thinking="hm")
 
 
 def tally(*chunks: Chunk, estimate: int = 7, bound: int = 100) -> Tally:
@@ -80,8 +81,61 @@ def test_nobody_writes_more_than_was_allowed() -> None:
     assert usage == Usage(5, 10, CountSource.COUNTED, started=True)
 
 
-def test_a_prompt_larger_than_held_is_still_what_it_is() -> None:
-    assert tally(PIECE, estimate=1).final(last(5000, 1)).prompt_tokens == 5000
+# --- Counts that cannot be ------------------------------------------------------------------------
+
+
+def bounded(*chunks: Chunk, estimate: int = 7, **facts: Any) -> Tally:
+    found = Tally(estimate, 10_000, **facts)
+    for chunk in chunks:
+        found.add(chunk)
+    return found
+
+
+def test_a_prompt_may_be_larger_than_held_by_a_models_own_system_prompt() -> None:
+    found = bounded(PIECE, prompt_bound=100)
+
+    most = 100 + BEYOND_PROMPT_BOUND
+    assert found.final(last(most, 1)) == Usage(most, 1, CountSource.UPSTREAM, started=True)
+    assert not found.is_beyond(most)
+
+
+@pytest.mark.parametrize("count", [100 + BEYOND_PROMPT_BOUND + 1, 20_000_000])
+def test_a_prompt_count_that_cannot_be_is_replaced_by_the_bound(count: int) -> None:
+    found = bounded(PIECE, prompt_bound=100)
+
+    assert found.final(last(count, 1)) == Usage(100, 1, CountSource.COUNTED, started=True)
+    assert found.is_beyond(count)
+
+
+def test_a_completion_count_is_no_less_than_what_was_relayed() -> None:
+    found = bounded(*[PIECE] * 1504)
+
+    assert found.final(last(30, 4)) == Usage(30, 1504, CountSource.COUNTED, started=True)
+
+
+def test_a_few_chunks_too_many_are_a_token_that_was_split() -> None:
+    found = bounded(*[PIECE] * (4 + SLACK))
+
+    assert found.final(last(30, 4)) == Usage(30, 4, CountSource.UPSTREAM, started=True)
+
+
+def test_the_thinking_of_a_first_run_is_billed_once() -> None:
+    """Ollama runs a thinking model twice for a format; the second run reads the first's thinking,
+    and its counts are those that are told."""
+    chunks = [THOUGHT] * 100 + [PIECE] * 10
+    twice = bounded(*chunks, estimate=20, has_format=True)
+
+    assert twice.final(last(125, 10)) == Usage(25, 110, CountSource.COUNTED, started=True)
+    assert twice.final(last(105, 10)).prompt_tokens == 20, "not below the estimate"
+    assert twice.final(last(15, 10)).prompt_tokens == 15, "not raised to the estimate"
+    once = bounded(*chunks, estimate=20)
+    assert once.final(last(125, 10)) == Usage(125, 110, CountSource.COUNTED, started=True)
+
+
+def test_the_thinking_of_a_first_run_does_not_make_a_prompt_too_long() -> None:
+    twice = bounded(*[THOUGHT] * 8000, PIECE, estimate=20, prompt_bound=100, has_format=True)
+
+    assert twice.final(last(8090, 1)) == Usage(90, 8001, CountSource.COUNTED, started=True)
 
 
 # --- Answers that ended early ---------------------------------------------------------------------
@@ -103,6 +157,38 @@ def test_an_answer_that_ended_early_used_its_prompt_and_what_was_written() -> No
 )
 def test_text_thoughts_and_calls_are_output(chunk: Chunk) -> None:
     assert tally(chunk).produced == 1
+
+
+def call(arguments: Any) -> Chunk:
+    return Chunk(tool_calls=[{"function": {"name": "save", "arguments": arguments}}])
+
+
+@pytest.mark.parametrize(
+    ("chunk", "tokens"),
+    [
+        (Chunk(tool_calls=[{}]), 1),
+        (call({}), 1),
+        (call({"a": 1}), 3),  # save{"a":1}
+        (call('{"a":1}'), 3),
+        (call({"text": "é" * 2000}), 1004),
+        (Chunk(text="Now:", thinking="hm", tool_calls=call({"a": 1}).tool_calls), 4),
+        (Chunk(tool_calls=call({"a": 1}).tool_calls * 2), 6),
+    ],
+)
+def test_a_tool_call_counts_by_its_bytes(chunk: Chunk, tokens: int) -> None:
+    assert tokens_in(chunk) == tokens
+    assert tally(chunk, bound=5000).partial().completion_tokens == tokens
+
+
+def test_a_long_call_is_not_billed_beyond_what_was_held() -> None:
+    assert tally(call({"text": "x" * 4000}), bound=100).partial().completion_tokens == 100
+
+
+def test_the_bytes_of_a_call_neither_raise_a_count_nor_cut_a_response() -> None:
+    found = tally(call({"text": "x" * 4000}), bound=100)
+
+    assert found.final(last(30, 60)) == Usage(30, 60, CountSource.UPSTREAM, started=True)
+    assert not found.is_full
 
 
 def test_a_tally_is_full_a_few_pieces_after_its_bound() -> None:
@@ -145,9 +231,13 @@ def test_what_is_counted_here_is_never_more_than_was_produced(
 
 @examples(deadline=None)
 @given(CHUNKS, st.integers(0, 1000), st.integers(0, 100))
-def test_a_complete_answer_has_the_model_servers_counts(
+def test_a_complete_response_has_the_model_servers_counts_unless_more_was_relayed(
     chunks: list[Chunk], prompt: int, completion: int
 ) -> None:
+    relayed = sum(chunk.carries_output for chunk in chunks)
     usage = tally(*chunks, bound=100).final(last(prompt, completion))
 
-    assert usage == Usage(prompt, completion, CountSource.UPSTREAM, started=True)
+    if relayed - completion > SLACK:
+        assert usage == Usage(prompt, relayed, CountSource.COUNTED, started=True)
+    else:
+        assert usage == Usage(prompt, completion, CountSource.UPSTREAM, started=True)
