@@ -218,6 +218,9 @@ UPSTREAM_SILENCE_SECONDS: float = env.float("UPSTREAM_SILENCE_SECONDS", default=
 UPSTREAM_TOTAL_SECONDS: float = env.float("UPSTREAM_TOTAL_SECONDS", default=1800.0)
 # After a request to end, running answers may go on for this long. gunicorn waits 5 seconds more.
 DRAIN_SECONDS: float = env.float("DRAIN_SECONDS", default=25.0)
+# After a client has left in mid-stream, the model server's own counts are waited for so long: they
+# come a moment after a tool call, with which many clients leave.
+DISCONNECT_GRACE_MS: int = env.int("DISCONNECT_GRACE_MS", default=250)
 # Clients that can take it get a sign of life in a silent stream this often.
 KEEP_ALIVE_SECONDS: float = env.float("KEEP_ALIVE_SECONDS", default=10.0)
 # A model that is silent for so long, after a client left a request with a schema, is unloaded.

@@ -41,6 +41,8 @@ POSITIVE = (
     "MAX_SCHEMA_OPTIONAL_PROPERTIES",
     "MAX_SCHEMA_EMPTY_REPETITIONS",
 )
+# The model is to be stopped within a second after the client has left.
+MOST_GRACE_MS = 750
 
 
 def register() -> None:
@@ -106,6 +108,9 @@ def _limit_errors() -> Iterator[checks.CheckMessage]:
     if settings.DEFAULT_COMPLETION_TOKENS > settings.MAX_COMPLETION_TOKENS:
         message = "DEFAULT_COMPLETION_TOKENS must not exceed MAX_COMPLETION_TOKENS."
         yield checks.Error(message, id="gateway.E003")
+    if not 0 <= settings.DISCONNECT_GRACE_MS <= MOST_GRACE_MS:
+        message = f"DISCONNECT_GRACE_MS must be from 0 to {MOST_GRACE_MS}."
+        yield checks.Error(message, id="gateway.E004")
 
 
 def check_isolation(**_kwargs: Any) -> list[checks.CheckMessage]:

@@ -3,7 +3,8 @@
 A synchronous server learns that its client is gone only when it writes, and while a model loads
 or thinks nobody writes. So one thread per process keeps the client's socket of every request in
 flight in an epoll set, and when one hangs up it shuts the upstream connection down: the blocked
-read in the request's own thread returns at once, and the model server stops. The same thread
+read in the request's own thread returns at once, and the model server stops. A stream of which a
+chunk was handed on has a moment more, its grace, for the model server's own counts. The same thread
 keeps the deadlines, since a read time-out bounds silence only, never the whole.
 
 Invariants:
@@ -49,6 +50,10 @@ class Watch:
         # Another, which no call of `break_off_after` moves.
         self.whole_limit = self.limit
         self.cut: type[GatewayError] | None = None
+        # For how many seconds the answer may go on after the client has left. Set once a chunk was
+        # handed on: the counts of the whole may be near.
+        self.grace = 0.0
+        self.client_left = False
         # Whether a connection was made for it, on which its request may have been sent.
         self.reached_upstream = False
         self._upstream: socket.socket | None = None
@@ -100,6 +105,19 @@ class Watch:
             if self._awaited is not None:
                 self._awaited.set()
 
+    def leave(self) -> None:
+        """Note that the client has left: break the answer off, now or after the grace."""
+        if not self.grace:
+            self.break_off(ClientLeft)
+            return
+        with self._lock:
+            if self.client_left:
+                return
+            self.client_left = True
+            deadline = time.monotonic() + self.grace
+            if deadline < self.limit[0]:
+                self.limit = (deadline, ClientLeft)
+
     def end(self) -> None:
         """Let go of both connections; may be called again. Call before the server closes the
         client's."""
@@ -132,6 +150,8 @@ class Watcher:
         self._epoll = select.epoll() if hasattr(select, "epoll") else None
         self._is_ending: Callable[[], bool] = lambda: False
         self._drained_at = float("inf")
+        # When the next of those that go on for a client that has left is to be broken off.
+        self._next_deadline = float("inf")
 
     def drain_when(self, is_ending: Callable[[], bool]) -> None:
         """Break running answers off in good order, DRAIN_SECONDS after the server says it ends."""
@@ -184,23 +204,28 @@ class Watcher:
 
     def _look(self) -> None:
         for watch in self._hung_up():
-            watch.break_off(ClientLeft)
+            watch.leave()
         now = time.monotonic()
+        self._next_deadline = float("inf")
         for watch in self.running():
             for deadline, reason in (watch.limit, watch.whole_limit):
                 if now > deadline:
                     watch.break_off(reason)
+                elif watch.client_left:
+                    self._next_deadline = min(self._next_deadline, deadline)
             if now > self._drained_at:
                 watch.break_off(GatewayStopping)
         if self._drained_at == float("inf") and self._is_ending():
             self._drained_at = now + settings.DRAIN_SECONDS
 
     def _hung_up(self) -> list[Watch]:
-        """Wait a TICK at most for clients to hang up; return each once."""
+        """Wait for clients to hang up, for a TICK at most and to the end of a grace; return each
+        once."""
+        patience = min(TICK, max(0.001, self._next_deadline - time.monotonic()))
         if self._epoll is None:
-            time.sleep(TICK)
+            time.sleep(patience)
             return []
-        events = self._epoll.poll(TICK)
+        events = self._epoll.poll(patience)
         with self._lock:
             # Asked again under the lock: the event may be about a former owner of the number. Who
             # has hung up is reported until it is forgotten, so nobody is missed.

@@ -13,7 +13,9 @@ An answer belongs to the thread of its request; with a Pump, a second one reads 
 other breaks its connection off, through its Watch, and no more: the next read raises why.
 """
 
+import contextlib
 import logging
+import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 
@@ -69,10 +71,12 @@ def _outcome_of(error: Exception, *, started: bool) -> Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long an answer may be silent, and how long it may take in all, in seconds."""
+    """How long an answer may be silent, how long it may take in all, and how long it may go on
+    after its client has left in mid-stream, in seconds."""
 
     silence: float
     total: float
+    grace: float = 0.0
 
 
 class MeteredStream:
@@ -94,7 +98,9 @@ class MeteredStream:
         self._renderer = renderer
         self._watch = watch
         self._patience = patience or Patience(
-            settings.UPSTREAM_SILENCE_SECONDS, settings.UPSTREAM_TOTAL_SECONDS
+            silence=settings.UPSTREAM_SILENCE_SECONDS,
+            total=settings.UPSTREAM_TOTAL_SECONDS,
+            grace=settings.DISCONNECT_GRACE_MS / 1000,
         )
         self._chunks: Generator[Chunk, None, None] | Pump = _nothing()
         # Read by `begin`, not yet counted: nothing of it has been handed on.
@@ -152,8 +158,12 @@ class MeteredStream:
             self._owes_sign_of_life = False
             return self._renderer.idle()
         try:
-            chunk = self._next_chunk()
+            chunk = self._take()
+            if self._watch.client_left:
+                return self._renderer.failure(self._drain(chunk))
+            chunk = self._count(chunk)
             if not chunk.done:
+                self._watch.grace = self._patience.grace
                 return self._renderer.chunk(chunk)
             return self._renderer.last(chunk, self._finish(chunk))
         except Silence:
@@ -167,7 +177,7 @@ class MeteredStream:
         chunks: list[Chunk] = []
         try:
             while not chunks or not chunks[-1].done:
-                chunks.append(self._next_chunk())
+                chunks.append(self._count(self._take()))
             return self._renderer.whole(chunks, self._finish(chunks[-1]))
         except Exception as error:
             self._fail(error)
@@ -175,6 +185,10 @@ class MeteredStream:
 
     def close(self) -> None:
         """Let go of both connections; what has not ended by now ends because the client left."""
+        if self._watch.grace and not self._ended:
+            # The server could not write, and knew it before the Watch.
+            self._watch.leave()
+            self._drain()
         self._settle(Outcome.CLIENT_LEFT)
 
     # --- Chunks -----------------------------------------------------------------------------------
@@ -187,9 +201,8 @@ class MeteredStream:
             raise UpstreamBroke()
         return chunk
 
-    def _next_chunk(self) -> Chunk:
-        """Return the next chunk, counted."""
-        chunk = self._take()
+    def _count(self, chunk: Chunk) -> Chunk:
+        """Count a chunk and return it, or an end in its place."""
         if self._tally.is_full and chunk.carries_output and not chunk.done:
             # The model server ignores the limit it was given; the hold covers no more.
             return cut_short(chunk)
@@ -199,12 +212,32 @@ class MeteredStream:
             self._meter.progress(self._tally.written)
         return chunk
 
+    def _drain(self, chunk: Chunk | None = None) -> GatewayError:
+        """Settle a stream whose client has left: by the model server's counts if they come within
+        the grace, as they do after a tool call, else by what was counted. What comes meanwhile is
+        not counted, since nobody gets it."""
+        self._watch.bound_silence(self._patience.grace)
+        usage = self._tally.partial()
+        give_up_at = time.monotonic() + 2 * self._patience.grace
+        try:
+            while chunk is None or not chunk.done:
+                if time.monotonic() > give_up_at:
+                    raise ClientLeft()
+                with contextlib.suppress(Silence):
+                    chunk = self._take()
+            usage = self._final_usage(chunk)
+        except Exception as error:
+            if not isinstance(error, GatewayError):
+                logger.error("The relay failed", exc_info=error)
+        self._end(usage, Outcome.CLIENT_LEFT)
+        return ClientLeft()
+
     # --- The end ----------------------------------------------------------------------------------
 
     def _finish(self, last: Chunk) -> Receipt | None:
-        return self._end(self._counted(last), Outcome.COMPLETE)
+        return self._end(self._final_usage(last), Outcome.COMPLETE)
 
-    def _counted(self, last: Chunk) -> Usage:
+    def _final_usage(self, last: Chunk) -> Usage:
         usage = self._tally.final(last)
         if self._tally.is_beyond(last.prompt_tokens):
             logger.warning(

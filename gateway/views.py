@@ -25,7 +25,7 @@ from gateway.metering import Demand, Idempotency, Meter, NotPriced, NullMeter, R
 from gateway.prompt import Operation, Prompt
 from gateway.rules import Limits
 from gateway.scheduling import hosts
-from gateway.scheduling.inventory import inventory
+from gateway.scheduling.inventory import effective_context, inventory
 from gateway.schemas import SchemaBounds
 from gateway.stream import MeteredStream, Read, Send
 from gateway.usage import Tally
@@ -48,7 +48,8 @@ class AnswerView(APIView):
             model = canonical_name(prompt.model)
             shelf_of(request).check(model)
             renderer = self.dialect.renderer(prompt, request_id(request))
-            job = policy.build(prompt, model, limits(), salt_of(request))
+            context = effective_context(model)
+            job = policy.build(prompt, model, limits(), salt_of(request), context)
             named = idempotency.of(request._request, body)
         if ollama.is_load_request(prompt):
             return self.answer_load(request, model, prompt, renderer)
