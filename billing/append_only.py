@@ -14,7 +14,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 # Each with what tells a row that is written from one that is there, besides its id.
 TABLES = {
     "model_prices": "model = NEW.model AND effective_from = NEW.effective_from",
-    "token_usages": "request_id = NEW.request_id",
+    "token_usages": "request_id = NEW.request_id OR adjusts = NEW.adjusts",
     "billing_entry": "reference = NEW.reference",
     "billing_limitchange": "budget_id = NEW.budget_id AND old IS NULL AND NEW.old IS NULL",
 }

@@ -15,6 +15,7 @@ from billing import clock
 from billing.models import Budget, BudgetPeriod, Hold, TokenUsage
 from billing.money import to_pico
 from billing.months import month_of, months_held
+from billing.reservations import Reservation
 from gateway.metering import CapReached, NoCredit, Refused
 
 
@@ -82,14 +83,14 @@ def refusal(budget: Budget, amount: int) -> Refused:
     return CapReached(f"This request may take up to {most} ({unit}), more than its cap has left.")
 
 
-def charge(ended: Hold, row: TokenUsage) -> None:
+def charge(reservation: Reservation, row: TokenUsage, held_in: tuple[tuple[int, str], ...]) -> None:
     """Give back what was held and take what was used, in every budget that applies now: one that
     was opened since the hold gave nothing to it, but counts what it used."""
-    for budget in _mine(ended.account_id, ended.key_id):
+    for budget in _mine(row.account_id, row.key_id):
         money = budget.unit == Budget.Unit.MONEY
-        held = to_pico(ended.amount) if money else ended.tokens
+        held = reservation.amount if money else reservation.tokens
         used = (to_pico(row.cost) if money else row.total_tokens) if row.billed else 0
-        gave = [month for budget_id, month in ended.held_in if budget_id == budget.pk]
+        gave = [month for budget_id, month in held_in if budget_id == budget.pk]
         if budget.window == Budget.Window.MONTH:
             _charge_months(budget, gave, held, used, month_of(row.settled_at))
         else:

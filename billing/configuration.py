@@ -4,7 +4,6 @@ Written once, by the first `migrate`. The currency gives every amount its meanin
 size; so neither can be changed under amounts that are there.
 """
 
-import functools
 import uuid
 from typing import Any
 from uuid import UUID
@@ -59,7 +58,13 @@ def has_table(using: str) -> bool:
     return BillingConfig._meta.db_table in connections[using].introspection.table_names()
 
 
-@functools.cache
 def database_id() -> UUID:
-    """Return which database this process writes to; read once, since a process keeps to one."""
+    """Return which database this is. Not remembered: it may be exchanged, or get a new id."""
     return BillingConfig.objects.get(pk=ONLY_ROW).database_id
+
+
+def renew_database_id() -> UUID:
+    """Make a copy a database of its own, which is not taken for the one it was copied from."""
+    new = uuid.uuid4()
+    BillingConfig.objects.filter(pk=ONLY_ROW).update(database_id=new)
+    return new

@@ -4,10 +4,12 @@ A key is free again when its request ended without a charge, so a client may rep
 """
 
 from datetime import timedelta
+from decimal import Decimal
 from uuid import UUID
 
 from django.conf import settings
 from django.db import connection
+from django.db.models import Q
 
 from billing import clock
 from billing.models import Hold, IdempotencyKey, TokenUsage
@@ -67,8 +69,9 @@ def _refuse_unless_free(first: IdempotencyKey, named: Idempotency) -> None:
     request_id = str(first.request_id)
     # The hold before the row: a hold that has ended has its row by then.
     runs = Hold.objects.filter(pk=first.request_id, state=Hold.State.OPEN).exists()
-    row = None if runs else TokenUsage.objects.filter(request_id=first.request_id).first()
-    if not runs and (row is None or not row.billed):
+    its_rows = Q(request_id=first.request_id) | Q(adjusts=first.request_id)
+    rows = [] if runs else list(TokenUsage.objects.filter(its_rows, billed=True))
+    if not runs and not rows:
         return
     if first.fingerprint != named.fingerprint:
         raise IdempotencyKeyMismatch(
@@ -76,16 +79,17 @@ def _refuse_unless_free(first: IdempotencyKey, named: Idempotency) -> None:
             "Send a new key with each new request.",
             original_request_id=request_id,
         )
-    if row is None:
+    if runs:
         raise IdempotencyKeyInUse(
             f"Request {request_id} has this Idempotency-Key and still runs. Wait for its end.",
             original_request_id=request_id,
         )
+    cost = sum((row.cost for row in rows), Decimal(0))
     raise IdempotencyKeyUsed(
-        f"Request {request_id} had this Idempotency-Key, has ended and cost {row.cost:f} "
+        f"Request {request_id} had this Idempotency-Key, has ended and cost {cost:f} "
         f"{settings.CURRENCY}. Its response is not stored. To ask, and pay, again send a new key.",
         original_request_id=request_id,
-        cost=f"{row.cost:f}",
+        cost=f"{cost:f}",
         currency=settings.CURRENCY,
     )
 

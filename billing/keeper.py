@@ -14,7 +14,10 @@ from uuid import UUID
 from django.conf import settings
 from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, connection
 
-from billing import idempotency, journal, ledger, orphans
+from billing import configuration, idempotency, journal, ledger, orphans
+from billing.journal import Fate
+from billing.reservations import Settlement
+from billing.usage_rows import UnknownReservation
 
 logger = logging.getLogger(__name__)
 
@@ -91,17 +94,17 @@ class Keeper:
             pause.wait(settings.HOLD_LEASE_SECONDS / 3)
 
 
-def settle_from_journal(ending: journal.Ending) -> None:
+def settle_from_journal(settlement: Settlement) -> Fate:
     """Settle what a journal says; what the books refuse must not keep the rest from it."""
+    if settlement.reservation.database != configuration.database_id():
+        return Fate.FOREIGN
     try:
-        ledger.settle(
-            ending.request_id,
-            ending.usage,
-            outcome=ending.outcome,
-            billed=ending.billed,
-        )
+        return Fate.SETTLED if ledger.settle(settlement) else Fate.ENDED
+    except UnknownReservation as error:
+        logger.error("Request %s is unknown here: no %s", settlement.request_id, error)
     except (IntegrityError, DataError, OverflowError):
-        logger.exception("An ending contradicts the books; see `reconcile`: %s", ending)
+        logger.exception("An ending contradicts the books; see `reconcile`: %s", settlement)
+    return Fate.REFUSED
 
 
 keeper = Keeper()

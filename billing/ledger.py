@@ -5,7 +5,8 @@ The invariants, each kept by the statement that could break it:
 - A budget never gives more than it has: `budgets.take` is one conditional UPDATE, never a read and
   then a write, so any number of processes may race.
 - A hold ends once: `settle` passes a gate, an UPDATE of the state that only one caller wins, and
-  all that moves money or counts tokens happens in the gate's transaction.
+  all that moves money or counts tokens happens in the gate's transaction. What was ended too early,
+  as expired, is adjusted once, through a gate of the same kind.
 - held = sum of open holds; spent = sum of billed usage; limit of a wallet = sum of entries;
   roll-up = sum of usage rows. `reconciliation.py` proves them from the rows.
 - A request counts in the month of its usage row's day, and is held in every month it may end in.
@@ -15,8 +16,8 @@ The invariants, each kept by the statement that could break it:
 - Every date is a reading of the database's clock by the statement that writes it (`clock.py`).
 """
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -24,13 +25,14 @@ from uuid import UUID
 
 from django.contrib.auth.models import User
 from django.db import connection, transaction
-from django.db.models import BigIntegerField, Case, F, QuerySet, Sum, Value, When
+from django.db.models import BigIntegerField, Case, F, QuerySet, Subquery, Sum, Value, When
 from django.db.models.expressions import RawSQL
 
 from accounts import authors
 from accounts.models import Account, ApiKey
 from billing import budgets, clock, entries, idempotency, pricing
 from billing.models import (
+    BillingConfig,
     Budget,
     BudgetPeriod,
     Entry,
@@ -42,78 +44,67 @@ from billing.models import (
 )
 from billing.money import MAX_LIMIT, ExactSum, from_pico, to_pico
 from billing.months import LATE, month_of
-from gateway.metering import Demand, Outcome, Usage
+from billing.reservations import Reservation, Settlement, reservation_of
+from billing.usage_rows import adjustment_row, require_known, usage_row
+from gateway.metering import Demand, Outcome
 
+logger = logging.getLogger(__name__)
 
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """A demand with its price pinned, by whom it is served and how long that may be silent."""
-
-    request_id: UUID
-    demand: Demand
-    price: ModelPrice
-    worker: str
-    lease: timedelta
-
-    @property
-    def cost(self) -> int:
-        """Return the most the request can cost, in pico."""
-        demand = self.demand
-        return pricing.cost(self.price.rates, demand.prompt_bound, demand.completion_bound)
-
-    @property
-    def tokens(self) -> int:
-        return self.demand.prompt_bound + self.demand.completion_bound
+HeldIn = tuple[tuple[int, str], ...]
 
 
 # --- Hold, before the model server is asked -----------------------------------------------------
 
 
 @transaction.atomic(durable=True)
-def hold(reservation: Reservation) -> Hold:
+def hold(
+    request_id: UUID, demand: Demand, price: ModelPrice, *, worker: str, lease: timedelta
+) -> Reservation:
     """Set a request's most aside in every budget that applies; raise Refused, which rolls back
-    what earlier budgets gave."""
-    demand = reservation.demand
+    what earlier budgets gave.
+
+    `worker` serves it, and is thought to be gone when it is silent for longer than `lease`.
+    """
     if demand.idempotency is not None:
-        idempotency.claim(demand.key_id, demand.idempotency, reservation.request_id)
+        idempotency.claim(demand.key_id, demand.idempotency, request_id)
     # One reading of the clock decides the months and dates the hold.
     found, now = budgets.of(demand.account_id, demand.key_id)
     places = budgets.places(found, now)
-    held = _open(reservation, [(budget.pk, month) for budget, month in places], now)
-    # Last: everybody of the account waits for these rows until the commit.
-    for budget, month in places:
-        amount = reservation.cost if budget.unit == Budget.Unit.MONEY else reservation.tokens
-        if not budgets.take(budget, month, amount):
-            raise budgets.refusal(budget, amount)
-    return held
-
-
-def _open(reservation: Reservation, held_in: list[tuple[int, str]], now: datetime | RawSQL) -> Hold:
-    demand = reservation.demand
-    return _insert_hold(
-        request_id=reservation.request_id,
+    cost = pricing.cost(price.rates, demand.prompt_bound, demand.completion_bound)
+    held = _insert_hold(
+        request_id=request_id,
         account_id=demand.account_id,
         key_id=demand.key_id,
-        price_id=reservation.price.pk,
+        price_id=price.pk,
         model=demand.model,
         operation=demand.operation,
-        amount=from_pico(reservation.cost),
-        tokens=reservation.tokens,
+        amount=from_pico(cost),
+        tokens=demand.prompt_bound + demand.completion_bound,
         prompt_estimate=demand.prompt_estimate,
-        held_in=held_in,
+        held_in=[(budget.pk, month) for budget, month in places],
         state=Hold.State.OPEN,
         progress=0,
-        worker=reservation.worker,
+        worker=worker,
         opened_at=now,
-        lease_until=clock.now(reservation.lease),
-        lease_boot_ms=_lease_on_this_machine(reservation.lease),
+        lease_until=clock.now(lease),
+        lease_boot_ms=_lease_on_this_machine(lease),
     )
+    # Last: everybody of the account waits for these rows until the commit.
+    for budget, month in places:
+        amount = cost if budget.unit == Budget.Unit.MONEY else held.tokens
+        if not budgets.take(budget, month, amount):
+            raise budgets.refusal(budget, amount)
+    return reservation_of(held, price.rates)
 
 
-_INSERT = "INSERT INTO billing_hold ({columns}) VALUES ({places}) RETURNING *"
+# Which database it is, is read by the same statement: it may have been exchanged under a process.
+_INSERT = """
+INSERT INTO billing_hold ({columns}) VALUES ({places}) {otherwise}
+RETURNING *, (SELECT database_id FROM billing_billingconfig) AS database
+"""
 
 
-def _insert_hold(**values: Any) -> Hold:
+def _insert_hold(otherwise: str = "", **values: Any) -> Any:
     """Insert a row and return it as the database has it; the ORM would not return its clock."""
     places, params = [], []
     for name, value in values.items():
@@ -124,8 +115,9 @@ def _insert_hold(**values: Any) -> Hold:
             places.append("%s")
             field: Any = Hold._meta.get_field(name)
             params.append(field.get_db_prep_save(value, connection))
-    insert = _INSERT.format(columns=", ".join(values), places=", ".join(places))
-    return Hold.objects.raw(insert, params)[0]
+    columns, marks = ", ".join(values), ", ".join(places)
+    insert = _INSERT.format(columns=columns, places=marks, otherwise=otherwise)
+    return next(iter(Hold.objects.raw(insert, params)), None)
 
 
 def _lease_on_this_machine(lease: timedelta) -> int:
@@ -135,43 +127,46 @@ def _lease_on_this_machine(lease: timedelta) -> int:
 # --- Settle, when the answer has ended ------------------------------------------------------------
 
 
-# One statement: who wins the gate also reads the clock and the hold.
-_END = """
-UPDATE billing_hold SET state = %s, closed_at = {now}
-WHERE request_id = %s AND state = 'open' AND lease_boot_ms = COALESCE(%s, lease_boot_ms)
-RETURNING *
-"""
-
-
 @transaction.atomic(durable=True)
-def settle(
-    request_id: UUID,
-    usage: Usage,
-    *,
-    outcome: Outcome,
-    billed: bool,
-    lease_boot_ms: int | None = None,
-) -> TokenUsage | None:
+def settle(settlement: Settlement, *, lease_boot_ms: int | None = None) -> TokenUsage | None:
     """End a hold and write its usage row; return None if it had ended already.
 
     `lease_boot_ms`: end it only if its lease was not renewed since it was read.
+
+    A hold that is not there is written, too, with what the settlement says of it: raises
+    UnknownReservation if that cannot be. One that was settled as expired, though its answer went
+    on, gets a second row with the difference, and that is returned.
     """
-    ended = _end(request_id, _final_state(outcome, billed), lease_boot_ms)
-    if ended is None:
+    state = _final_state(settlement.outcome, settlement.billed)
+    now = _move(settlement.request_id, Hold.State.OPEN, state, lease_boot_ms)
+    if now is not None:
+        return _book(settlement, settlement.reservation.held_in, now)
+    if settlement.outcome is Outcome.EXPIRED:
         return None
-    row = _usage_row(ended, usage, outcome=outcome, billed=billed)
-    row.save(force_insert=True)
-    budgets.charge(ended, row)
-    _roll_up(row)
-    return row
+    found = Hold.objects.filter(pk=settlement.request_id).values_list("state", flat=True).first()
+    if found == Hold.State.EXPIRED:
+        return _adjust(settlement)
+    return _book_without_hold(settlement) if found is None else None
 
 
-def _end(request_id: UUID, state: Hold.State, lease_boot_ms: int | None) -> Hold | None:
+# The gate. One statement: who comes through also has the time.
+_MOVE = """
+UPDATE billing_hold SET state = %s, closed_at = {now}
+WHERE request_id = %s AND state = %s AND lease_boot_ms = COALESCE(%s, lease_boot_ms)
+RETURNING request_id, closed_at
+"""
+
+
+def _move(
+    request_id: UUID, before: Hold.State, after: Hold.State, lease_boot_ms: int | None = None
+) -> datetime | None:
+    """Move a hold from a state to another; return when, or None if it is not in that state."""
     now, params = clock.now_sql()
     which: Any = Hold._meta.pk
     key = which.get_db_prep_value(request_id, connection)
-    gate = Hold.objects.raw(_END.format(now=now), [state, *params, key, lease_boot_ms])
-    return next(iter(gate), None)
+    moved = Hold.objects.raw(_MOVE.format(now=now), [after, *params, key, before, lease_boot_ms])
+    hold = next(iter(moved), None)
+    return hold.closed_at if hold else None
 
 
 @transaction.atomic(durable=True)
@@ -194,31 +189,60 @@ def _final_state(outcome: Outcome, billed: bool) -> Hold.State:
     return Hold.State.SETTLED if billed else Hold.State.RELEASED
 
 
-def _usage_row(hold: Hold, usage: Usage, *, outcome: Outcome, billed: bool) -> TokenUsage:
-    rates = hold.price.rates
-    now = hold.closed_at
-    assert now is not None
-    cost = pricing.cost(rates, usage.prompt_tokens, usage.completion_tokens) if billed else 0
-    return TokenUsage(
-        request_id=hold.request_id,
-        account_id=hold.account_id,
-        key_id=hold.key_id,
-        price=hold.price,
-        model=hold.model,
-        operation=hold.operation,
-        prompt_tokens=usage.prompt_tokens,
-        completion_tokens=usage.completion_tokens,
-        prompt_price=rates.prompt,
-        completion_price=rates.completion,
-        request_price=rates.request,
-        billed=billed,
-        cost=from_pico(cost),
-        outcome=outcome,
-        count_source=usage.source,
-        started_at=hold.opened_at,
-        settled_at=now,
-        day=now.date(),
+def _book(settlement: Settlement, held_in: HeldIn, now: datetime) -> TokenUsage:
+    """Write a usage row, charge it and count it; `held_in`: where to give back what was held."""
+    return _write(settlement.reservation, usage_row(settlement, now), held_in)
+
+
+def _write(reservation: Reservation, row: TokenUsage, held_in: HeldIn) -> TokenUsage:
+    row.save(force_insert=True)
+    budgets.charge(reservation, row, held_in)
+    _roll_up(row)
+    return row
+
+
+def _book_without_hold(settlement: Settlement) -> TokenUsage | None:
+    """Write a settlement of which the database has no hold. No budget has held anything for it."""
+    lost = settlement.reservation
+    if not settlement.billed and not settlement.usage.started:
+        return None  # It never reached the model server, and its hold was deleted.
+    require_known(lost)
+    held = _insert_hold(
+        otherwise="ON CONFLICT (request_id) DO NOTHING",
+        request_id=lost.request_id,
+        account_id=lost.account_id,
+        key_id=lost.key_id,
+        price_id=lost.price_id,
+        model=lost.model,
+        operation=lost.operation,
+        amount=from_pico(lost.amount),
+        tokens=lost.tokens,
+        prompt_estimate=lost.prompt_estimate,
+        held_in=[],
+        state=_final_state(settlement.outcome, settlement.billed),
+        progress=0,
+        worker=lost.worker,
+        opened_at=lost.opened_at,
+        lease_until=lost.opened_at,
+        lease_boot_ms=0,
+        closed_at=clock.now(),
     )
+    return _book(settlement, (), held.closed_at) if held else None
+
+
+def _adjust(settlement: Settlement) -> TokenUsage | None:
+    """Bill the difference to what was booked when the hold was thought to be nobody's."""
+    booked = TokenUsage.objects.get(request_id=settlement.request_id)
+    now = _move(settlement.request_id, Hold.State.EXPIRED, Hold.State.ADJUSTED)
+    if now is None:
+        return None
+    row = adjustment_row(settlement, booked, now)
+    logger.error(
+        "Request %s went on after it was settled as expired: %s was billed, it cost %s; the "
+        "difference is billed by row %s.",
+        *(settlement.request_id, booked.cost, from_pico(settlement.cost), row.request_id),
+    )
+    return _write(settlement.reservation, row, ())
 
 
 # The ORM can only overwrite on conflict, not add; this statement is the same on both databases.
@@ -226,7 +250,7 @@ _UPSERT = """
 INSERT INTO billing_usagedaily AS daily
     (account_id, day, key_id, model, price_id,
      requests, unbilled, prompt_tokens, completion_tokens, cost)
-VALUES (%s, %s, %s, %s, %s, 1, %s, %s, %s, %s)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
 ON CONFLICT (account_id, day, key_id, model, price_id) DO UPDATE SET
     requests = daily.requests + EXCLUDED.requests,
     unbilled = daily.unbilled + EXCLUDED.unbilled,
@@ -238,9 +262,10 @@ ON CONFLICT (account_id, day, key_id, model, price_id) DO UPDATE SET
 
 def _roll_up(row: TokenUsage) -> None:
     counted = (row.prompt_tokens, row.completion_tokens) if row.billed else (0, 0)
+    requests = (int(row.adjusts is None), int(not row.billed))
     place: list[Any] = [row.account_id, row.day, row.key_id, row.model, row.price_id]
     with connection.cursor() as cursor:
-        cursor.execute(_UPSERT, [*place, int(not row.billed), *counted, to_pico(row.cost)])
+        cursor.execute(_UPSERT, [*place, *requests, *counted, to_pico(row.cost)])
 
 
 # --- Leases -----------------------------------------------------------------------------------
@@ -259,9 +284,10 @@ def renew(produced: Mapping[UUID, int], lease: timedelta) -> None:
 
 
 def open_holds() -> QuerySet[Hold]:
-    """Return the holds that have not ended, oldest first, each with the database's `now`."""
+    """Return the holds that have not ended, oldest first, each with `now` and its `database`."""
     open_ones = Hold.objects.filter(state=Hold.State.OPEN).order_by("request_id")
-    return open_ones.annotate(now=clock.now())
+    database = BillingConfig.objects.values("database_id")[:1]
+    return open_ones.select_related("price").annotate(now=clock.now(), database=Subquery(database))
 
 
 # --- Money in and out, and limits -----------------------------------------------------------------

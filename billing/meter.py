@@ -8,12 +8,14 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
+from django.db.models import Q
 
 from accounts.connections import give_back
 from billing import budgets, clock, journal, ledger, prices, pricing, workers
 from billing.keeper import keeper
 from billing.models import TokenUsage
-from billing.money import from_pico
+from billing.money import from_pico, to_pico
+from billing.reservations import Reservation, Settlement
 from gateway.metering import CountSource, Demand, NotPriced, Offer, Outcome, Receipt, Usage
 
 logger = logging.getLogger(__name__)
@@ -30,8 +32,8 @@ class LedgerMeter:
     def __init__(self, request_id: UUID) -> None:
         self.request_id = request_id
         self.produced = 0
-        self._is_open = False
-        self._rates = pricing.Rates(0, 0)
+        # None unless a hold is open.
+        self._reservation: Reservation | None = None
 
     def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
         found = prices.all_in_force(clock.now(), models)
@@ -52,16 +54,14 @@ class LedgerMeter:
         price = prices.in_force(demand.model, clock.now())
         if price is None:
             raise NotPriced(demand.model)
-        reservation = ledger.Reservation(
-            request_id=self.request_id,
-            demand=demand,
-            price=price,
+        # Where the commit was done and only its answer lost, nobody renews the lease.
+        self._reservation = ledger.hold(
+            self.request_id,
+            demand,
+            price,
             worker=workers.identity(),
             lease=timedelta(seconds=settings.HOLD_LEASE_SECONDS),
         )
-        # Where the commit was done and only its answer lost, nobody renews the lease.
-        ledger.hold(reservation)
-        self._is_open, self._rates = True, price.rates
         keeper.keep(self.request_id, self)
         give_back()
 
@@ -70,35 +70,36 @@ class LedgerMeter:
 
     def close(self, usage: Usage, outcome: Outcome) -> Receipt | None:
         """Settle; never raise. What cannot be written now goes to the journal."""
-        if not self._is_open:
+        reservation, self._reservation = self._reservation, None
+        if reservation is None:
             return None
-        self._is_open = False
         billed = pricing.is_billed(outcome, usage, bill_interrupted=settings.BILL_INTERRUPTED)
+        settlement = Settlement(reservation, usage, outcome, billed)
         try:
-            row = self._settle(usage, outcome, billed)
+            return self._settle(settlement)
         except Exception as error:
             logger.error("Hold %s cannot be settled now: %s", self.request_id, type(error).__name__)
-            return self._keep_for_later(journal.Ending(self.request_id, usage, outcome, billed))
+            return self._keep_for_later(settlement)
         finally:
             # Not before it is settled or in the journal: what nobody keeps may be swept.
             keeper.drop(self.request_id)
             give_back()
-        return None if row is None else receipt_of(row)
 
-    def _keep_for_later(self, ending: journal.Ending) -> Receipt | None:
-        """Put an ending into the journal; its price is pinned, so its cost is known."""
+    def _keep_for_later(self, settlement: Settlement) -> Receipt | None:
+        """Put a settlement into the journal; its price is pinned, so its cost is known."""
         try:
-            journal.write(ending)
+            journal.write(settlement)
+            cost = from_pico(settlement.cost)
         except OSError:
-            logger.exception("The journal cannot be written; kept in memory: %s", ending)
+            logger.exception("The journal cannot be written; kept in memory: %s", settlement)
             return None
-        used = (ending.usage.prompt_tokens, ending.usage.completion_tokens)
-        cost = pricing.cost(self._rates, *used) if ending.billed else 0
-        return Receipt(ending.usage, from_pico(cost), settings.CURRENCY)
+        except OverflowError:
+            return None
+        return Receipt(settlement.usage, cost, settings.CURRENCY)
 
     def discard(self, outcome: Outcome) -> None:
         """Delete the hold; never raise. One that cannot be deleted now is settled for nothing."""
-        if not self._is_open:
+        if self._reservation is None:
             return
         try:
             ledger.discard(self.request_id)
@@ -106,7 +107,7 @@ class LedgerMeter:
             logger.error("Hold %s cannot be deleted: %s", self.request_id, type(error).__name__)
             self.close(Usage(), outcome)
             return
-        self._is_open = False
+        self._reservation = None
         keeper.drop(self.request_id)
         give_back()
 
@@ -114,13 +115,15 @@ class LedgerMeter:
         """Give back a hold that no answer used."""
         self.discard(Outcome.GATEWAY_FAILED)
 
-    def _settle(self, usage: Usage, outcome: Outcome, billed: bool) -> TokenUsage | None:
+    def _settle(self, settlement: Settlement) -> Receipt | None:
         give_up_at = time.monotonic() + PATIENCE
         for attempt in range(1, TRIES + 1):
             try:
-                row = ledger.settle(self.request_id, usage, outcome=outcome, billed=billed)
+                row = ledger.settle(settlement)
                 # None: somebody was first, or a try before this one whose answer was lost.
-                return row or TokenUsage.objects.filter(request_id=self.request_id).first()
+                if row is None or row.adjusts:
+                    return booked(self.request_id)
+                return receipt_of([row])
             except (DatabaseError, InterfaceError):
                 if attempt == TRIES or time.monotonic() > give_up_at:
                     raise
@@ -128,11 +131,26 @@ class LedgerMeter:
         raise AssertionError("unreachable")
 
 
-def receipt_of(row: TokenUsage) -> Receipt:
+def booked(request_id: UUID) -> Receipt | None:
+    """Return what the books say of a request in the end, its adjustment included."""
+    rows = TokenUsage.objects.filter(Q(request_id=request_id) | Q(adjusts=request_id))
+    return receipt_of(list(rows.order_by("pk")))
+
+
+def receipt_of(rows: list[TokenUsage]) -> Receipt | None:
     """Return what a client is told: what stands in the books."""
-    source = CountSource(row.count_source)
-    usage = Usage(row.prompt_tokens, row.completion_tokens, source, started=True)
-    return Receipt(usage, row.cost, settings.CURRENCY)
+    if not rows:
+        return None
+    # One that is not billed cost nothing; its tokens are told where there is nothing else to tell.
+    counted = [row for row in rows if row.billed] or rows
+    usage = Usage(
+        sum(row.prompt_tokens for row in counted),
+        sum(row.completion_tokens for row in counted),
+        CountSource(counted[-1].count_source),
+        started=True,
+    )
+    cost = sum(to_pico(row.cost) for row in counted)
+    return Receipt(usage, from_pico(cost), settings.CURRENCY)
 
 
 def drop_connection() -> None:

@@ -196,6 +196,8 @@ class Hold(models.Model):
         SETTLED = "settled", "Settled"
         RELEASED = "released", "Released"
         EXPIRED = "expired", "Expired"
+        # It was thought to be nobody's and was served: a second row has the difference.
+        ADJUSTED = "adjusted", "Adjusted"
 
     request_id = models.UUIDField(primary_key=True)
     # No index of a foreign key's own: one of several columns begins with the account, which is what
@@ -210,8 +212,7 @@ class Hold(models.Model):
     amount = MoneyField()
     tokens = models.BigIntegerField(help_text="The most tokens the request may take.")
     prompt_estimate = models.BigIntegerField()
-    # [budget, month] of each that gave; the month is empty where a budget has none. So one that was
-    # opened meanwhile is not asked to take back.
+    # [budget, month] of each that gave, so that one opened meanwhile is not asked to take back.
     held_in = models.JSONField(default=list)
     state = models.CharField(max_length=8, choices=State.choices, default=State.OPEN)
     progress = models.BigIntegerField(default=0, help_text="Tokens known to be produced.")
@@ -259,9 +260,14 @@ class IdempotencyKey(models.Model):
 
 
 class TokenUsage(models.Model):
-    """What one request took: the evidence of the bill. Append-only, one row per request."""
+    """What one request took: the evidence of the bill. Append-only, one row per request.
+
+    A request that was settled as expired and went on has a second row, whose `adjusts` names the
+    first. It has an id of its own, and the difference in tokens and cost, which may be negative.
+    """
 
     request_id = models.UUIDField(unique=True)
+    adjusts = models.UUIDField(null=True, blank=True, editable=False)
     # No index of a foreign key's own, as in Hold.
     account = models.ForeignKey(Account, on_delete=models.PROTECT, related_name="+", db_index=False)
     key = models.ForeignKey(ApiKey, on_delete=models.PROTECT, related_name="+", db_index=False)
@@ -289,8 +295,12 @@ class TokenUsage(models.Model):
         verbose_name = "usage row"
         constraints = [
             models.CheckConstraint(
-                condition=Q(prompt_tokens__gte=0, completion_tokens__gte=0, cost__gte=0),
+                condition=Q(adjusts__isnull=False)
+                | Q(prompt_tokens__gte=0, completion_tokens__gte=0, cost__gte=0),
                 name="usage_not_negative",
+            ),
+            models.UniqueConstraint(
+                fields=["adjusts"], condition=Q(adjusts__isnull=False), name="adjusted_once"
             ),
             models.CheckConstraint(
                 condition=Q(billed=False, cost=0)

@@ -12,6 +12,7 @@ from django.db import DataError, IntegrityError
 
 from billing import clock, journal, ledger, pricing, workers
 from billing.models import Hold
+from billing.reservations import Settlement, reservation_of
 from gateway.metering import CountSource, Outcome, Usage
 
 GRACE = timedelta(hours=1)
@@ -83,13 +84,9 @@ def _settle(hold: Hold) -> bool:
         delivered=started,  # Progress is noted of chunks that are relayed, and of no others.
     )
     billed = pricing.is_billed(Outcome.EXPIRED, usage, bill_interrupted=settings.BILL_INTERRUPTED)
-    row = ledger.settle(
-        hold.request_id,
-        usage,
-        outcome=Outcome.EXPIRED,
-        billed=billed,
-        lease_boot_ms=hold.lease_boot_ms,
-    )
+    reservation = reservation_of(hold, hold.price.rates)
+    settlement = Settlement(reservation, usage, Outcome.EXPIRED, billed)
+    row = ledger.settle(settlement, lease_boot_ms=hold.lease_boot_ms)
     if row is None:
         return False  # Somebody else was first, or it is being served again.
     logger.warning("Hold %s of %s was orphaned; settled.", hold.request_id, hold.worker)

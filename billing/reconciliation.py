@@ -16,6 +16,7 @@ from billing import clock
 from billing.models import Budget, BudgetPeriod, Entry, Hold, TokenUsage, UsageDaily
 from billing.money import from_pico, to_pico
 from billing.months import month_of, months_held
+from gateway.metering import Outcome
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +146,7 @@ def rollup_is_usage() -> Iterator[str]:
         TokenUsage.objects.order_by()
         .values(*PLACE)
         .annotate(
-            requests=Count("pk"),
+            requests=Count("pk", filter=Q(adjusts=None)),
             unbilled=Sum(Case(When(billed=False, then=Value(1)), default=Value(0))),
             sum_prompt=Coalesce(Sum("prompt_tokens", filter=billed), Value(0)),
             sum_completion=Coalesce(Sum("completion_tokens", filter=billed), Value(0)),
@@ -186,28 +187,54 @@ def row_has_its_versions_prices() -> Iterator[str]:
     same = Q(
         prompt_price=F("price__prompt_price"),
         completion_price=F("price__completion_price"),
-        request_price=F("price__request_price"),
         model=F("price__model"),
     )
+    # An adjustment has the difference of two.
+    same &= Q(request_price=F("price__request_price")) | Q(adjusts__isnull=False)
     for row in TokenUsage.objects.exclude(same).iterator():
         yield f"usage row {row.request_id}: prices differ from price version {row.price_id}"
 
 
 def ended_holds_have_rows() -> Iterator[str]:
-    """Every hold that has ended has one usage row, and every usage row such a hold."""
+    """Every hold that has ended has one usage row, and every usage row such a hold. Adjustments
+    stand beside these."""
     ended = Hold.objects.exclude(state=Hold.State.OPEN)
     rows = TokenUsage.objects.order_by().values("request_id")
     for hold in ended.exclude(request_id__in=rows).iterator():
         yield f"hold {hold.request_id}: {hold.state}, but without a usage row"
-    for row in TokenUsage.objects.exclude(request_id__in=ended.values("request_id")).iterator():
+    firsts = TokenUsage.objects.filter(adjusts=None)
+    for row in firsts.exclude(request_id__in=ended.values("request_id")).iterator():
         yield f"usage row {row.request_id}: without a hold that has ended"
+
+
+def adjustments_are_of_expired_rows() -> Iterator[str]:
+    """What was settled as expired though its answer ended later has one more row, and nothing else
+    has."""
+    adjusted = Hold.objects.filter(state=Hold.State.ADJUSTED)
+    row = TokenUsage.objects.filter(adjusts=OuterRef("pk"))
+    for hold in adjusted.exclude(Exists(row)).iterator():
+        yield f"hold {hold.request_id}: its answer ended later, but no row has the difference"
+    first = TokenUsage.objects.filter(
+        request_id=OuterRef("adjusts"), adjusts=None, outcome=Outcome.EXPIRED
+    )
+    its_hold = adjusted.filter(pk=OuterRef("adjusts"))
+    more = TokenUsage.objects.filter(adjusts__isnull=False)
+    for found in more.exclude(Exists(first), Exists(its_hold)).iterator():
+        yield f"usage row {found.request_id}: adjusts {found.adjusts}, which did not end later"
+
+
+def rows_end_after_they_began() -> Iterator[str]:
+    """No usage row has a negative duration."""
+    for row in TokenUsage.objects.filter(settled_at__lt=F("started_at")).iterator():
+        yield f"usage row {row.request_id}: settled {row.settled_at}, began {row.started_at}"
 
 
 def rows_are_of_their_holds() -> Iterator[str]:
     """A usage row names the account, key, price, model and operation of its hold."""
     names = ("account", "key", "price", "model", "operation")
     its_hold = Hold.objects.filter(
-        pk=OuterRef("request_id"), **{name: OuterRef(name) for name in names}
+        pk=Coalesce(OuterRef("adjusts"), OuterRef("request_id")),
+        **{name: OuterRef(name) for name in names},
     )
     for row in TokenUsage.objects.exclude(Exists(its_hold)).iterator():
         yield f"usage row {row.request_id}: differs from its hold"
@@ -223,4 +250,9 @@ CHECKS = [
     Check("every row has its price version's prices", row_has_its_versions_prices),
     Check("every ended hold has one usage row", ended_holds_have_rows),
     Check("every row is what its hold was for", rows_are_of_their_holds),
+    Check(
+        "what was expired too early is adjusted once",
+        adjustments_are_of_expired_rows,
+    ),
+    Check("no row ends before it began", rows_end_after_they_began),
 ]

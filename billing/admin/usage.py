@@ -36,6 +36,8 @@ def outcome_of(row: TokenUsage) -> str:
         notes.append(row.count_source)
     if not row.billed:
         notes.append("not billed")
+    if row.adjusts:
+        notes.append("an adjustment")
     return ", ".join(notes)
 
 
@@ -82,6 +84,7 @@ class TokenUsageAdmin(RequestAdmin):
     narrowed_by_day = ("outcome__exact", "billed__exact", "count_source__exact", "operation")
     fields = [
         "request_id",
+        column("adjusts", "adjusts", lambda row: str(row.adjusts or "nothing")),
         "account",
         "key",
         "model",

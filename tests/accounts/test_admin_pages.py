@@ -15,6 +15,7 @@ from accounts import keys
 from accounts.models import Account, Membership
 from billing import ledger
 from billing.models import Budget, Entry, Hold, ModelPrice, UsageDaily
+from billing.reservations import Settlement
 from gateway.metering import CountSource, Demand, Outcome, Usage
 from gateway.request_ids import new_request_id
 from tests.conftest import Caller
@@ -72,11 +73,10 @@ def asked(caller: Caller, by: User) -> None:
     demand = Demand(caller.account.pk, caller.key.pk, EVIL[:20], EVIL, 9, 9, 9)
     for settled in (True, False):
         lease = timedelta(seconds=30)
-        made = ledger.Reservation(new_request_id(), demand, price, EVIL, lease)
-        hold = ledger.hold(made)
+        made = ledger.hold(new_request_id(), demand, price, worker=EVIL, lease=lease)
         if settled:
             usage = Usage(1, 1, CountSource.UPSTREAM, started=True)
-            ledger.settle(hold.request_id, usage, outcome=Outcome.COMPLETE, billed=True)
+            ledger.settle(Settlement(made, usage, Outcome.COMPLETE, billed=True))
 
 
 def crawl(browser: Client, *start: str) -> dict[str, Any]:

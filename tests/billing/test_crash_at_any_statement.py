@@ -6,6 +6,7 @@ process sweeps after the dead one, or the living one tries again.
 """
 
 import contextlib
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from uuid import UUID
 
 import pytest
 from django.db import OperationalError, connection
+from django.db.models import Q
 from django.utils import timezone
 
 from accounts import keys
@@ -24,6 +26,7 @@ from accounts.models import Account
 from billing import clock, journal, keeper, ledger, orphans, prices, reconciliation, workers
 from billing.meter import LedgerMeter
 from billing.models import Budget, Entry, Hold, ModelPrice, TokenUsage
+from billing.reservations import Settlement
 from gateway.metering import CapReached, CountSource, Demand, Outcome, Usage
 from gateway.request_ids import new_request_id
 from tests.billing.test_ledger import finish, reserve
@@ -282,14 +285,56 @@ def replays_a_journal(caller: Caller) -> Act:
     ids = [new_request_id() for _ in range(2)]
     with in_a_process_that_dies():
         for request_id in ids:
-            LedgerMeter(request_id).open(demand_of(caller))
-            journal.write(journal.Ending(request_id, COUNTED, Outcome.COMPLETE, billed=True))
+            meter = LedgerMeter(request_id)
+            meter.open(demand_of(caller))
+            assert meter._reservation
+            journal.write(Settlement(meter._reservation, COUNTED, Outcome.COMPLETE, billed=True))
     journal.let_go()  # As the kernel does for a process that is gone.
 
     def holds_true(_cut: Cut) -> bool:
         return all(rows_of(one) == [("complete", COST)] for one in ids)
 
     return Act(keeper.Keeper().tick, holds_true)
+
+
+def settles_what_was_expired_too_early(caller: Caller) -> Act:
+    """Somebody thought its process gone; the answer went on and was seen to its end."""
+    meter, told = LedgerMeter(new_request_id()), []
+    meter.open(demand_of(caller))
+    ledger.renew({meter.request_id: PRODUCED}, timedelta())
+    orphans.settle_all()
+
+    def run() -> None:
+        told.append(meter.close(COUNTED, Outcome.COMPLETE))
+
+    def holds_true(cut: Cut) -> bool:
+        first, *more = TokenUsage.objects.filter(
+            Q(request_id=meter.request_id) | Q(adjusts=meter.request_id)
+        ).order_by("pk")
+        assert all(receipt and receipt.cost == COST for receipt in told), cut
+        assert first.cost == ORPHANS_COST and len(more) == (1 if told else cut.commits), cut
+        return not more or first.cost + more[0].cost == COST
+
+    return Act(run, holds_true)
+
+
+def settles_what_the_database_lost(caller: Caller) -> Act:
+    """Its hold is not there: an older backup was restored, or the power went."""
+    meter = LedgerMeter(new_request_id())
+    meter.open(demand_of(caller))
+    assert meter._reservation
+    lost = dataclasses.replace(meter._reservation, request_id=new_request_id())
+    meter.abandon()
+    settlement = Settlement(lost, COUNTED, Outcome.COMPLETE, billed=True)
+
+    def holds_true(cut: Cut) -> bool:
+        found = rows_of(lost.request_id)
+        if not found:
+            ledger.settle(settlement)  # As the journal does that it came from.
+        assert len(found) == cut.commits
+        return rows_of(lost.request_id) == [("complete", COST)]
+
+    return Act(lambda: ledger.settle(settlement), holds_true)
 
 
 def posts_money(caller: Caller) -> Act:
@@ -353,9 +398,18 @@ def changes_a_price(caller: Caller) -> Act:
 
 
 # Where the code itself tries again, and writes down what it cannot settle, each failure counts.
-TRIED_AGAIN: list[Scene] = [answers_a_request, discards_a_hold]
+TRIED_AGAIN: list[Scene] = [
+    answers_a_request,
+    discards_a_hold,
+    settles_what_was_expired_too_early,
+]
 # Elsewhere it fails at once, whatever it was.
-KEEPS: list[Scene] = [refuses_a_request, sweeps_orphans, replays_a_journal]
+KEEPS: list[Scene] = [
+    refuses_a_request,
+    sweeps_orphans,
+    replays_a_journal,
+    settles_what_the_database_lost,
+]
 POSTS: list[Scene] = [posts_money, posts_the_first_money]
 CHANGES: list[Scene] = [opens_a_cap, changes_a_cap, changes_a_price]
 CUTS: list[tuple[Scene, Failure]] = [

@@ -9,7 +9,7 @@ import pytest
 from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
-from billing import ledger, reconciliation, statements
+from billing import configuration, ledger, reconciliation, statements
 from billing.models import (
     Budget,
     BudgetPeriod,
@@ -21,6 +21,7 @@ from billing.models import (
     UsageDaily,
 )
 from billing.money import from_pico
+from billing.reservations import Reservation, Settlement, reservation_of
 from gateway.metering import CapReached, CountSource, Demand, NoCredit, Outcome, Usage
 from gateway.request_ids import new_request_id
 from tests.conftest import Caller, database_time, new_caller, set_price
@@ -47,13 +48,20 @@ def reserve(
     )
     lease = timedelta(seconds=30)
     with database_time(now):
-        return ledger.hold(ledger.Reservation(new_request_id(), demand, price, ELSEWHERE, lease))
+        made = ledger.hold(new_request_id(), demand, price, worker=ELSEWHERE, lease=lease)
+    return Hold.objects.get(pk=made.request_id)
+
+
+def reserved(hold: Hold) -> Reservation:
+    """Return what a settlement needs of a hold."""
+    hold.database = configuration.database_id()  # type: ignore[attr-defined]
+    return reservation_of(hold, hold.price.rates)
 
 
 def finish(hold: Hold, prompt: int = 10, completion: int = 5, now: Any = None) -> Any:
     usage = Usage(prompt, completion, CountSource.UPSTREAM, started=True)
     with database_time(now):
-        return ledger.settle(hold.request_id, usage, outcome=Outcome.COMPLETE, billed=True)
+        return ledger.settle(Settlement(reserved(hold), usage, Outcome.COMPLETE, billed=True))
 
 
 def books_balance(now: datetime = LONG_AFTER) -> bool:
@@ -164,12 +172,7 @@ def test_what_is_not_billed_costs_nothing_and_is_still_on_record(
     hold = reserve(alice, priced)
     usage = Usage(10, 3, started=True)
 
-    row = ledger.settle(
-        hold.request_id,
-        usage,
-        outcome=Outcome.UPSTREAM_BROKE,
-        billed=False,
-    )
+    row = ledger.settle(Settlement(reserved(hold), usage, Outcome.UPSTREAM_BROKE, billed=False))
 
     assert row is not None and (row.completion_tokens, row.cost) == (3, 0)
     daily = UsageDaily.objects.get()

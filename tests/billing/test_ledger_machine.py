@@ -28,6 +28,7 @@ from hypothesis.stateful import (
 from billing import ledger, orphans, prices, pricing, reconciliation, workers
 from billing.models import Budget, Entry, Hold, TokenUsage
 from billing.money import from_pico
+from billing.reservations import Reservation, Settlement
 from gateway.metering import Demand, Outcome, Refused, Usage
 from gateway.request_ids import new_request_id
 from tests.billing.test_crash_at_any_statement import (
@@ -37,6 +38,7 @@ from tests.billing.test_crash_at_any_statement import (
     Failure,
     Killed,
 )
+from tests.billing.test_ledger import reserved
 from tests.conftest import Caller, database_time, new_caller
 
 TOKENS = st.integers(0, 10_000)
@@ -65,6 +67,7 @@ class Open:
 
     rates: pricing.Rates
     prompt_estimate: int
+    reservation: Reservation | None = None
     produced: int = 0
 
     @property
@@ -88,6 +91,9 @@ class Ledger(RuleBasedStateMachine):
         self.alice: Caller = new_caller("Machine", credit="1")
         self.open: dict[Any, Open] = {}
         self.settled: dict[Any, Decimal] = {}
+        # Ended as expired, so that one more settlement counts.
+        self.expired: dict[Any, Open] = {}
+        self.reservations: dict[Any, Reservation] = {}
         self.paid, self.cap_is = Decimal(1), 0
         self.crash = (NOWHERE, False)
         self.reprice("0.002")
@@ -128,6 +134,7 @@ class Ledger(RuleBasedStateMachine):
 
     def _all_are_swept(self) -> None:
         self.settled |= {one: left.cost_when_swept for one, left in self.open.items()}
+        self.expired |= self.open
         self.open.clear()
 
     @rule(price=st.sampled_from(["0", "0.000000001", "0.002", "0.05"]))
@@ -177,17 +184,23 @@ class Ledger(RuleBasedStateMachine):
         request_id, lease = new_request_id(), timedelta(seconds=30)
         price = prices.in_force(demand.model, self.now)
         assert price is not None and price.rates == self.rates
-        reservation = ledger.Reservation(request_id, demand, price, WORKER, lease)
         held = Open(price.rates, demand.prompt_estimate)
         try:
             self.happen(
-                lambda: ledger.hold(reservation), lambda: self.open.update({request_id: held})
+                lambda: ledger.hold(request_id, demand, price, worker=WORKER, lease=lease),
+                lambda: self.open.update({request_id: held}),
             )
+            self._remember(request_id)
         except Refused:
             return multiple()
         for budget in Budget.objects.filter(account=self.alice.account):
             assert request_id not in self.open or budget.left >= 0, "more was given than there is"
         return request_id
+
+    def _remember(self, request_id: Any) -> None:
+        """Keep what a settlement carries, also where the process that held it is gone."""
+        for hold in Hold.objects.filter(pk=request_id):
+            self.reservations[request_id] = reserved(hold)
 
     @rule(request_id=holds, produced=TOKENS)
     def renew(self, request_id: Any, produced: int) -> None:
@@ -214,19 +227,27 @@ class Ledger(RuleBasedStateMachine):
         billed: bool,
         late: int,
     ) -> None:
-        """Settle in any way, any number of times, out of order; only the first counts."""
+        """Settle in any way, any number of times, out of order; only the first counts, and the
+        first that was not too early."""
+        reservation = self.reservations.get(request_id)
+        if reservation is None:
+            return  # Its process died before it was held.
         usage = Usage(prompt, completion, started=True)
+        settlement = Settlement(reservation, usage, outcome, billed)
         rows: list[TokenUsage | None] = []
         left = self.open.get(request_id)
+        if left is None and outcome is not Outcome.EXPIRED:
+            left = self.expired.get(request_id)
 
         def ended() -> None:
             if left is not None:
-                pico = pricing.cost(left.rates, prompt, completion) if billed else 0
-                self.settled[request_id] = from_pico(pico)
-                del self.open[request_id]
+                self.settled[request_id] = from_pico(settlement.cost)
+                self.expired.pop(request_id, None)
+                if self.open.pop(request_id, None) and outcome is Outcome.EXPIRED:
+                    self.expired[request_id] = left
 
         def settle() -> None:
-            rows.append(ledger.settle(request_id, usage, outcome=outcome, billed=billed))
+            rows.append(ledger.settle(settlement))
 
         self.happen(settle, ended, now=self.now - timedelta(minutes=late))
         assert all((row is None) == (left is None) for row in rows)
@@ -241,9 +262,14 @@ class Ledger(RuleBasedStateMachine):
     @invariant()
     def a_request_has_one_row_at_most_and_what_is_written_stays(self) -> None:
         if hasattr(self, "alice"):
-            rows = dict(TokenUsage.objects.values_list("request_id", "cost"))
+            rows: dict[Any, Decimal] = {}
+            for row in TokenUsage.objects.all():
+                whose = row.adjusts or row.request_id
+                rows[whose] = rows.get(whose, Decimal(0)) + row.cost
             assert rows == self.settled
             assert Hold.objects.exclude(state="open").count() == len(rows)
+            expired = Hold.objects.filter(state="expired").values_list("pk", flat=True)
+            assert set(expired) == self.expired.keys()
             assert {hold.pk for hold in ledger.open_holds()} == self.open.keys()
 
     @invariant()

@@ -7,15 +7,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
-from uuid import UUID
 
 import pytest
 from django.core.management import call_command
-from django.db import connection
+from django.db import IntegrityError, connection
 from django.utils import timezone
 
 from billing import clock, keeper, ledger, orphans, workers
 from billing.models import Hold, ModelPrice, TokenUsage
+from billing.reservations import Settlement
 from tests.billing.test_crash_at_any_statement import machine_running_for
 from tests.billing.test_ledger import books_balance, finish, reserve
 from tests.conftest import Caller, database_time
@@ -179,12 +179,10 @@ def test_one_that_cannot_be_settled_does_not_keep_the_others(
     bad, _good = (orphan(alice, priced, worker=dead_worker()) for _ in range(2))
     honest = ledger.settle
 
-    def settle(request_id: UUID, *args: Any, **kwargs: Any) -> Any:
-        if request_id == bad.request_id:
-            from django.db import IntegrityError
-
+    def settle(settlement: Settlement, **kwargs: Any) -> Any:
+        if settlement.request_id == bad.request_id:
             raise IntegrityError
-        return honest(request_id, *args, **kwargs)
+        return honest(settlement, **kwargs)
 
     monkeypatch.setattr(ledger, "settle", settle)
 

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.db import connection
@@ -110,6 +111,9 @@ TAMPERINGS = [
     ("every ended hold", "UPDATE billing_hold SET state = 'open'"),
     ("every ended hold", "UPDATE billing_hold SET state = 'released' WHERE state = 'open'"),
     ("every ended hold", "DELETE FROM token_usages"),
+    ("what was expired", "UPDATE billing_hold SET state = 'adjusted' WHERE state = 'settled'"),
+    ("what was expired", f"UPDATE token_usages SET adjusts = '{UUID(int=1)}'"),
+    ("no row ends", "UPDATE token_usages SET started_at = '2026-11-24'"),
     ("every row is what", "UPDATE token_usages SET operation = 'chat'"),
     ("every row is what", "UPDATE billing_hold SET model = 'other:latest'"),
 ]

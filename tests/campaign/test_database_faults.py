@@ -12,8 +12,12 @@ from django.db import OperationalError, connection
 from django.db.backends.signals import connection_created
 
 from billing import journal, keeper, ledger
+from billing.journal import Fate
 from billing.models import Hold, ModelPrice, TokenUsage
+from billing.reservations import Settlement
 from gateway.metering import CountSource, Outcome, Usage
+from tests.billing.test_journal import collected
+from tests.billing.test_journal import ending as any_ending
 from tests.campaign.conftest import books_balance
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
@@ -76,8 +80,8 @@ def test_a_hold_whose_commit_was_not_heard_of_is_given_back(
     settings.HOLD_LEASE_SECONDS = 0
     honest = ledger.hold
 
-    def commit_and_fail(*args: Any) -> Any:
-        honest(*args)
+    def commit_and_fail(*args: Any, **kwargs: Any) -> Any:
+        honest(*args, **kwargs)
         raise OperationalError("server closed the connection unexpectedly")
 
     monkeypatch.setattr(ledger, "hold", commit_and_fail)
@@ -91,9 +95,11 @@ def test_a_hold_whose_commit_was_not_heard_of_is_given_back(
     books_balance()
 
 
-def ending(hold: Hold, prompt: int = 3) -> journal.Ending:
+def ending(hold: Hold, prompt: int = 3) -> Settlement:
+    from tests.billing.test_ledger import reserved
+
     usage = Usage(prompt, 4, CountSource.UPSTREAM, started=True)
-    return journal.Ending(hold.request_id, usage, Outcome.COMPLETE, billed=True)
+    return Settlement(reserved(hold), usage, Outcome.COMPLETE, billed=True)
 
 
 @pytest.mark.usefixtures("folder")
@@ -113,52 +119,41 @@ def test_one_ending_that_the_books_refuse_does_not_keep_the_others(
 
 def test_a_replay_that_failed_is_not_overwritten_by_the_next(folder: Path) -> None:
     """The database came back for a moment only, and answers went on ending."""
-    first, second = (ending(Hold(request_id=ledger_id())) for _ in range(2))
+    first, second = (any_ending() for _ in range(2))
 
-    def fail(_ending: journal.Ending) -> None:
+    def fail(_ending: Settlement) -> Fate:
         raise OperationalError
 
     journal.write(first)
     with pytest.raises(OperationalError):
         journal.replay(fail)
     journal.write(second)
-    found: list[journal.Ending] = []
-    journal.replay(found.append)
+    found = collected()
 
     assert sorted(found, key=str) == sorted([first, second], key=str)
 
 
 @pytest.mark.usefixtures("db")
 def test_half_a_line_of_a_full_disk_spoils_no_other(folder: Path, alice: Caller) -> None:
-    hold = Hold(request_id=ledger_id())
-    journal.write(ending(hold))
+    one = any_ending()
+    journal.write(one)
     [own] = folder.iterdir()
     own.write_text(own.read_text() + '{"request_id": "01')
-    journal.write(ending(hold))
-    found: list[journal.Ending] = []
+    journal.write(one)
+    found = collected()
 
-    journal.replay(found.append)
-
-    assert found == [ending(hold), ending(hold)]
-
-
-def ledger_id() -> Any:
-    from gateway.request_ids import new_request_id
-
-    return new_request_id()
+    assert found == [one, one]
 
 
 def test_what_no_disk_takes_waits_in_memory(tmp_path: Path, settings: Any) -> None:
     (tmp_path / "file").touch()
     settings.JOURNAL_DIR = str(tmp_path / "file")  # No folder can be made there.
-    kept = ending(Hold(request_id=ledger_id()))
+    kept = any_ending()
     with pytest.raises(OSError):
         journal.write(kept)
     settings.JOURNAL_DIR = str(tmp_path / "folder")
-    found: list[journal.Ending] = []
 
-    assert journal.replay(found.append) == 1 and found == [kept]
-    assert journal.replay(found.append) == 0
+    assert collected() == [kept] and collected() == []
 
 
 @sqlite_only

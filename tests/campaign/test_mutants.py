@@ -3,7 +3,6 @@
 import threading
 from collections.abc import Callable
 from typing import Any
-from uuid import UUID
 
 import pytest
 from django.db import DatabaseError, connection, transaction
@@ -13,7 +12,8 @@ from hypothesis.stateful import run_state_machine_as_test
 
 from billing import budgets, journal, ledger, reconciliation
 from billing.models import Budget, Hold, ModelPrice
-from gateway.metering import Outcome, Refused, Usage
+from billing.reservations import Reservation, Settlement
+from gateway.metering import Refused
 from tests.billing import test_crash_at_any_statement as crash
 from tests.billing.test_ledger import reserve
 from tests.billing.test_ledger import (
@@ -37,9 +37,9 @@ def settle_without_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def open_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = ledger._END
-    assert "AND state = 'open'" in gate
-    monkeypatch.setattr(ledger, "_END", gate.replace("AND state = 'open'", ""))
+    gate = ledger._MOVE
+    assert "AND state = %s" in gate
+    monkeypatch.setattr(ledger, "_MOVE", gate.replace("AND state = %s", "AND state <> %s || '?'"))
 
 
 def hold_that_reads_then_writes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +60,8 @@ def settling_that_forgets_the_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was used is taken, what was held is not given back."""
     honest = budgets.charge
 
-    def charge(hold: Hold, row: Any) -> None:
-        hold.held_in = []
-        honest(hold, row)
+    def charge(reservation: Reservation, row: Any, held_in: Any) -> None:
+        honest(reservation, row, ())
 
     monkeypatch.setattr(budgets, "charge", charge)
 
@@ -78,16 +77,13 @@ def roll_up_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 def gate_and_charge_in_two_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
     """First the hold ends, for good; then what it used is written, all at once."""
 
-    def settle(request_id: UUID, usage: Usage, *, outcome: Outcome, billed: bool, **_: Any) -> Any:
-        ended = ledger._end(request_id, ledger._final_state(outcome, billed), None)
-        if ended is None:
+    def settle(settlement: Settlement, **_: Any) -> Any:
+        state = ledger._final_state(settlement.outcome, settlement.billed)
+        now = ledger._move(settlement.request_id, Hold.State.OPEN, state)
+        if now is None:
             return None
         with transaction.atomic():
-            row = ledger._usage_row(ended, usage, outcome=outcome, billed=billed)
-            row.save(force_insert=True)
-            budgets.charge(ended, row)
-            ledger._roll_up(row)
-        return row
+            return ledger._book(settlement, settlement.reservation.held_in, now)
 
     monkeypatch.setattr(ledger, "settle", settle)
 
@@ -103,7 +99,7 @@ def endings_that_no_journal_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 CRASH_MUTANTS = [
-    (gate_and_charge_in_two_transactions, crash.gives_a_hold_back, crash.KILLED),
+    (gate_and_charge_in_two_transactions, crash.answers_a_request, crash.KILLED),
     (money_posted_in_two_transactions, crash.posts_money, crash.KILLED),
     (endings_that_no_journal_keeps, crash.answers_a_request, crash.AWAY),
 ]

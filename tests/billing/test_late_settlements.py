@@ -1,0 +1,139 @@
+"""A request that was settled as expired and went on: what it cost is billed in the end, once."""
+
+from datetime import timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from billing import journal, keeper, ledger, orphans
+from billing.meter import LedgerMeter
+from billing.models import Budget, Hold, ModelPrice, TokenUsage, UsageDaily
+from billing.money import from_pico
+from billing.reservations import Settlement
+from gateway.metering import CountSource, Demand, Outcome, Usage
+from gateway.request_ids import new_request_id
+from tests.billing.test_crash_at_any_statement import machine_running_for
+from tests.billing.test_ledger import (
+    DECEMBER,
+    NOVEMBER,
+    books_balance,
+    finish,
+    in_threads,
+    reserve,
+    reserved,
+)
+from tests.conftest import Caller, database_time
+
+pytestmark = pytest.mark.usefixtures("priced")
+LONGER = timedelta(hours=2)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, settings: Any) -> Path:
+    journal.let_go()
+    settings.JOURNAL_DIR = str(tmp_path)
+    return tmp_path
+
+
+def expired(caller: Caller, produced: int) -> LedgerMeter:
+    """Return the meter of an answer that goes on, though another process has settled it."""
+    meter = LedgerMeter(new_request_id())
+    ids = (caller.account.pk, caller.key.pk)
+    meter.open(Demand(*ids, "chat", "llama3:latest", 100, 25, 100))
+    ledger.renew({meter.request_id: produced}, timedelta(seconds=30))
+    with machine_running_for(LONGER):
+        assert orphans.settle_all() == 1
+    return meter
+
+
+@pytest.mark.parametrize("produced", [0, 3, 90])
+def test_the_last_chunk_and_the_books_say_what_was_delivered(
+    alice: Caller, produced: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Too little was billed, or too much where the prompt was shorter than estimated."""
+    meter = expired(alice, produced)
+    early = TokenUsage.objects.get()
+
+    receipt = meter.close(Usage(10, 50, CountSource.UPSTREAM, started=True), Outcome.COMPLETE)
+
+    assert receipt and receipt.cost == Decimal("0.00022")
+    assert (receipt.usage.prompt_tokens, receipt.usage.completion_tokens) == (10, 50)
+    later = TokenUsage.objects.get(adjusts=early.request_id)
+    assert early.cost + later.cost == receipt.cost == from_pico(alice.wallet.spent)
+    assert (later.outcome, later.billed) == ("complete", True)
+    assert Hold.objects.get().state == "adjusted" and books_balance()
+    [error] = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert f"{early.cost} was billed, it cost {receipt.cost}" in error.getMessage()
+
+
+def test_a_day_counts_the_request_once_and_its_tokens_whole(alice: Caller) -> None:
+    expired(alice, 3).close(Usage(10, 50, started=True), Outcome.COMPLETE)
+
+    day = UsageDaily.objects.get()
+    assert (day.requests, day.unbilled, day.prompt_tokens, day.completion_tokens) == (1, 0, 10, 50)
+
+
+def test_what_is_free_after_all_is_given_back(alice: Caller) -> None:
+    meter = expired(alice, 3)
+
+    receipt = meter.close(Usage(), Outcome.GATEWAY_FAILED)
+
+    assert receipt and receipt.cost == 0 == alice.wallet.spent and books_balance()
+
+
+@pytest.mark.django_db(transaction=True)
+def test_many_who_settle_late_bill_the_difference_once(alice: Caller, priced: ModelPrice) -> None:
+    hold = reserve(alice, priced)
+    with database_time(hold.lease_until):
+        assert orphans.settle_all() == 1
+    won: list[bool] = []
+
+    in_threads(8, lambda: won.append(finish(hold) is not None))
+
+    assert sorted(won) == [False] * 7 + [True]
+    assert sum(row.cost for row in TokenUsage.objects.all()) == Decimal("0.00004")
+    assert books_balance()
+
+
+def test_an_ending_in_the_journal_of_another_host_is_billed_in_the_end(
+    alice: Caller, priced: ModelPrice
+) -> None:
+    """Its client saw it end, while the database was away; the lease ran out before it was read."""
+    hold = reserve(alice, priced)
+    usage = Usage(10, 5, CountSource.UPSTREAM, started=True)
+    with database_time(hold.lease_until):
+        assert orphans.settle_all() == 1
+    journal.write(Settlement(reserved(hold), usage, Outcome.COMPLETE, billed=True))
+
+    for _ in range(2):
+        keeper.Keeper().tick()
+
+    assert sum(row.cost for row in TokenUsage.objects.all()) == Decimal("0.00004")
+    assert TokenUsage.objects.count() == 2 and books_balance()
+
+
+def test_the_difference_counts_in_the_month_in_which_it_is_billed(
+    alice: Caller, priced: ModelPrice
+) -> None:
+    with database_time(NOVEMBER):
+        cap = ledger.open_budget(alice.account, Budget.Unit.TOKENS, Budget.Window.MONTH)
+        ledger.set_limit(cap, 1000)
+    hold = reserve(alice, priced, now=NOVEMBER)
+    Hold.objects.update(progress=3)
+    with database_time(NOVEMBER + timedelta(seconds=31)):
+        assert orphans.settle_all() == 1
+
+    finish(hold, 40, 50, now=DECEMBER)
+
+    spent = dict(cap.periods.values_list("period", "spent"))
+    assert spent == {"2026-11": 28, "2026-12": 62} and books_balance()
+
+
+def test_a_clock_that_went_back_makes_no_negative_duration(
+    alice: Caller, priced: ModelPrice
+) -> None:
+    row = finish(reserve(alice, priced, now=DECEMBER), now=NOVEMBER)
+
+    assert row.started_at == row.settled_at == NOVEMBER and books_balance()
