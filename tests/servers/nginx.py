@@ -18,6 +18,13 @@ START_TIMEOUT = 10.0
 SHORT = "2s"
 SHORTENED = ("client_header_timeout", "client_body_timeout", "send_timeout")
 
+NAME = "localhost"
+# Files of the recommended one, and of the test.
+CERTIFICATE = {
+    "/etc/letsencrypt/live/llm.example.com/fullchain.pem": "certificate.pem",
+    "/etc/letsencrypt/live/llm.example.com/privkey.pem": "key.pem",
+}
+
 MAIN = """
 {user}
 daemon off;
@@ -48,10 +55,16 @@ MISSING = "" if program() else "nginx is not installed (Debian: apt-get install 
 class Nginx:
     """Use as a context manager; `url` leads through nginx to the gateway on port `gateway`."""
 
-    def __init__(self, gateway: int) -> None:
+    def __init__(self, gateway: int, *, tls: bool = False) -> None:
         self._gateway = gateway
+        self._tls = tls
         self.port = _free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http{'s' if tls else ''}://{NAME if tls else '127.0.0.1'}:{self.port}"
+
+    @property
+    def certificate(self) -> Path:
+        """What a client has to trust."""
+        return self._home / "certificate.pem"
 
     def __enter__(self) -> Self:
         self._home = Path(tempfile.mkdtemp(prefix="nginx-"))
@@ -85,12 +98,28 @@ class Nginx:
     def _adapted(self, text: str) -> str:
         """The recommended file with this test's addresses, paths and patience."""
         text = _swap(text, "server 127.0.0.1:8000;", f"server 127.0.0.1:{self._gateway};")
-        text = _swap(text, "listen 80 ", f"listen 127.0.0.1:{self.port} ")
+        text = _swap(text, "listen 80;", f"listen 127.0.0.1:{_free_port()};")
+        if self._tls:
+            self._certify()
+        else:
+            text = _swap(text, "listen 443 ssl http2 ", "listen 443 ")
+        text = _swap(text, "listen 443 ", f"listen 127.0.0.1:{self.port} ")
+        text = text.replace("server_name llm.example.com;", f"server_name {NAME};")
+        for path, file in CERTIFICATE.items():
+            text = _swap(text, path, f"{self._home}/{file}") if self._tls else _without(text, path)
         text = _swap(text, "/var/log/nginx/gateway.log", f"{self._home}/access.log")
         for name in SHORTENED:
             text, found = re.subn(rf"\b{name} \d+s;", f"{name} {SHORT};", text)
             assert found == 1, name
         return text
+
+    def _certify(self) -> None:
+        """Make a certificate of one's own for localhost."""
+        make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1"
+        files = ["-keyout", str(self._home / "key.pem"), "-out", str(self.certificate)]
+        names = ["-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}"]
+        command = ["openssl", *make.split(), *files, *names]
+        subprocess.run(command, check=True, capture_output=True, timeout=30)
 
     def _await(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT
@@ -106,6 +135,12 @@ class Nginx:
 def _swap(text: str, old: str, new: str) -> str:
     assert text.count(old) == 1, f"{old!r} does not stand once in {RECOMMENDED.name}"
     return text.replace(old, new)
+
+
+def _without(text: str, path: str) -> str:
+    """Leave out the line that names a path."""
+    [line] = [line for line in text.splitlines(keepends=True) if path in line]
+    return text.replace(line, "")
 
 
 def _free_port() -> int:

@@ -1,0 +1,72 @@
+"""The back-office behind the recommended nginx, with TLS, on a port of its own."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import requests
+from django.contrib.auth.models import User
+
+from tests.fakes.ollama import FakeOllama
+from tests.flow.conftest import gateway_env
+from tests.servers.gunicorn import Gunicorn
+from tests.servers.nginx import MISSING, Nginx
+
+pytestmark = [
+    pytest.mark.skipif(bool(MISSING), reason=MISSING),
+    pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed"),
+]
+
+
+@dataclass
+class Site:
+    nginx: Nginx
+
+    def browser(self) -> requests.Session:
+        session = requests.Session()
+        session.trust_env = False
+        session.verify = str(self.nginx.certificate)
+        return session
+
+
+@pytest.fixture
+def site(transactional_db: None, settings: Any) -> Iterator[Site]:
+    # As the gateway checks it; the tests' own is quicker.
+    settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]
+    User.objects.create_superuser("olga", password="the operator's own")
+    with FakeOllama() as ollama:
+        env = gateway_env(ollama, BEHIND_TLS_PROXY="on", ALLOWED_HOSTS="localhost")
+        with Gunicorn(env) as server, Nginx(server.port, tls=True) as nginx:
+            yield Site(nginx)
+
+
+def test_an_operator_logs_in_and_sees_the_back_office(site: Site) -> None:
+    browser, url = site.browser(), f"{site.nginx.url}/admin/login/?next=/admin/"
+    browser.get(url, timeout=10)
+    token = browser.cookies["csrftoken"]
+
+    fields = {"username": "olga", "password": "the operator's own", "csrfmiddlewaretoken": token}
+    page: Any = browser.post(url, fields, headers={"Origin": site.nginx.url}, timeout=10)
+
+    assert page.status_code == 200 and page.url == f"{site.nginx.url}/admin/"
+    assert "CSRF" not in page.text and "Accounts" in page.text
+    [session] = [cookie for cookie in browser.cookies if cookie.name == "sessionid"]
+    assert session.secure
+
+
+def test_a_form_of_another_origin_is_refused(site: Site) -> None:
+    browser, url = site.browser(), f"{site.nginx.url}/admin/login/"
+    browser.get(url, timeout=10)
+    fields = {"username": "olga", "csrfmiddlewaretoken": browser.cookies["csrftoken"]}
+
+    page = browser.post(url, fields, headers={"Origin": "https://localhost"}, timeout=10)
+
+    assert page.status_code == 403
+
+
+def test_the_landing_page_names_the_address_that_was_asked(site: Site) -> None:
+    page = site.browser().get(site.nginx.url, headers={"Accept": "text/html"}, timeout=10)
+
+    assert f"{site.nginx.url}/v1" in page.text
