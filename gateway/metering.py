@@ -208,3 +208,27 @@ class NullMeter:
 
     def discard(self, outcome: Outcome) -> None:
         pass
+
+
+class Books(Protocol):
+    """What commands of the gateway may know of what is sold."""
+
+    def priced(self) -> Collection[str]:
+        """Return the canonical names of all models with a price in force."""
+
+    def recently_used(self, models: Collection[str]) -> Collection[str]:
+        """Return those of some models that somebody asked for today or yesterday."""
+
+
+class NoBooks:
+    """Nothing is sold."""
+
+    def priced(self) -> Collection[str]:
+        return ()
+
+    def recently_used(self, models: Collection[str]) -> Collection[str]:
+        return ()
+
+
+# Set by billing when it is installed.
+books: Books = NoBooks()

@@ -9,13 +9,17 @@ import ollama as official
 import pytest
 import requests
 
+from accounts.models import Account
 from billing import reconciliation
 from billing.models import TokenUsage
+from gateway import diagnosis
 from tests.conftest import Caller, set_price
 from tests.flow.conftest import database_url, eventually
 from tests.servers.gunicorn import Gunicorn
 
 pytest.importorskip("xllamacpp", reason="the embedded engine's wheels are not installed")
+
+from gateway.embedded.engine import _Run
 
 MODEL = "smollm2:135m"
 QUESTION = {"model": MODEL, "prompt": "Why is the sky blue?", "options": {"num_predict": 24}}
@@ -71,6 +75,48 @@ def test_a_real_model_answers_and_is_billed_to_the_last_digit(
     assert Decimal(usage["cost"]) == sum(Decimal(one["cost"]) for one in said) > 0
     assert usage["total_tokens"] == sum(one["total_tokens"] for one in said)
     assert not any(found for _check, found in reconciliation.differences())
+
+
+def test_check_ollama_measures_a_real_model(
+    engine: Any, alice_with_a_price: Caller, settings: Any
+) -> None:
+    settings.OLLAMA_BASE, settings.ISOLATE_PROMPTS = engine.url, True
+    found = {each.subject: each for each in diagnosis.examine(600)}
+
+    assert found["prompts"].state == "ok" and "smollm2:135m read a text" in found["prompts"].message
+    assert found["version"].state == "warning" and "embedded" in found["version"].message
+    assert found["context"].message == "smollm2:135m reads at most 2,048 tokens."
+    assert "native" in found["templates"].message
+
+
+def test_an_account_reads_its_own_prompt_from_the_cache_and_no_others(
+    gateway: Gunicorn,
+    alice_with_a_price: Caller,
+    charlie: Caller,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Counted in tokens that were read, not in time: llama.cpp says which it found."""
+    read: list[int] = []
+    ending = _Run.ending
+
+    def counted(run: Any) -> Any:
+        read.append(run._last["timings"]["prompt_n"])
+        return ending(run)
+
+    monkeypatch.setattr(_Run, "ending", counted)
+    text = " ".join(f"stone{number}" for number in range(60))
+    chat = {"model": MODEL, "messages": [{"role": "user", "content": text}]}
+    Account.objects.update(isolate_prompts=True)
+
+    for caller in (alice_with_a_price, charlie, alice_with_a_price):
+        post(gateway, caller, "/chat", {**chat, "options": {"num_predict": 1}})
+    Account.objects.update(isolate_prompts=False)
+    for caller in (alice_with_a_price, charlie):
+        post(gateway, caller, "/chat", {**chat, "options": {"num_predict": 1}})
+
+    alice_first, charlie_same, alice_again, not_isolated, charlie_guesses = read
+    assert min(alice_first, charlie_same, not_isolated) > 100
+    assert max(alice_again, charlie_guesses) < 10
 
 
 def test_the_official_client_talks_to_a_real_model(

@@ -1,0 +1,20 @@
+"""What the gateway's own commands may know of prices and usage, through its port."""
+
+from collections.abc import Collection
+from datetime import timedelta
+
+from billing import clock, prices
+from billing.models import Hold, UsageDaily
+
+
+class LedgerBooks:
+    def priced(self) -> Collection[str]:
+        return prices.all_in_force(clock.now()).keys()
+
+    def recently_used(self, models: Collection[str]) -> Collection[str]:
+        since = (clock.read() - timedelta(days=1)).date()
+        used = UsageDaily.objects.filter(day__gte=since, model__in=models)
+        running = Hold.objects.filter(state=Hold.State.OPEN, model__in=models)
+        return set(used.values_list("model", flat=True)) | set(
+            running.values_list("model", flat=True)
+        )
