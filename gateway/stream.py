@@ -250,6 +250,8 @@ class MeteredStream:
 
     def _fail(self, error: Exception) -> GatewayError:
         """Settle an answer that broke, and return what the client is told."""
+        if self._watch.client_left and isinstance(error, GatewayError):
+            error = ClientLeft()  # Whatever ended it then, the client was first.
         self._settle(_outcome_of(error, started=self._tally.started))
         if isinstance(error, GatewayError):
             if error.cause:

@@ -154,3 +154,59 @@ def leave_one(house: House, alice: Caller, after: int) -> None:
         for _ in range(after):
             client.read_line()
     assert asked.left.wait(PROMISED_SECONDS)
+
+
+# --- Leaving at a tool call -----------------------------------------------------------------------
+
+# 4,000 bytes of arguments: 1,003 tokens by their bytes.
+CALL = {"function": {"name": "save", "arguments": {"text": "x" * 3997}}}
+COUNTED = 1003
+SAID = [{"role": "user", "content": "hello there"}]
+CALLERS = {
+    "/chat": {"messages": SAID},
+    "/api/chat": {"messages": SAID},
+    "/v1/chat/completions": {"messages": SAID},
+    "/v1/responses": {"input": "hello there"},
+    "/v1/messages": {"messages": SAID, "max_tokens": 2048},
+}
+
+
+def leave_at_the_call(house: House, alice: Caller, path: str) -> Received:
+    """Ask, read until the call has come, leave; return what the model server saw."""
+    with house.client() as client:
+        fields = {"model": "llama3", "stream": True, **CALLERS[path]}
+        client.post(path, fields, key=alice.secret)
+        [asked] = house.ollama.wait_for(1, "/api/chat")
+        client.read_head()
+        while b"xxxx" not in (client.read_line() or b""):
+            pass
+    return asked
+
+
+@pytest.mark.parametrize("path", CALLERS)
+def test_who_leaves_at_a_tool_call_pays_by_the_counts_that_come_right_after(
+    house: House, alice: Caller, path: str
+) -> None:
+    called = tokens([], path="/api/chat", tool_calls=[CALL], prompt=180, count=1500, pause=0.03)
+    house.ollama.answer("/api/chat", called)
+
+    leave_at_the_call(house, alice, path)
+
+    row = the_row()
+    assert (row.billed, row.count_source) == (True, "upstream")
+    assert (row.prompt_tokens, row.completion_tokens) == (180, 1500)
+
+
+@pytest.mark.parametrize("path", CALLERS)
+def test_who_leaves_at_a_tool_call_without_counts_pays_for_its_bytes(
+    house: House, alice: Caller, path: str
+) -> None:
+    called = tokens([], path="/api/chat", tool_calls=[CALL], done=False)
+    house.ollama.answer("/api/chat", called, Stall())
+
+    asked = leave_at_the_call(house, alice, path)
+
+    assert asked.left.wait(PROMISED_SECONDS), "the model server still works for nobody"
+    row = the_row()
+    assert (row.outcome, row.billed, row.count_source) == ("client_left", True, "counted")
+    assert (row.prompt_tokens, row.completion_tokens) == (17, COUNTED)

@@ -1,15 +1,16 @@
 """One answer on its way: its meter is closed once, whatever fails, and nobody watches it after."""
 
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from gateway.dialects.ollama import OllamaRenderer, read_chunk
-from gateway.errors import GatewayBusy, UpstreamBroke
+from gateway.errors import ClientLeft, GatewayBusy, KeyRevoked, UpstreamBroke
 from gateway.hangup import Watch, watcher
-from gateway.metering import NullMeter, Outcome, Receipt, Usage
+from gateway.metering import CountSource, NullMeter, Outcome, Receipt, Usage
 from gateway.prompt import Operation, Prompt
 from gateway.stream import MeteredStream
 from gateway.usage import SLACK, Tally
@@ -158,3 +159,78 @@ def test_whatever_comes_after_the_end_closes_no_meter_again(watch: Watch) -> Non
 
     assert [outcome for _usage, outcome in meter.closed] == [Outcome.UPSTREAM_BROKE]
     assert list(answer) == []
+
+
+# --- A client that leaves in mid-stream -----------------------------------------------------------
+
+
+def left(meter: Any, watch: Watch, answer: Lines) -> MeteredStream:
+    """Return a stream whose client has left after the first chunk."""
+    found = begun(meter, watch, answer)
+    next(found)
+    watch.leave()
+    return found
+
+
+@pytest.mark.parametrize("pieces", [[LAST], [PIECE, PIECE, LAST]])
+def test_counts_that_come_soon_after_a_client_has_left_are_believed(
+    watch: Watch, pieces: list[bytes]
+) -> None:
+    meter = Notebook()
+
+    [told] = left(meter, watch, Lines(PIECE, *pieces))
+
+    assert b"client_left" in told and b"done" not in told
+    assert meter.closed == [(Usage(3, 2, CountSource.UPSTREAM, started=True), Outcome.CLIENT_LEFT)]
+
+
+@pytest.mark.parametrize("pieces", [[], [PIECE] * 5, [b"nonsense"], [b'{"error": "x"}']])
+def test_without_counts_a_client_that_has_left_pays_for_what_it_got(
+    watch: Watch, pieces: list[bytes]
+) -> None:
+    meter = Notebook()
+
+    list(left(meter, watch, Lines(PIECE, *pieces)))
+
+    [(usage, outcome)] = meter.closed
+    assert outcome is Outcome.CLIENT_LEFT
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.source) == (5, 1, "counted")
+
+
+def test_a_server_that_cannot_write_has_the_counts_waited_for(watch: Watch) -> None:
+    meter = Notebook()
+    found = begun(meter, watch, Lines(PIECE, PIECE, LAST))
+    next(found)
+
+    found.close()
+
+    assert [(usage.completion_tokens, outcome) for usage, outcome in meter.closed] == [
+        (2, Outcome.CLIENT_LEFT)
+    ]
+
+
+def test_who_leaves_before_the_first_chunk_stops_the_model_server_at_once(watch: Watch) -> None:
+    watch.leave()
+
+    assert watch.cut is ClientLeft
+
+
+def test_a_revocation_cuts_also_while_counts_are_waited_for(watch: Watch) -> None:
+    watch.grace = 60.0
+    watch.leave()
+    assert watch.cut is None and watch in watcher.running()
+
+    watch.break_off(KeyRevoked)
+
+    assert watch.cut is KeyRevoked
+
+
+def test_the_wait_for_counts_ends(watch: Watch) -> None:
+    watch.grace = 0.05
+    watch.leave()
+
+    deadline = time.monotonic() + 5
+    while watch.cut is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+    assert watch.cut is ClientLeft
