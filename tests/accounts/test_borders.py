@@ -30,7 +30,6 @@ ASKED = {
     "prompt": "hi",
     "messages": [{"role": "user", "content": "hi"}],
     "input": "hi",
-    "max_tokens": 8,
 }
 EMBEDS = ("/embedding", "/api/embed", "/api/embeddings", "/v1/embeddings")
 
@@ -39,7 +38,9 @@ def body_for(path: str, **fields: Any) -> dict[str, Any]:
     model = "nomic-embed-text" if path in EMBEDS else "mistral"
     # To /v1/responses a prompt is a template that is kept elsewhere.
     asked = {"input": "hi"} if path == "/v1/responses" else ASKED
-    return {"model": model, **asked, **fields}
+    # Anthropic's route requires it; the native ones reject it.
+    cap = {"max_tokens": 8} if path == "/v1/messages" else {}
+    return {"model": model, **asked, **cap, **fields}
 
 
 def test_the_walk_knows_the_routes() -> None:
