@@ -99,7 +99,7 @@ class Tally:
         """Return the usage of a response that ended early; a whole one has delivered nothing."""
         if not self.started:
             return Usage(source=CountSource.COUNTED, started=False)
-        read = self.prompt_estimate if self.read is None else self.read
+        read = self.prompt_estimate if self.read is None else self._prompt(self.read, raised=0)
         counted = (read, self.written, CountSource.COUNTED)
         return Usage(*counted, started=True, delivered=delivered)
 

@@ -206,3 +206,25 @@ def test_a_part_without_a_count_leaves_the_whole_estimated(house: House, alice: 
 
     assert the_row().count_source == "estimated"
     assert Hold.objects.count() == TokenUsage.objects.count() == 1
+
+
+def test_who_leaves_pays_for_no_count_that_cannot_be(house: House, alice: Caller) -> None:
+    begun = threading.Event()
+
+    def lying(received: Received) -> Any:
+        if "text number 16" in texts_of(received):
+            begun.set()
+            return [Queued(threading.Lock(), 20.0), *embedded(received)]
+        vectors = [behaviour.vector(text) for text in texts_of(received)]
+        return reply({"embeddings": vectors, "prompt_eval_count": 19_000_000})
+
+    house.ollama.answer("/api/embed", lying)
+    with house.client() as client:
+        body = {"model": "nomic-embed-text", "input": texts(40)}
+        client.post("/api/embed", body, key=alice.secret)
+        assert begun.wait(10)
+        time.sleep(0.1)
+
+    row = the_row()
+    hold = Hold.objects.get()
+    assert row.billed and row.prompt_tokens <= hold.tokens
