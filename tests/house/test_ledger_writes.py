@@ -17,7 +17,7 @@ FORBIDDEN = {
     "update of a variable": "def write(budget): x = type(budget).objects.all(); x.update(spent=0)",
     "a related manager": "def write(budget): budget.account.budgets.update(spent=0)",
     "bulk update": "def write(budget): type(budget).objects.bulk_update([budget], ['spent'])",
-    "delete of a row": "def write(budget): budget.delete()",
+    "delete of rows": "def write(budget): type(budget).objects.all()._raw_delete('default')",
     "raw SQL": (
         "from django.db import connection\n"
         "def write(budget):\n"
