@@ -9,14 +9,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Caller
+from tests.conftest import Caller, set_price
 from tests.flow.conftest import House
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "clients.md").read_text()
 JS = ROOT / "tests" / "js"
 
-pytestmark = pytest.mark.usefixtures("priced")
+MODEL = "smollm2:135m"
+
+
+@pytest.fixture(autouse=True)
+def the_model_of_the_page(house: House) -> None:
+    set_price(MODEL, "0.0001")
+    house.ollama.models.append(MODEL)
 
 
 def snippets(language: str) -> list[str]:

@@ -16,13 +16,15 @@ from tests.flow.conftest import House
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 CURLS = [block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "curl" in block]
+MODELS = dict(re.findall(r"(MODEL|EMBED)=(smollm2\S+)", README))
 [PYTHON] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
 def house_with_the_model(house: House) -> House:
-    set_price("smollm2:135m", "0.0001")
-    house.ollama.models.append("smollm2:135m")
+    for name in MODELS.values():
+        set_price(name, "0.0001")
+        house.ollama.models.append(name)
     return house
 
 
@@ -37,7 +39,8 @@ def objects(text: str) -> Iterator[Any]:
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
 @pytest.mark.parametrize("block", CURLS, ids=range(len(CURLS)))
 def test_a_pasted_curl_answers(house_with_the_model: House, alice: Caller, block: str) -> None:
-    env = {"GATEWAY": house_with_the_model.server.url, "KEY": alice.secret, "PATH": "/usr/bin:/bin"}
+    env = {"GATEWAY": house_with_the_model.server.url, "KEY": alice.secret, **MODELS}
+    env["PATH"] = "/usr/bin:/bin"
 
     result = run(["bash", "-euc", block], env)
 

@@ -38,3 +38,16 @@ def test_every_check_is_documented() -> None:
 
     pages = text("docs/settings.md", "docs/operations.md")
     assert numbers and all(number in pages for number in numbers)
+
+
+def test_every_file_that_a_page_links_to_is_there() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_the_service_waits_longer_than_running_responses_may_go_on() -> None:
+    unit = text("deploy/gateway.service")
+    [stop] = re.findall(r"^TimeoutStopSec=(\d+)", unit, re.MULTILINE)
+
+    assert int(stop) > 25 + 5 and "-c config/gunicorn.py config.wsgi" in unit
