@@ -21,7 +21,7 @@ from gateway.scheduling.inventory import inventory
 from gateway.scheduling.remembered import Remembered
 from gateway.stream import MeteredStream, Patience
 from gateway.usage import Tally
-from gateway.views import meter_of, request_id, respond, shelf_of, watch_of, watching
+from gateway.views import key_of, meter_of, request_id, respond, shelf_of, watch_of, watching
 
 T = TypeVar("T")
 
@@ -40,10 +40,15 @@ class ListingView(APIView):
         listing = latest(request, known.ps if self.route == "ps" else known.tags).listing
         offers = meter_of(request).offers(catalogue.names_of(listing))
         entries = catalogue.visible(listing, shelf_of(request), offers)
-        return JsonResponse(self.present(entries, offers))
+        note = {} if entries else self.why_empty(request)
+        return JsonResponse(self.present(entries, offers) | note)
 
     def present(self, entries: list[dict[str, Any]], offers: Mapping[str, Offer]) -> dict[str, Any]:
         return {"models": entries}
+
+    def why_empty(self, request: Request) -> dict[str, Any]:
+        """Return what an empty list has besides; the clients of other families want none of it."""
+        return {}
 
 
 class PricedListingView(ListingView):
@@ -51,6 +56,13 @@ class PricedListingView(ListingView):
 
     def present(self, entries: list[dict[str, Any]], offers: Mapping[str, Offer]) -> dict[str, Any]:
         return {"models": [catalogue.priced(entry, offers) for entry in entries]}
+
+    def why_empty(self, request: Request) -> dict[str, Any]:
+        allowed = key_of(request).allowed_models
+        if allowed:
+            names = ", ".join(allowed[:10])
+            return {"note": f"This key may use {names} only, and none is installed with a price."}
+        return {"note": "No model is installed that has a price."}
 
 
 class OpenAIListingView(ListingView):

@@ -166,13 +166,15 @@ def test_nothing_is_suggested_that_the_key_may_not_use(alice: Caller, ollama: Fa
     assert answer.status_code == 404 and "GET /models lists" in answer.json()["error"]
 
 
-def test_without_the_model_server_nothing_is_suggested(alice: Caller, settings: Any) -> None:
+def test_while_the_model_server_is_away_nobody_is_told_that_a_model_is_missing(
+    alice: Caller, settings: Any
+) -> None:
     settings.OLLAMA_BASE = "http://127.0.0.1:9"
     set_price("llama3", "0.001")
 
     answer = alice.post("/generate", model="lama3", prompt="hi")
 
-    assert answer.status_code == 404 and "GET /models lists" in answer.json()["error"]
+    assert answer.json()["code"] == "upstream_down" and "mean" not in answer.json()["error"]
 
 
 # --- The price list of `/usage` ------------------------------------------------------------------
@@ -199,3 +201,28 @@ def test_usage_needs_no_model_server(alice: Caller, settings: Any) -> None:
     answer = Caller(key, secret).get("/usage")
 
     assert answer.status_code == 200 and set(answer.json()["pricing"]) == {"mistral:latest"}
+
+
+# --- An empty list of models ---------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("priced")
+def test_an_empty_list_of_models_says_why(alice: Caller, ollama: FakeOllama) -> None:
+    key, secret = keys.issue(alice.account, name="n", allowed_models=["nonsuch", "other:1b"])
+    narrow = Caller(key, secret)
+
+    answer = narrow.get("/models").json()
+
+    assert answer["models"] == []
+    assert answer["note"] == (
+        "This key may use nonsuch, other:1b only, and none is installed with a price."
+    )
+    assert narrow.get("/api/tags").json() == {"models": []}
+    assert narrow.get("/v1/models").json() == {"object": "list", "data": []}
+    assert "note" not in alice.get("/models").json()
+
+
+def test_where_nothing_is_priced_it_says_that(alice: Caller, ollama: FakeOllama) -> None:
+    answer = alice.get("/models").json()
+
+    assert answer == {"models": [], "note": "No model is installed that has a price."}
