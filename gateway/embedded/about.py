@@ -1,37 +1,43 @@
-"""What can be said about the one model, in the shapes of Ollama's own replies. Pure."""
+"""What can be said about the models, in the shapes of Ollama's own replies. Pure."""
 
 from gateway.embedded.demands import Body
 from gateway.embedded.engine import CONTEXT, EMBED_CONTEXT
-from gateway.embedded.model import NAME, Model, is_ours
+from gateway.embedded.model import EMBED_NAME, NAME, NAMES, Model, named
 
 VERSION = "0.0.0-embedded"
-CAPABILITIES = ["completion", "embedding"]
+CAPABILITIES = {NAME: ["completion"], EMBED_NAME: ["embedding"]}
+CONTEXTS = {NAME: CONTEXT, EMBED_NAME: EMBED_CONTEXT}
 
 # Ollama's way to write that a model is never unloaded.
 NEVER = "2318-01-01T00:00:00Z"
 
 
 def tags(model: Model) -> Body:
-    return {"models": [_listed(model) | {"modified_at": model.modified_at}]}
+    listed = [_listed(model, name) | {"modified_at": model.modified_at} for name in NAMES]
+    return {"models": listed}
 
 
-def running(model: Model) -> Body:
-    shown = {"expires_at": NEVER, "size_vram": 0, "context_length": CONTEXT}
-    return {"models": [_listed(model) | shown]}
-
-
-def _listed(model: Model) -> Body:
+def running(model: Model, loaded: list[str]) -> Body:
+    shown = {"expires_at": NEVER, "size_vram": 0}
     return {
-        "name": NAME,
-        "model": NAME,
-        "size": model.size,
-        "digest": model.digest,
-        "details": _details(model),
-        "capabilities": CAPABILITIES,
+        "models": [
+            _listed(model, name) | shown | {"context_length": CONTEXTS[name]} for name in loaded
+        ]
     }
 
 
-def _details(model: Model) -> Body:
+def _listed(model: Model, name: str) -> Body:
+    return {
+        "name": name,
+        "model": name,
+        "size": model.size,
+        "digest": model.digest_of(name),
+        "details": _details(model, name),
+        "capabilities": CAPABILITIES[name],
+    }
+
+
+def _details(model: Model, name: str) -> Body:
     header = model.header
     family = header.metadata["general.architecture"]
     return {
@@ -41,12 +47,12 @@ def _details(model: Model) -> Body:
         "families": [family],
         "parameter_size": f"{header.parameters / 1e6:.1f}M",
         "quantization_level": header.quantization,
-        "context_length": CONTEXT,
+        "context_length": CONTEXTS[name],
         "embedding_length": header.own("embedding_length"),
     }
 
 
-def show(model: Model) -> Body:
+def show(model: Model, name: str) -> Body:
     """Return all there is to know; `embedded.*` are the limits this engine sets itself."""
     metadata = dict(model.header.metadata)
     template = metadata.pop("tokenizer.chat_template", "")
@@ -57,23 +63,23 @@ def show(model: Model) -> Body:
     }
     return {
         "license": metadata.get("general.license", ""),
+        "modelfile": f"FROM {name}\n",
         "template": template,
-        "details": _details(model),
+        "details": _details(model, name),
         "model_info": metadata | limits,
-        "capabilities": CAPABILITIES,
+        "capabilities": CAPABILITIES[name],
         "modified_at": model.modified_at,
     }
 
 
 def pull_lines(name: str, model: Model) -> list[Body]:
     """Return the progress of a pull: there is nothing to fetch, or nowhere to fetch it from."""
-    if not is_ours(name):
-        only = f"the embedded engine has one fixed model, {NAME}"
-        return [
-            {"status": "pulling manifest"},
-            {"error": f"pull model manifest: file does not exist ({only})"},
-        ]
-    size, digest = model.size, model.digest
+    known = named(name)
+    if known is None:
+        # The models are fixed: there is nowhere else to fetch one from.
+        missing = {"error": "pull model manifest: file does not exist"}
+        return [{"status": "pulling manifest"}, missing]
+    size, digest = model.size, model.digest_of(known)
     layer = {"digest": f"sha256:{digest}", "total": size, "completed": size}
     verbs = ("verifying sha256 digest", "writing manifest", "success")
     return [

@@ -5,11 +5,19 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from gateway.embedded.engine import Call
-from gateway.embedded.model import FULL_NAME, is_ours
+from gateway.embedded.model import NAME, PREFIX, named
 from gateway.embedded.options import Refused, read_options
 
 Body = dict[str, Any]
 T = TypeVar("T")
+
+# llama-server's own error, which Ollama passes on as a text.
+NO_EMBEDDINGS = {
+    "code": 501,
+    "message": "This server does not support embeddings. Start it with `--embeddings`",
+    "type": "not_supported_error",
+}
+NO_IMAGES = "Multimodal data provided, but model does not support multimodal requests."
 
 # A schema becomes a grammar that is tried at every token; a large one would stall the others.
 SCHEMA_BYTES = 16 * 1024
@@ -19,12 +27,17 @@ WORDS = {str: "a string", bool: "a boolean", list: "an array", dict: "an object"
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """An answer that was asked for; without a call, only that the model be loaded."""
+    """A response that was asked for; without a call, only that the model be loaded or unloaded.
+
+    `truncate`: a prompt that is too long is cut to fit.
+    """
 
     model: str
     stream: bool
     is_chat: bool
     call: Call | None
+    truncate: bool = True
+    unload: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +52,25 @@ class Texts:
 
 def read_generate(body: Body) -> Demand:
     """Return what a body of `/api/generate` asks for; raise Refused."""
-    model = _our_model(body)
+    model = _our_writer(body, "generate")
     prompt = _take(body, "prompt", str, "")
     _refuse_the_impossible(body, model)
     if not prompt:
-        return Demand(model, False, False, None)
+        return Demand(model, False, False, None, unload=_unloads(body))
     call = _call(body, **_generate_input(body, prompt))
-    return Demand(model, _take(body, "stream", bool, True), False, call)
+    return Demand(model, *_manner(body, is_chat=False), call, _take(body, "truncate", bool, True))
+
+
+def _manner(body: Body, *, is_chat: bool) -> tuple[bool, bool]:
+    return _take(body, "stream", bool, True), is_chat
+
+
+def _unloads(body: Body) -> bool:
+    """Tell whether the model is to leave memory at once: a number, or a text with a unit."""
+    keep_alive = body.get("keep_alive")
+    if isinstance(keep_alive, str):
+        return keep_alive.strip("hms") == "0"
+    return keep_alive == 0 and not isinstance(keep_alive, bool)
 
 
 def _generate_input(body: Body, prompt: str) -> Body:
@@ -65,20 +90,20 @@ def read_chat(body: Body) -> Demand:
     """Return what a body of `/api/chat` asks for; raise Refused."""
     if not body.get("model"):
         raise Refused(400, "model is required")
-    model = _our_model(body)
+    model = _our_writer(body, "chat")
     messages = _take(body, "messages", list, [])
     _refuse_the_impossible(body, model)
     if not messages:
-        return Demand(model, False, True, None)
-    call = _call(body, messages=[_message(message, model) for message in messages])
-    return Demand(model, _take(body, "stream", bool, True), True, call)
+        return Demand(model, False, True, None, unload=_unloads(body))
+    call = _call(body, messages=[_message(message) for message in messages])
+    return Demand(model, *_manner(body, is_chat=True), call, _take(body, "truncate", bool, True))
 
 
-def _message(message: object, model: str) -> dict[str, str]:
+def _message(message: object) -> dict[str, str]:
     if not isinstance(message, dict):
         raise Refused(400, "each of messages must be an object")
     if message.get("images"):
-        raise _unable(model, "vision")
+        raise Refused(400, NO_IMAGES)
     role = _take(message, "role", str, "").lower()
     return {"role": role, "content": _take(message, "content", str, "")}
 
@@ -94,11 +119,11 @@ def _call(body: Body, **source: Any) -> Call:
 
 def _refuse_the_impossible(body: Body, model: str) -> None:
     if body.get("tools"):
-        raise Refused(400, f"{FULL_NAME} does not support tools")
+        raise Refused(400, f"{PREFIX}{NAME} does not support tools")
     if body.get("suffix"):
-        raise Refused(400, f"{FULL_NAME} does not support insert")
+        raise Refused(400, f"{PREFIX}{NAME} does not support insert")
     if body.get("images"):
-        raise _unable(model, "vision")
+        raise Refused(400, NO_IMAGES)
     if body.get("think"):
         raise _unable(model, "thinking")
     for field_name in ("template", "context"):
@@ -131,21 +156,22 @@ def _top_logprobs(body: Body) -> int | None:
 
 
 def read_embed(body: Body) -> Texts:
-    """Return the texts a body of `/api/embed` holds; raise Refused."""
-    model = _our_embedder(body)
+    """Return the texts a body of `/api/embed` holds; raise Refused. No texts only load a model,
+    whichever it is."""
+    model = _known_to_embed(body)
     given = body.get("input")
     texts = [given] if isinstance(given, str) and given else given or []
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise Refused(400, "invalid input type")
+    if texts:
+        _require_embedder(model)
     truncate = _take(body, "truncate", bool, True)
     return Texts(model, [_clean(text) for text in texts], truncate, _dimensions(body))
 
 
 def _dimensions(body: Body) -> int:
-    dimensions = _take(body, "dimensions", int, 0)
-    if dimensions < 0:
-        raise Refused(400, "dimensions must not be negative")
-    return dimensions
+    # What is below one is ignored.
+    return max(0, _take(body, "dimensions", int, 0))
 
 
 def read_embeddings(body: Body) -> Texts:
@@ -153,7 +179,10 @@ def read_embeddings(body: Body) -> Texts:
     if not body.get("model"):
         raise Refused(400, "model is required")
     prompt = _take(body, "prompt", str, "")
-    return Texts(_our_embedder(body), [prompt] if prompt else [], True, 0)
+    model = _known_to_embed(body)
+    if prompt:
+        _require_embedder(model)
+    return Texts(model, [prompt] if prompt else [], True, 0)
 
 
 def read_name(body: Body) -> str:
@@ -161,24 +190,32 @@ def read_name(body: Body) -> str:
     return _take(body, "model", str, "") or _take(body, "name", str, "")
 
 
-def require_ours(name: str) -> None:
-    """Raise Refused where the name is not that of the one model."""
-    if not is_ours(name):
+def known(name: str) -> str:
+    """Return the model a name is a spelling of; raise Refused."""
+    found = named(name)
+    if found is None:
         raise Refused(404, f"model '{name}' not found")
+    return found
 
 
-def _our_model(body: Body) -> str:
+def _our_writer(body: Body, verb: str) -> str:
     name = _take(body, "model", str, "")
-    require_ours(name)
+    if known(name) != NAME:
+        raise _unable(name, verb)
     return name
 
 
-def _our_embedder(body: Body) -> str:
+def _known_to_embed(body: Body) -> str:
     name = _take(body, "model", str, "")
-    if name and not is_ours(name):
+    if name and named(name) is None:
         raise Refused(404, f'model "{name}" not found, try pulling it first')
-    require_ours(name)
+    known(name)
     return name
+
+
+def _require_embedder(name: str) -> None:
+    if known(name) == NAME:
+        raise Refused(501, json.dumps({"error": NO_EMBEDDINGS}, separators=(",", ":")))
 
 
 def _take(body: Body, key: str, kind: type[T], default: T) -> T:

@@ -1,18 +1,19 @@
 """Run the model on llama.cpp. The only file that imports it, and only when an engine starts."""
 
+import json
 import os
 import re
 import secrets
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from tempfile import TemporaryDirectory
 from threading import Event, Lock
 from time import monotonic, sleep
 from typing import Any
 
-from gateway.embedded.model import EngineMissing, Model
+from gateway.embedded.model import EMBED_NAME, NAME, EngineMissing, Model
 from gateway.embedded.queueing import ClientLeft, Places
 
 # Tokens one request may hold, prompt and answer together. The model was trained on 8192; every
@@ -27,6 +28,8 @@ EMBED_CONTEXT = 512
 BATCH = 64
 
 ERRORS_ONLY = -1
+# How often one text is cut before its request is given up.
+CUTS = 4
 TOO_LONG = "the input length exceeds the context length"
 
 Wanted = Callable[[], bool]
@@ -39,6 +42,14 @@ class EngineError(Exception):
         super().__init__(message)
         self.status = status
         self.message = message
+
+
+class PromptTooLong(EngineError):
+    """The prompt has more tokens than the context. The text is llama-server's error, as JSON."""
+
+    def __init__(self, error: dict[str, Any]) -> None:
+        super().__init__(400, json.dumps({"error": error}, separators=(",", ":")))
+        self.tokens = int(error["n_prompt_tokens"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,40 +83,82 @@ class Ending:
 
 
 class Engine:
-    """The loaded model. Safe to call from many threads; up to `parallel` answers at a time."""
+    """The models, each loaded when it is needed. Safe to call from many threads; up to `parallel`
+    responses at a time.
+
+    The second model is a context of its own: the small batches that let a response be cancelled
+    while its prompt is read are too small to embed with.
+    """
 
     def __init__(self, model: Model, parallel: int = 4) -> None:
         self.model = model
         self.places = Places(parallel)
-        self._server = _load(model, parallel)
         self._embed_places = Places(1)
-        self._embed_server: Any = None
-        self._embed_lock = Lock()
+        self._loaders = {NAME: lambda: _load(model, parallel), EMBED_NAME: lambda: _embedder(model)}
+        self._servers: dict[str, Any] = {}
+        self._load_lock = Lock()
         self._closing = Event()
+        self.load(NAME)
 
     @property
     def busy(self) -> int:
         """Return how many calls are being worked on now."""
         return self.places.taken + self._embed_places.taken
 
-    def answer(self, call: Call, each: Callable[[Piece], None], wanted: Wanted) -> Ending:
+    @property
+    def loaded(self) -> list[str]:
+        """Return the names of the models in memory."""
+        return list(self._servers)
+
+    def load(self, name: str) -> Any:
+        """Bring a model into memory, if it is not there, and return it."""
+        with self._load_lock:
+            if name not in self._servers:
+                self._servers[name] = self._loaders[name]()
+            return self._servers[name]
+
+    def unload(self, name: str) -> None:
+        """Let go of a model; what it is doing goes on to its end."""
+        with self._load_lock:
+            self._servers.pop(name, None)
+
+    def answer(
+        self,
+        call: Call,
+        each: Callable[[Piece], None],
+        wanted: Wanted,
+        *,
+        truncate: bool = True,
+    ) -> Ending:
         """Generate, handing every piece to `each` as it comes.
 
         `wanted` is asked between any two tokens; when it says no the work stops for real and
-        ClientLeft is raised. What `each` raises stops it too and is raised again here.
+        ClientLeft is raised. What `each` raises stops it too and is raised again here. A prompt
+        that is too long is cut, or raises PromptTooLong.
         """
         run = _Run(each, self._while_open(wanted))
         with self.places.one(run.wanted):
-            if call.messages is not None:
-                run.carry_out(self._server.handle_chat_completions, _chat_request(call))
-            else:
-                run.carry_out(self._server.handle_completions, _raw_request(call))
+            for _ in range(len(call.messages or ()) + CUTS):
+                try:
+                    self._carry_out(run, call)
+                    break
+                except PromptTooLong as error:
+                    if not truncate:
+                        raise
+                    call = cut_to_fit(call, error.tokens)
         return run.ending()
+
+    def _carry_out(self, run: "_Run", call: Call) -> None:
+        server = self.load(NAME)
+        if call.messages is not None:
+            run.carry_out(server.handle_chat_completions, _chat_request(call))
+        else:
+            run.carry_out(server.handle_completions, _raw_request(call))
 
     def embed(self, text: str, truncate: bool, wanted: Wanted) -> tuple[list[float], int]:
         """Return the normalised vector of one text and its number of tokens."""
         with self._embed_places.one(self._while_open(wanted)):
-            server = self._embedder()
+            server = self.load(EMBED_NAME)
             while True:
                 reply = server.handle_embeddings({"input": [text]})
                 if "error" not in reply:
@@ -119,19 +172,11 @@ class Engine:
         while self.busy and monotonic() < until:
             sleep(0.01)
         if idle := not self.busy:
-            self._server = self._embed_server = None
+            self._servers.clear()
         return idle
 
     def _while_open(self, wanted: Wanted) -> Wanted:
         return lambda: not self._closing.is_set() and wanted()
-
-    def _embedder(self) -> Any:
-        # A second context, loaded when first needed: the small batches that let an answer be
-        # cancelled while its prompt is read are too small to embed with.
-        with self._embed_lock:
-            if self._embed_server is None:
-                self._embed_server = _load_embedder(self.model)
-            return self._embed_server
 
 
 class _Run:
@@ -144,6 +189,7 @@ class _Run:
         self._failure: Exception | None = None
 
     def carry_out(self, handle: Callable[..., None], request: dict[str, Any]) -> None:
+        self._failure = None
         try:
             handle(request, self._heard)
         except (ValueError, RuntimeError) as error:
@@ -226,13 +272,28 @@ def _common(call: Call) -> dict[str, Any]:
 
 def _engine_error(error: dict[str, Any]) -> EngineError:
     if error.get("type") == "exceed_context_size_error":
-        return EngineError(400, TOO_LONG)
+        return PromptTooLong(error)
     status = error.get("code", 500)
     return EngineError(status if 400 <= status < 500 else 500, _reason(error["message"]))
 
 
 def _reason(message: str) -> str:
-    return message.rpartition("generation failed: ")[2]
+    reason = message.rpartition("generation failed: ")[2]
+    # Ollama's word for it.
+    return reason.replace("JSON schema error", "JSON schema conversion failed:", 1)
+
+
+def cut_to_fit(call: Call, tokens: int) -> Call:
+    """Return a call without its oldest message; where it has but one, with half a context of it."""
+    share = CONTEXT / 2 / tokens
+    if call.messages is None:
+        return replace(call, prompt=call.prompt[: int(len(call.prompt) * share)])
+    *older, last = call.messages
+    oldest = next((n for n, said in enumerate(older) if said["role"] != "system"), None)
+    if oldest is not None:
+        return replace(call, messages=[*older[:oldest], *older[oldest + 1 :], last])
+    content = last["content"][: int(len(last["content"]) * share)]
+    return replace(call, messages=[*older, last | {"content": content}])
 
 
 def _shortened(text: str, error: dict[str, Any], truncate: bool) -> str:
@@ -253,7 +314,7 @@ def _load(model: Model, parallel: int) -> Any:
     return _serve(model, n_ctx=CONTEXT * parallel, n_parallel=parallel, n_batch=BATCH)
 
 
-def _load_embedder(model: Model) -> Any:
+def _embedder(model: Model) -> Any:
     mean = _library().llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
     size = EMBED_CONTEXT
     return _serve(model, n_ctx=size, n_parallel=1, n_batch=size, embedding=True, pooling_type=mean)

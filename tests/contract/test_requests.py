@@ -219,4 +219,4 @@ def test_long_message(server: Server, chat: str) -> None:
         assert found.status_code == 400 and "exceed_context_size_error" in found.json()["error"]
     else:
         context = server.get("/api/ps")["models"][0]["context_length"]
-        assert found.json()["prompt_eval_count"] == pytest.approx(context / 2, rel=0.05)
+        assert found.json()["prompt_eval_count"] == pytest.approx(context / 2, rel=0.15)

@@ -576,6 +576,7 @@ def test_who_leaves_a_silent_stream_stops_the_model_server(
 # --- A real model ---------------------------------------------------------------------------------
 
 MODEL = "smollm2:135m"
+EMBED = "smollm2-embed:135m"
 
 
 @pytest.fixture(scope="module")
@@ -593,6 +594,7 @@ def real_gateway(django_db_setup: None) -> Iterator[Gunicorn]:
 @pytest.fixture
 def real(real_gateway: Gunicorn, transactional_db: None, alice: Caller) -> Iterator[openai.OpenAI]:
     set_price(MODEL, "0.0001", "0.0002")
+    set_price(EMBED, "0.0001")
     with openai.OpenAI(base_url=f"{real_gateway.url}/v1", api_key=alice.secret) as found:
         yield found
 
@@ -610,7 +612,7 @@ def test_a_real_model_chats_writes_and_embeds(real: openai.OpenAI) -> None:
         )
     )
     text = real.completions.create(**same, prompt="Once upon a time", max_tokens=8)
-    vectors = real.embeddings.create(model=MODEL, input=["one", "two"]).data
+    vectors = real.embeddings.create(model=EMBED, input=["one", "two"]).data
 
     streamed = "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1])
     assert chat.choices[0].message.content == streamed and streamed.strip()

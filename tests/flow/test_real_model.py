@@ -22,6 +22,7 @@ pytest.importorskip("xllamacpp", reason="the embedded engine's wheels are not in
 from gateway.embedded.engine import _Run
 
 MODEL = "smollm2:135m"
+EMBED = "smollm2-embed:135m"
 QUESTION = {"model": MODEL, "prompt": "Why is the sky blue?", "options": {"num_predict": 24}}
 
 
@@ -50,6 +51,7 @@ def gateway(django_db_setup: None, engine: Any) -> Iterator[Gunicorn]:
 @pytest.fixture
 def alice_with_a_price(transactional_db: None, alice: Caller) -> Caller:
     set_price(MODEL, "0.0001", "0.0002")
+    set_price(EMBED, "0.0001")
     return alice
 
 
@@ -66,7 +68,7 @@ def test_a_real_model_answers_and_is_billed_to_the_last_digit(
     streamed = post(gateway, alice, "/generate", {**QUESTION, "stream": True}).text.splitlines()
     chat = {"model": MODEL, "messages": [{"role": "user", "content": "Say hello."}]}
     chatted = post(gateway, alice, "/chat", {**chat, "options": {"num_predict": 12}}).json()
-    embedded = post(gateway, alice, "/embedding", {"model": MODEL, "input": "hello"}).json()
+    embedded = post(gateway, alice, "/embedding", {"model": EMBED, "input": "hello"}).json()
 
     said = [whole["usage"], json.loads(streamed[-1])["usage"], chatted["usage"], embedded["usage"]]
     assert whole["response"].strip() and chatted["message"]["content"].strip()
@@ -134,7 +136,7 @@ def test_the_official_client_talks_to_a_real_model(
     )
 
     assert isinstance(json.loads(answer.message.content or "")["n"], int)
-    assert [model.model for model in client.list().models] == [MODEL]
+    assert {model.model for model in client.list().models} == {MODEL, EMBED}
 
 
 def test_a_client_that_leaves_stops_a_real_model(

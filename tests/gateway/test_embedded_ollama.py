@@ -16,9 +16,11 @@ from urllib.parse import urlsplit
 import ollama
 import pytest
 
+from gateway.embedded.engine import Call, cut_to_fit
 from gateway.embedded.server import EmbeddedServer
 
 MODEL = "smollm2:135m"
+EMBED = "smollm2-embed:135m"
 ROOT = Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "manage.py", "embedded_ollama", "--port"]
 
@@ -43,7 +45,7 @@ def client(server):
 
 
 def ask(server, method, path, body=None) -> HTTPResponse:
-    connection = HTTPConnection(urlsplit(server.url).netloc, timeout=20)
+    connection = HTTPConnection(urlsplit(server.url).netloc, timeout=60)
     connection.request(method, path, body)
     return connection.getresponse()
 
@@ -108,7 +110,7 @@ def test_counts_are_true(server):
 
 def test_a_raw_prompt_counts_just_its_own_tokens(server):
     last = answer(server, prompt="hello world", raw=True, options={"num_predict": 1})
-    embedded = json.loads(post(server, "/api/embed", input="hello world").read())
+    embedded = json.loads(post(server, "/api/embed", model=EMBED, input="hello world").read())
     assert last["prompt_eval_count"] == embedded["prompt_eval_count"] == 2
 
 
@@ -153,6 +155,56 @@ def test_a_chat_answers_with_a_message(server):
     assert last["message"]["content"]
 
 
+def test_a_prompt_that_is_too_long_is_cut_or_refused_with_its_tokens(server):
+    turns = [{"role": "user", "content": "word " * 3000}]
+    options = {"num_predict": 1}
+    assert (
+        900
+        < answer(server, "/api/chat", messages=turns, options=options)["prompt_eval_count"]
+        < 1200
+    )
+    refused = post(server, "/api/chat", messages=turns, options=options, truncate=False)
+    told = json.loads(json.loads(refused.read())["error"])["error"]
+    assert (refused.status, told["n_ctx"]) == (400, 2048) and told["n_prompt_tokens"] > 3000
+
+
+def test_the_oldest_messages_are_left_out_first_and_the_last_is_cut_to_half_a_context():
+    said = [
+        {"role": role, "content": role * 100} for role in ("system", "user", "assistant", "user")
+    ]
+    call = Call(messages=said)
+    for kept in ([0, 2, 3], [0, 3]):
+        call = cut_to_fit(call, 4096)
+        assert call.messages == [said[n] for n in kept]
+    assert cut_to_fit(call, 4096).messages == [said[0], {"role": "user", "content": "user" * 25}]
+    assert cut_to_fit(Call(prompt="a" * 400), 4096).prompt == "a" * 100
+
+
+def test_models_are_loaded_and_unloaded(server):
+    def loaded() -> list[str]:
+        models = json.loads(ask(server, "GET", "/api/ps").read())["models"]
+        return [model["name"] for model in models]
+
+    for name, path in ((MODEL, "/api/generate"), (EMBED, "/api/embed")):
+        post(server, path, model=name)
+        assert name in loaded()
+    (reply,) = lines(server, keep_alive=0)
+    assert reply["done_reason"] == "unload" and loaded() == [EMBED]
+    (reply,) = lines(server, "/api/chat", keep_alive="5m")
+    assert reply["done_reason"] == "load" and set(loaded()) == {MODEL, EMBED}
+
+
+def test_a_body_is_read_as_go_reads_it(server):
+    body = b'{"model": "x", "MODEL": "smollm2:135m", "Stream": false} and more'
+    assert json.loads(ask(server, "POST", "/api/generate", body).read())["done_reason"] == "load"
+
+
+def test_a_slash_too_many_is_redirected(server):
+    found = ask(server, "POST", "/api/chat/")
+    assert (found.status, found.headers["Location"]) == (307, "/api/chat")
+    assert ask(server, "GET", "/api/chat/").status == 404
+
+
 @pytest.mark.parametrize("path", ["/api/generate", "/api/chat"])
 def test_without_a_prompt_it_only_says_that_it_is_loaded(server, path):
     (reply,) = lines(server, path)
@@ -185,7 +237,7 @@ def test_emojis_come_in_one_piece(server):
 
 
 def test_vectors_are_normalised_and_one_for_each_text(server):
-    reply = json.loads(post(server, "/api/embed", input=["a cat", "a dog"]).read())
+    reply = json.loads(post(server, "/api/embed", model=EMBED, input=["a cat", "a dog"]).read())
     norms = [sum(value**2 for value in vector) for vector in reply["embeddings"]]
     assert [len(vector) for vector in reply["embeddings"]] == [576, 576]
     assert norms == pytest.approx([1, 1])
@@ -193,41 +245,47 @@ def test_vectors_are_normalised_and_one_for_each_text(server):
 
 def test_like_texts_have_like_vectors(server):
     texts = ["The cat sleeps.", "The kitten is sleeping.", "Stock markets fell sharply today."]
-    cat, kitten, market = json.loads(post(server, "/api/embed", input=texts).read())["embeddings"]
+    cat, kitten, market = json.loads(post(server, "/api/embed", model=EMBED, input=texts).read())[
+        "embeddings"
+    ]
     likeness = [sum(a * b for a, b in zip(cat, v, strict=True)) for v in (kitten, market)]
     assert likeness[0] > likeness[1]
 
 
 @pytest.mark.parametrize("given", [{}, {"input": ""}, {"input": []}])
 def test_nothing_to_embed_is_no_vector(server, given):
-    assert json.loads(post(server, "/api/embed", **given).read())["embeddings"] == []
+    assert json.loads(post(server, "/api/embed", model=EMBED, **given).read())["embeddings"] == []
 
 
 def test_a_long_text_is_cut_to_fit_or_refused_where_it_may_not_be_cut(server):
-    cut = post(server, "/api/embed", input="many words " * 400)
-    refused = post(server, "/api/embed", input="many words " * 400, truncate=False)
+    cut = post(server, "/api/embed", model=EMBED, input="many words " * 400)
+    refused = post(server, "/api/embed", model=EMBED, input="many words " * 400, truncate=False)
     assert 400 < json.loads(cut.read())["prompt_eval_count"] <= 512
     assert refused.status == 400
 
 
 def test_the_old_route_gives_one_vector_and_the_new_one_cuts_it(server):
-    old = json.loads(post(server, "/api/embeddings", prompt="a cat").read())
-    new = json.loads(post(server, "/api/embed", input="a cat", dimensions=64).read())
+    old = json.loads(post(server, "/api/embeddings", model=EMBED, prompt="a cat").read())
+    new = json.loads(post(server, "/api/embed", model=EMBED, input="a cat", dimensions=64).read())
     assert len(old["embedding"]) == 576
     assert sum(value**2 for value in new["embeddings"][0]) == pytest.approx(1)
     assert len(new["embeddings"][0]) == 64
 
 
 def test_tags_tell_the_real_file(server):
-    (listed,) = json.loads(ask(server, "GET", "/api/tags").read())["models"]
+    listed, embedder = json.loads(ask(server, "GET", "/api/tags").read())["models"]
     content = server.engine.model.path.read_bytes()
     assert listed["size"] == len(content)
-    assert listed["digest"] == hashlib.sha256(content).hexdigest()
+    assert listed["digest"] == hashlib.sha256(content).hexdigest() != embedder["digest"]
+    assert (listed["name"], listed["capabilities"]) == (MODEL, ["completion"])
+    assert (embedder["name"], embedder["capabilities"]) == (EMBED, ["embedding"])
 
 
 def test_show_and_ps_tell_what_is_loaded(server):
     shown = json.loads(post(server, "/api/show").read())
-    (running,) = json.loads(ask(server, "GET", "/api/ps").read())["models"]
+    post(server, "/api/generate")
+    listed = json.loads(ask(server, "GET", "/api/ps").read())["models"]
+    (running,) = [model for model in listed if model["name"] == MODEL]
     assert shown["details"]["parameter_size"] == "134.5M"
     assert shown["details"]["quantization_level"] == "Q4_1"
     assert shown["model_info"]["llama.context_length"] == 8192
@@ -256,14 +314,24 @@ def test_the_root_and_heads_answer(server):
         ("/api/show", {"model": "x"}, 404, "model 'x' not found"),
         ("/api/embed", {"input": [1]}, 400, "invalid input type"),
         ("/api/generate", {"prompt": "a", "suffix": "b"}, 400, "does not support insert"),
-        ("/api/generate", {"prompt": "a", "images": ["aa"]}, 400, "does not support vision"),
+        ("/api/generate", {"prompt": "a", "images": ["aa"]}, 400, "not support multimodal"),
         ("/api/generate", {"prompt": "a", "think": True}, 400, "does not support thinking"),
         ("/api/chat", {"tools": [{"type": "function"}]}, 400, "does not support tools"),
         ("/api/chat", {"messages": ["a"]}, 400, "each of messages must be an object"),
         ("/api/chat", {"messages": [{"role": "user", "content": []}]}, 400, "content must be"),
-        ("/api/generate", {"prompt": "a " * 3000}, 400, "exceeds the context length"),
+        ("/api/generate", {"prompt": "a " * 3000, "truncate": False}, 400, "exceed_context_size"),
+        ("/api/embed", {"input": "a"}, 501, "does not support embeddings"),
+        ("/api/embeddings", {"prompt": "a"}, 501, "does not support embeddings"),
+        ("/api/chat", {"model": EMBED}, 400, '"smollm2-embed:135m" does not support chat'),
+        ("/api/generate", {"model": EMBED}, 400, "does not support generate"),
+        ("/api/generate", {"prompt": "a", "options": {"repeat_last_n": -1}}, 400, "between 0"),
         ("/api/generate", {"prompt": "a", "format": "xml"}, 500, "invalid format"),
-        ("/api/generate", {"prompt": "a", "format": {"type": "odd"}}, 400, "unrecognized type"),
+        (
+            "/api/generate",
+            {"prompt": "a", "format": {"type": "odd"}},
+            400,
+            "JSON schema conversion failed",
+        ),
         ("/api/generate", {"prompt": "a", "top_logprobs": 21}, 400, "between 0 and 20"),
     ],
 )
@@ -338,9 +406,10 @@ def test_the_official_client_chats(client):
 
 
 def test_the_official_client_lists_shows_and_embeds(client):
-    assert client.list().models[0].model == client.ps().models[0].model == MODEL
+    assert [model.model for model in client.list().models] == [MODEL, EMBED]
+    assert MODEL in [model.model for model in client.ps().models]
     assert client.show(MODEL).details.family == "llama"
-    assert len(client.embed(MODEL, "hello").embeddings[0]) == 576
+    assert len(client.embed(EMBED, "hello").embeddings[0]) == 576
 
 
 @pytest.mark.parametrize("stream", [True, False])

@@ -9,7 +9,7 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from gateway.embedded.model import NAME, EngineMissing
+from gateway.embedded.model import EMBED_NAME, NAME, EngineMissing
 from gateway.embedded.server import EmbeddedServer
 
 
@@ -38,7 +38,7 @@ class Command(BaseCommand):
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())
         with _start(host, port, parallel) as server:
-            self.stdout.write(f"Embedded engine ({NAME}, llama.cpp) on {server.url}")
+            self.stdout.write(f"Embedded engine ({NAME}, {EMBED_NAME}; llama.cpp) on {server.url}")
             self.stdout.flush()
             stop.wait()
             if not server.close():
