@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from bench.figures import Figure, Figures, within
+from bench.isolation import isolation
 from bench.proofs import NOT_PROMISED, PROOFS
 from tests.campaign.conftest import percentile, resident_mb
 from tests.campaign.site import Drivers, Producer, Site, ask, compare, issue_key, site, until
@@ -257,6 +258,7 @@ def main() -> int:
     note(database_restarts())
     for database in ("sqlite", "postgresql"):
         note(crashes(database))
+    note(isolation())
     for proof in PROOFS:
         note([proof.run()])
     for number, promise in NOT_PROMISED.items():

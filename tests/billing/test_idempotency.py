@@ -230,10 +230,10 @@ def test_a_dead_model_server_does_not_use_the_key_up(alice: Caller, ollama: Fake
 
 def test_a_free_request_uses_the_key_up_too(alice: Caller, ollama: FakeOllama) -> None:
     """Free is a price. The response was delivered."""
-    set_price("llama3:8b", "0")
+    set_price("mistral", "0")
     ollama.answer("/api/generate", tokens("ab"))
 
-    asked = {"model": "llama3:8b", "prompt": "hi"}
+    asked = {"model": "mistral", "prompt": "hi"}
     assert [post(alice, "/generate", "k1", **asked).status_code for _ in range(2)] == [200, 409]
 
 
