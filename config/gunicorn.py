@@ -10,7 +10,7 @@ import sys
 from typing import Any
 
 from config import environment
-from config.worker import CLIENT_SECONDS
+from config.bodies import CLIENT_SECONDS
 
 # What this and its workers write (the database of SQLite, the journal) is its user's alone.
 os.umask(0o077)
@@ -36,6 +36,8 @@ keepalive = 5
 max_requests = 0
 # No socket that takes commands.
 control_socket_disable = True
+# Connections, most of them silent; each costs a file. Beyond them a worker accepts nobody.
+worker_connections = 8192
 # One parser, the same on every machine, whatever else is installed.
 http_parser = "python"
 # No header of a client or a proxy moves the path: from this host SCRIPT_NAME would be believed, and
@@ -47,6 +49,9 @@ worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 # No query strings and no headers: neither keys nor prompts reach a log.
 accesslog = "-" if _server.access_log else None
 access_log_format = '%(t)s "%(m)s %(U)s" %(s)s %(B)s %(L)ss %({x-request-id}o)s'
+
+# An address as it was asked for, whatever stands in it.
+logger_class = "config.access_log.Log"
 
 # How much of an answer may wait in the kernel for a slow client, beyond what is on its way. Left to
 # itself the kernel lets megabytes wait, and wakes a writer only when a third of them is gone: who
@@ -85,6 +90,10 @@ def post_fork(server: Any, worker: Any) -> None:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             listener.sock.setsockopt(socket.SOL_SOCKET, option, limit)
         listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+        if hasattr(socket, "TCP_DEFER_ACCEPT"):
+            # Accepted when something was said, or a second after: the worker that accepts has a
+            # thread free, and would not when a silent one speaks later.
+            listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
 
 
 def allow_open_files() -> None:
@@ -106,7 +115,7 @@ def post_worker_init(worker: Any) -> None:
 
 
 def pre_request(worker: Any, request: Any) -> None:
-    worker.head_is_whole()
+    worker.head_is_whole(request)
 
 
 def shorten(record: logging.LogRecord) -> bool:

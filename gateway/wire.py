@@ -1,0 +1,46 @@
+"""Whole answers as bytes, for requests that no thread, or no parser, hands to Django."""
+
+from http import HTTPStatus
+
+from gateway.dialects import dialect_of
+from gateway.errors import BadRequest, GatewayBusy, GatewayError
+from gateway.request_ids import new_request_id
+
+ALIVE = b'{"status": "alive"}'
+
+
+def answer_when_full(head: bytes) -> bytes:
+    """Answer the head of a request, as far as it is there: 503, but to /healthz that all is well.
+
+    A full process is alive, and whoever restarts it for that ends all its answers.
+    """
+    words = head.split(b"\r\n", 1)[0].split(b" ")
+    path = words[1].partition(b"?")[0].decode("latin-1") if len(words) == 3 else "/"
+    if path == "/healthz":
+        return _http(HTTPStatus.OK.value, HTTPStatus.OK.phrase, ALIVE, [])
+    return _error(GatewayBusy(), path, GatewayBusy.status, "Service Unavailable")
+
+
+def broken_request(status: int, reason: str) -> bytes:
+    """Answer what is no HTTP."""
+    error = GatewayError() if status == 500 else BadRequest("The request is not valid HTTP.")
+    return _error(error, "/", status, reason)
+
+
+def _error(error: GatewayError, path: str, status: int, reason: str) -> bytes:
+    request_id = str(new_request_id())
+    headers = [f"x-request-id: {request_id}"]
+    if error.retry_after is not None:
+        headers.append(f"Retry-After: {error.retry_after}")
+    return _http(status, reason, dialect_of(path).error(error, request_id), headers)
+
+
+def _http(status: int, reason: str, body: bytes, headers: list[str]) -> bytes:
+    lines = [
+        f"HTTP/1.1 {status} {reason}",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        "Connection: close",
+        *headers,
+    ]
+    return "\r\n".join([*lines, "", ""]).encode("latin-1") + body
