@@ -74,6 +74,15 @@ def latencies(house: House, key: str, count: int = 20) -> list[float]:
     return sorted(seen.seconds for seen in found)
 
 
+def seconds_refused(house: House, key: str) -> float:
+    """Ask until somebody serves; for how long all threads were busy, and said so at once."""
+    began = time.monotonic()
+    while (seen := ask(house, key)).status == 503:
+        assert seen.error["code"] == "gateway_busy" and seen.seconds < 1
+        assert time.monotonic() < began + 10, "the threads are held"
+    return time.monotonic() - began
+
+
 def report(house: House, what: str, calm: list[float], found: list[float]) -> None:
     was, now = percentile(calm, 50) * 1000, percentile(found, 50) * 1000
     figure(f"short requests beside {what}, {house.way}: p50 {now:.0f} ms (alone {was:.0f} ms), "
@@ -84,10 +93,13 @@ def all_threads_are_free(house: House, key: str) -> None:
     """As many answers as there are threads can be under way at once."""
     go_on = threading.Event()
     house.ollama.answer(GENERATE, tokens("a", done=False), Wait(go_on), tokens("b"))
-    clients = [house.client() for _ in range(THREADS)]
-    for client in clients:
-        client.post(GENERATE, ASKED, key=key)
+    clients: list[RawClient] = []
     try:
+        for _ in range(20):  # Who comes while a thread has its last 50 ms to do is told to wait.
+            asking = [house.client() for _ in range(THREADS - len(clients))]
+            for client in asking:
+                client.post(GENERATE, ASKED, key=key)
+            clients += [client for client in asking if client.read_head().status == 200]
         eventually(lambda: house.ollama.in_flight == THREADS)
     finally:
         go_on.set()
@@ -133,13 +145,15 @@ def test_b9_b10_half_requests_hold_others_up_for_two_seconds_at_most(
 
     with crowd(house, THREADS * 2 if house.nginx else THREADS, half.encode()) as dawdlers:
         time.sleep(0.2)
+        waited = 0.0 if house.nginx else seconds_refused(house, key)
         found = latencies(house, key)
         ends = [dawdlers[0].read_head().status] if body and not house.nginx else []
         for client in dawdlers[len(ends) :]:
             assert is_cut(client)
 
     report(house, "half bodies" if body else "half heads", calm, found)
-    assert found[-1] < (0.5 if house.nginx else CLIENT_SECONDS + LATE)
+    figure(f"others were refused for {waited:.1f} s, {house.way}")
+    assert found[-1] < 0.5 and waited < CLIENT_SECONDS + LATE
     assert ends in ([], [408]) and house.ollama.requests[-1].json["prompt"] == "hello there"
     all_threads_are_free(house, key)
 
