@@ -43,7 +43,9 @@ class OllamaDialect:
         return OllamaRenderer(prompt, request_id)
 
     def error(self, error: GatewayError, request_id: str) -> bytes:
-        return json_line(error_object(error, request_id))
+        found = error_object(error, request_id)
+        # The command `ollama` shows `status` of a 401; without, it points to the server's log.
+        return json_line(found | {"status": error.message} if error.status == 401 else found)
 
 
 def model_of(body: dict[str, Any]) -> str:

@@ -83,11 +83,12 @@ def test_check_ollama_measures_a_real_model(
     engine: Any, alice_with_a_price: Caller, settings: Any
 ) -> None:
     settings.OLLAMA_BASE, settings.ISOLATE_PROMPTS = engine.url, True
-    found = {each.subject: each for each in diagnosis.examine(600)}
+    told = diagnosis.examine(600)
+    found = {each.subject: each for each in told}
 
     assert found["prompts"].state == "ok" and "smollm2:135m read a text" in found["prompts"].message
     assert found["version"].state == "warning" and "embedded" in found["version"].message
-    assert found["context"].message == "smollm2:135m reads at most 2,048 tokens."
+    assert "smollm2:135m reads at most 2,048 tokens." in [each.message for each in told]
     assert "native" in found["templates"].message
 
 
