@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from django.conf import settings
 
 from gateway import catalogue, upstream
-from gateway.errors import GatewayError, UpstreamDown, UpstreamStalled
+from gateway.errors import GatewayError, UpstreamBroke, UpstreamDown, UpstreamStalled
 from gateway.hangup import Watch
 from gateway.scheduling.remembered import Remembered
 from gateway.scheduling.shared_call import StillRunning
@@ -51,7 +51,9 @@ class Models:
 
 
 def read(listing: Listing) -> Models:
-    """Read an answer of `/api/tags` or `/api/ps`."""
+    """Read an answer of `/api/tags` or `/api/ps`; raise UpstreamBroke for what is none."""
+    if not isinstance(listing.get("models"), list):
+        raise UpstreamBroke()
     here = [one for one in catalogue.entries_of(listing) if catalogue.runs_here(one)]
     named = {catalogue.name_of(one): one for one in here}
     named.pop("", None)
@@ -132,14 +134,17 @@ class HostInventory:
         return None if fresh is None else self._is_among(model, fresh)
 
     def find_loaded(self, model: str, watch: Watch) -> bool:
-        """Tell whether a model is in memory; ask, if need be. False where it cannot be known.
+        """Tell whether a model is in memory; ask, if need be.
 
+        A server that is silent may be loading one; one whose listing cannot be read is left alone.
         Raises UpstreamDown, or why the Watch was broken off.
         """
         found = self.loaded(model)
         if found is None:
             ps = self._look(self.ps, watch)
-            found = ps is not None and self._is_among(model, ps)
+            if ps is None:
+                return not isinstance(self.ps.failure(SILENT_SECONDS), UpstreamStalled)
+            found = self._is_among(model, ps)
         return found
 
     def note_loaded(self, model: str, ps: Models) -> None:

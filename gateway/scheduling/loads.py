@@ -101,11 +101,11 @@ class Loads:
 
     def _look_again(self, model: str, watch: Watch) -> None:
         try:
-            ps = upstream.fetch("ps", None, LOOK_SECONDS, watch, self._inventory.base)
+            ps = read(upstream.fetch("ps", None, LOOK_SECONDS, watch, self._inventory.base))
         except GatewayError:
             self._inventory.ps.forget()
         else:
-            self._inventory.note_loaded(model, read(ps))
+            self._inventory.note_loaded(model, ps)
 
     def _unloading(self, model: str) -> Callable[[Watch], None]:
         def work(watch: Watch) -> None:

@@ -139,7 +139,9 @@ def test_a_silent_listing_makes_no_model_vanish(
     assert time.monotonic() - began < 0.1, "only the first one waits"
 
 
-@pytest.mark.parametrize("listing", [reply("<html>"), reply({"error": "x"}, 500)])
+@pytest.mark.parametrize(
+    "listing", [reply("<html>"), reply({"error": "x"}, 500), reply({"done": True})]
+)
 def test_a_listing_that_cannot_be_read_makes_no_model_vanish(
     known: HostInventory, ollama: FakeOllama, listing: Any
 ) -> None:
@@ -279,6 +281,30 @@ def test_a_load_that_fails_fails_for_all_who_wait(ollama: FakeOllama) -> None:
 
     assert {getattr(error, "code", error) for error in found} == {"upstream_error"}
     assert len(ollama.requests) == 1
+
+
+@pytest.mark.parametrize("listing", [reply("<html>"), reply({"error": "x"}, 500), reply({})])
+def test_where_the_memory_cannot_be_read_nothing_is_loaded(
+    ollama: FakeOllama, listing: Any
+) -> None:
+    ollama.answer("/api/ps", listing)
+
+    host().loads.ensure(MISTRAL, Watch(None))
+
+    assert ollama.requests == []
+
+
+def test_where_the_memory_is_silent_the_model_is_loaded(
+    ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It hangs while Ollama waits for a model to leave the memory."""
+    monkeypatch.setattr(inventories, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.scheduling.loads.LOOK_SECONDS", 0.1)
+    ollama.answer("/api/ps", Stall())
+
+    host().loads.ensure(MISTRAL, Watch(None))
+
+    assert [call.path for call in ollama.requests] == ["/api/embed"]
 
 
 def test_a_load_that_is_refused_is_left_to_the_request(ollama: FakeOllama) -> None:
