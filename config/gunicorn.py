@@ -104,12 +104,10 @@ def allow_open_files() -> None:
 
 def post_worker_init(worker: Any) -> None:
     """Start what runs beside the requests, now that there is no more forking."""
-    from billing.keeper import keeper
-    from gateway import revocation
+    from config import beside
     from gateway.hangup import watcher
 
-    keeper.start()
-    revocation.start()
+    beside.start()
     watcher.drain_when(lambda: not worker.alive)
     logging.getLogger("gunicorn.error").addFilter(shorten)
 

@@ -1,14 +1,22 @@
 """The WSGI application that gunicorn serves."""
 
 import os
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from django.core.wsgi import get_wsgi_application
 
+from config import beside
 from gateway.media_types import forms_only
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
-application = forms_only(get_wsgi_application())
+_django = forms_only(get_wsgi_application())
+
+
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    beside.start_with_first_request()
+    return _django(environ, start_response)
 
 
 def bound_waiting() -> None:

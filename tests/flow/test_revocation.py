@@ -15,6 +15,7 @@ from tests.conftest import Caller
 from tests.fakes.script import Stall, tokens
 from tests.flow.conftest import House, eventually, the_row
 from tests.servers.client import RawClient
+from tests.servers.gunicorn import Gunicorn
 
 pytestmark = pytest.mark.usefixtures("priced")
 
@@ -79,3 +80,16 @@ def test_the_answers_of_other_keys_go_on(house: House, alice: Caller) -> None:
         revoke(other)
 
         assert json.loads(client.read_all().splitlines()[-1])["done"] is True
+
+
+def test_a_gateway_without_our_configuration_looks_at_keys_too(house: House, alice: Caller) -> None:
+    """gunicorn as somebody starts it who has not read how."""
+    house.ollama.answer("/api/generate", tokens(["x"] * 3000, pause=0.01))
+    args = ["--worker-class", "gthread", "--threads", "8"]
+    with Gunicorn(house.env, config=None, args=args) as server:
+        bare = House(server, house.ollama, house.env)
+        with ask(bare, alice) as client:
+            client.read_head()
+            revoke(alice.key)
+            assert json.loads(client.read_all().splitlines()[-1])["code"] == "key_revoked"
+        assert "without -c config/gunicorn.py" in server.log()
