@@ -83,7 +83,7 @@ def test_check_ollama_measures_a_real_model(
     engine: Any, alice_with_a_price: Caller, settings: Any
 ) -> None:
     settings.OLLAMA_BASE, settings.ISOLATE_PROMPTS = engine.url, True
-    told = diagnosis.examine(600)
+    told = list(diagnosis.examine(600))
     found = {each.subject: each for each in told}
 
     assert found["prompts"].state == "ok" and "smollm2:135m read a text" in found["prompts"].message
