@@ -486,7 +486,7 @@ def test_a_model_server_that_failed_is_asked_again(house: House, alice: Caller) 
     assert len(house.ollama.calls("/api/chat")) == 2
 
 
-BREAKS = {"an error line": [error_line("boom")], "a closed connection": [Close()]}
+BREAKS = {"a crash": [error_line("unexpected EOF")], "a closed connection": [Close()]}
 
 
 @pytest.mark.parametrize("ending", BREAKS.values(), ids=BREAKS.keys())
