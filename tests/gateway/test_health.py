@@ -63,7 +63,10 @@ def test_clients_that_look_for_ollama_find_it() -> None:
 
 
 @pytest.mark.django_db
-def test_a_crowd_without_a_key_costs_one_query_and_one_call(ollama: FakeOllama) -> None:
+def test_a_crowd_without_a_key_costs_one_query_and_one_call(
+    ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(health, "READY_SECONDS", 60.0)
     Client().get("/readyz")
 
     with CaptureQueriesContext(connection) as queries:
