@@ -52,11 +52,15 @@ class Texts:
 
 def read_generate(body: Body) -> Demand:
     """Return what a body of `/api/generate` asks for; raise Refused."""
-    model = _our_writer(body, "generate")
     prompt = _take(body, "prompt", str, "")
+    if not prompt and _unloads(body):
+        name = _take(body, "model", str, "")
+        known(name)  # Whatever the model can do.
+        return Demand(name, False, False, None, unload=True)
+    model = _our_writer(body, "generate")
     _refuse_the_impossible(body, model)
     if not prompt:
-        return Demand(model, False, False, None, unload=_unloads(body))
+        return Demand(model, False, False, None)
     call = _call(body, **_generate_input(body, prompt))
     return Demand(model, *_manner(body, is_chat=False), call, _take(body, "truncate", bool, True))
 

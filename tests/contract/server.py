@@ -74,7 +74,8 @@ class Server:
         return [model["name"] for model in self.get("/api/ps")["models"]]
 
     def load(self, model: str) -> None:
-        self.whole("/api/generate", model=model)
+        """An empty embed loads any model, whatever it can do."""
+        self.whole("/api/embed", model=model)
 
     def unload(self, model: str) -> None:
         self.whole("/api/generate", model=model, keep_alive=0)

@@ -191,9 +191,7 @@ LONG = " ".join(f"word{n}" for n in range(6000))
 def long_for(server: Server, chat: str) -> str:
     """A prompt well over the context of a model."""
     server.load(chat)
-    [context] = {one.get("context_length", 4096) for one in server.get("/api/ps")["models"]} or {
-        4096
-    }
+    context = max(model["context_length"] for model in server.get("/api/ps")["models"])
     if context > 8192:
         pytest.skip(f"the context of {context} tokens is too long to fill")
     return LONG

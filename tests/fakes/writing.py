@@ -20,6 +20,8 @@ Body = dict[str, Any]
 def write(path: str, body: Body, name: str, asked: str, *, is_cached: bool = False) -> Script:
     """The response of a model to what it is asked."""
     kind = Kind(full_name(name))
+    if not asked.strip() and body.get("keep_alive") == 0:
+        return _load(path, body, name)  # Whatever the model can do.
     if refused := refusals.of_writing(path, body, name):
         return refused
     if not asked.strip():
