@@ -1,0 +1,151 @@
+"""What `reconcile` asks of budgets: what they hold, have spent and may spend, each from its rows.
+
+Sums are made by the database in one pass over a table, never per budget: the tables are large.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db.models import F, Q, Sum, Window
+from django.db.models.functions import Lag
+
+from billing import clock
+from billing.models import Budget, BudgetPeriod, Entry, Hold, LimitChange, TokenUsage
+from billing.money import ExactSum, from_pico, to_pico
+from billing.months import month_of, months_held
+
+WALLET = Q(key=None, unit=Budget.Unit.MONEY, window=Budget.Window.TOTAL)
+
+
+def held_is_open_holds() -> Iterator[str]:
+    """A budget's held amount, in each month, is the sum of the open holds it gave to."""
+    held: dict[tuple[int, str], int] = defaultdict(int)
+    units = dict(Budget.objects.values_list("pk", "unit"))
+    for hold in Hold.objects.filter(state=Hold.State.OPEN).iterator():
+        for budget_id, month in hold.held_in:
+            if budget_id not in units:
+                yield f"hold {hold.request_id}: budget {budget_id} gave to it and is gone"
+                continue
+            money = units[budget_id] == Budget.Unit.MONEY
+            held[budget_id, month] += to_pico(hold.amount) if money else hold.tokens
+    for budget in Budget.objects.select_related("account", "key").iterator():
+        expected = held.pop((budget.pk, ""), 0)
+        if budget.held != expected:
+            yield f"budget {budget.pk} ({budget}): held {budget.held}, open holds {expected}"
+    yield from _held_in_months(held)
+
+
+def _held_in_months(held: dict[tuple[int, str], int]) -> Iterator[str]:
+    for row in BudgetPeriod.objects.select_related("budget__account", "budget__key").iterator():
+        expected = held.pop((row.budget_id, row.period), 0)
+        if row.held != expected:
+            yield f"budget {row.budget_id} ({row}): held {row.held}, open holds {expected}"
+    for (budget_id, month), amount in held.items():
+        yield f"budget {budget_id}: open holds of {month} for {amount}, but no row of that month"
+
+
+# --- Spent --------------------------------------------------------------------------------------
+
+# By account and by key (None: all of them), then by month ("": ever): money and tokens.
+Used = dict[tuple[int, int | None], dict[str, dict[str, int]]]
+
+
+def spent_is_usage() -> Iterator[str]:
+    """What a budget counts as spent is the sum of the billed usage rows of its window."""
+    used = _used()
+    counted: dict[int, dict[str, int]] = defaultdict(dict)
+    for row in BudgetPeriod.objects.iterator():
+        counted[row.budget_id][row.period] = row.spent
+    for budget in Budget.objects.select_related("account", "key").iterator():
+        months = used.get((budget.account_id, budget.key_id), {})
+        if budget.window == Budget.Window.MONTH:
+            yield from _months_spent(budget, months, counted[budget.pk])
+            continue
+        expected = months.get("", {}).get(budget.unit, 0)
+        if budget.spent != expected:
+            yield f"budget {budget.pk} ({budget}): spent {budget.spent}, usage {expected}"
+
+
+def _used() -> Used:
+    used: Used = defaultdict(lambda: defaultdict(lambda: {"money": 0, "tokens": 0}))
+    sums = {"money": ExactSum("cost"), "tokens": Sum(F("prompt_tokens") + F("completion_tokens"))}
+    days = TokenUsage.objects.filter(billed=True).order_by().values("account_id", "key_id", "day")
+    summed: Any = days.annotate(**sums)
+    for row in summed.iterator():
+        for key_id in (None, row["key_id"]):
+            for month in ("", month_of(row["day"])):
+                place = used[row["account_id"], key_id][month]
+                place["money"] += to_pico(row["money"])
+                place["tokens"] += int(row["tokens"])
+    return used
+
+
+def _months_spent(
+    budget: Budget, months: dict[str, dict[str, int]], counted: dict[str, int]
+) -> Iterator[str]:
+    """Compare every month since the budget was opened; one without a row had no usage in it."""
+    since = min(counted, default="")
+    for month in sorted({month for month in months if month and month >= since} | counted.keys()):
+        spent, expected = counted.get(month, 0), months.get(month, {}).get(budget.unit, 0)
+        if spent != expected:
+            yield f"budget {budget.pk} ({budget}) in {month}: spent {spent}, usage {expected}"
+    if budget.spent or budget.held:
+        yield f"budget {budget.pk} ({budget}): counts outside of its months"
+
+
+# --- Limits -------------------------------------------------------------------------------------
+
+
+def wallet_is_entries() -> Iterator[str]:
+    """A wallet's limit is the sum of its entries, and where there are entries there is a wallet."""
+    entries: dict[Any, Any] = dict(
+        Entry.objects.order_by().values_list("account_id").annotate(sum=ExactSum("amount"))
+    )
+    for wallet in Budget.objects.filter(WALLET).select_related("account").iterator():
+        total = to_pico(entries.pop(wallet.account_id, 0))
+        if wallet.limit != total:
+            found = f"limit {from_pico(wallet.limit):f}, entries {from_pico(total):f}"
+            yield f"wallet of {wallet.account}: {found}"
+    for account_id, total in entries.items():
+        yield f"account {account_id}: entries of {total:f}, but no wallet"
+
+
+def limits_are_as_changed() -> Iterator[str]:
+    """A cap's limit is what its last change says, each change begins where the one before ended,
+    and a budget that was opened is there."""
+    latest: dict[int, int] = {}
+    before = Window(Lag("new"), partition_by=F("budget_id"), order_by=F("id").asc())
+    for change in LimitChange.objects.order_by("id").annotate(before=before).iterator():
+        if change.old != change.before:
+            yield f"change {change.pk} of a limit: from {change.old}, but it was {change.before}"
+        latest[change.budget_id] = change.new
+    for budget in Budget.objects.select_related("account", "key").iterator():
+        expected = latest.pop(budget.pk, None)
+        if expected is None:
+            yield f"budget {budget.pk} ({budget}): opened by nobody"
+        elif not budget.is_wallet and budget.limit != expected:
+            yield f"budget {budget.pk} ({budget}): limit {budget.limit}, changed to {expected}"
+    for budget_id in latest:
+        yield f"budget {budget_id}: was opened, and is gone"
+
+
+# --- Time ---------------------------------------------------------------------------------------
+
+
+def nothing_lies_ahead() -> Iterator[str]:
+    """No month has begun, no usage row is dated and no lease ends where the database's clock has
+    not been: while it was wrong, caps counted in a month that nobody is in."""
+    now = clock.read()
+    this, later = month_of(now), months_held(now)[-1]
+    ahead = BudgetPeriod.objects.select_related("budget").filter(period__gt=this)
+    for row in ahead.exclude(period__lte=later, spent=0).iterator():
+        yield f"budget {row.budget_id} ({row}): this month has not begun"
+    for used in TokenUsage.objects.filter(day__gt=now.date()).iterator():
+        yield f"usage row {used.request_id}: dated {used.day}, which is ahead"
+    longest = now + timedelta(seconds=settings.HOLD_LEASE_SECONDS, hours=1)
+    leases = Hold.objects.filter(state=Hold.State.OPEN, lease_until__gt=longest)
+    for hold in leases.iterator():
+        yield f"hold {hold.request_id}: its lease ends at {hold.lease_until:%F %R}, which is ahead"
