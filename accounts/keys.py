@@ -9,6 +9,7 @@ from django.db import transaction
 from django.db.models import Q
 from django.utils import timezone
 
+from accounts import authors
 from accounts.models import CUSTOMER_SCOPES, Account, ApiKey, Membership
 
 
@@ -30,6 +31,7 @@ def issue(
     expires_in: timedelta | None = None,
     user: User | None = None,
     form_nonce: UUID | None = None,
+    by: User | None = None,
 ) -> tuple[ApiKey, str]:
     """Return a new key and its secret, which exists nowhere else from now on.
 
@@ -44,6 +46,8 @@ def issue(
         scopes=CUSTOMER_SCOPES if scopes is None else scopes,
         allowed_models=allowed_models or [],
         form_nonce=form_nonce,
+        issued_by=by,
+        author=authors.name_of(by),
     )
     key.last_four = secret[-4:]
     key.save(update_fields=["last_four"])

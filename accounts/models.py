@@ -123,6 +123,10 @@ class ApiKey(AbstractAuthToken):
     allowed_models = models.JSONField(
         default=list, blank=True, help_text="Names of models; empty means every model."
     )
+    issued_by = models.ForeignKey(
+        settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
+    )
+    author = models.CharField(max_length=200, help_text="Their name then, or whose command it was.")
     # Of the form that issued the key: sent twice, it must not issue two.
     form_nonce = models.UUIDField(null=True, unique=True, editable=False)
     revoked_at = models.DateTimeField(null=True, blank=True)

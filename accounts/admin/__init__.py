@@ -4,9 +4,10 @@ from django.contrib import admin
 
 from accounts.admin.accounts import AccountAdmin
 from accounts.admin.keys import ApiKeyAdmin
+from accounts.admin.users import OperatorAdmin, RoleAdmin
 from accounts.forms import LoginForm
 
-__all__ = ["AccountAdmin", "ApiKeyAdmin"]
+__all__ = ["AccountAdmin", "ApiKeyAdmin", "OperatorAdmin", "RoleAdmin"]
 
 admin.site.site_header = "Ollama Gateway"
 admin.site.site_title = "Ollama Gateway"

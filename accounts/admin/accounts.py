@@ -16,7 +16,7 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from accounts import keys
-from accounts.admin.base import OfficeAdmin, column, figure, moment
+from accounts.admin.base import OfficeAdmin, column, figure, moment, operator
 from accounts.admin.keys import IN_FORCE, with_state
 from accounts.forms import AccountForm, IssueKeyForm
 from accounts.models import Account, ApiKey, Membership
@@ -209,7 +209,7 @@ class AccountAdmin(OfficeAdmin):
     def _issue(
         self, request: HttpRequest, account: Account, form: IssueKeyForm
     ) -> tuple[ApiKey, str]:
-        key, secret = keys.issue(account, **form.issuing())
+        key, secret = keys.issue(account, **form.issuing(), by=operator(request))
         self.log_change(request, account, f"Issued key {key.pk} (…{key.last_four}).")
         return key, secret
 

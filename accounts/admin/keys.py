@@ -88,6 +88,7 @@ class ApiKeyAdmin(OfficeAdmin):
         column("models", "models", models_of),
         column("state", "state", lambda key: key.state),
         moment("created", "created"),
+        column("by", "issued by", lambda key: key.author),
         moment("expiry", "expires", never="never"),
         moment("last_used_at", "last used", never="never"),
         moment("revoked_at", "revoked", never="no"),

@@ -4,14 +4,13 @@ from typing import Any, ClassVar
 
 from django.conf import settings
 from django.contrib import admin, messages
-from django.contrib.auth.models import User
 from django.db import transaction
 from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
 
 from accounts.admin import AccountAdmin as PlainAccountAdmin
-from accounts.admin.base import figure
+from accounts.admin.base import figure, operator
 from accounts.forms import AccountForm
 from accounts.models import Account
 from billing import clock, ledger, statements
@@ -120,11 +119,6 @@ class AccountAdmin(PlainAccountAdmin):
 
 def newest_entry(account: Account) -> int:
     return account.entries.order_by("-pk").values_list("pk", flat=True).first() or 0
-
-
-def operator(request: HttpRequest) -> User:
-    assert isinstance(request.user, User)  # The admin lets nobody else in.
-    return request.user
 
 
 def budgets_of(account: Account) -> list[dict[str, Any]]:

@@ -16,10 +16,11 @@ from accounts.admin.base import (
     column,
     figure,
     moment,
+    operator,
     prefilled,
 )
 from billing import ledger
-from billing.admin.accounts import amounts_of, operator, this_month
+from billing.admin.accounts import amounts_of, this_month
 from billing.admin.figures import in_unit, money
 from billing.admin.forms import CapForm, LimitForm
 from billing.models import Budget, Entry, LimitChange

@@ -10,9 +10,17 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
 
-from accounts.admin.base import Column, OfficeAdmin, StateFilter, column, figure, moment, prefilled
+from accounts.admin.base import (
+    Column,
+    OfficeAdmin,
+    StateFilter,
+    column,
+    figure,
+    moment,
+    operator,
+    prefilled,
+)
 from billing import prices, pricing
-from billing.admin.accounts import operator
 from billing.admin.figures import money
 from billing.admin.forms import PriceForm
 from billing.models import ModelPrice
