@@ -54,8 +54,8 @@ def routes(resolver: URLResolver, prefix: str = "/") -> Iterator[Route]:
 
 
 def _method(entry: URLPattern) -> str:
-    view = entry.callback.cls  # type: ignore[attr-defined]
-    return next(method for method in METHODS if hasattr(view, method.lower()))
+    view = getattr(entry.callback, "cls", None)  # None: a function, which is read.
+    return next((method for method in METHODS if hasattr(view, method.lower())), "GET")
 
 
 # --- Good requests ------------------------------------------------------------------------------
