@@ -1,4 +1,4 @@
-"""The back-office behind the recommended nginx, with TLS, on a port of its own."""
+"""The back-office and the logs behind the recommended nginx, with TLS, on a port of its own."""
 
 import shutil
 from collections.abc import Iterator
@@ -10,7 +10,8 @@ import requests
 from django.contrib.auth.models import User
 
 from tests.fakes.ollama import FakeOllama
-from tests.flow.conftest import gateway_env
+from tests.flow.conftest import eventually, gateway_env
+from tests.flow.test_server import FORGED
 from tests.servers.gunicorn import Gunicorn
 from tests.servers.nginx import MISSING, Nginx
 
@@ -23,6 +24,7 @@ pytestmark = [
 @dataclass
 class Site:
     nginx: Nginx
+    server: Gunicorn
 
     def browser(self) -> requests.Session:
         session = requests.Session()
@@ -37,9 +39,9 @@ def site(transactional_db: None, settings: Any) -> Iterator[Site]:
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]
     User.objects.create_superuser("olga", password="the operator's own")
     with FakeOllama() as ollama:
-        env = gateway_env(ollama, BEHIND_TLS_PROXY="on", ALLOWED_HOSTS="localhost")
+        env = gateway_env(ollama, BEHIND_TLS_PROXY="on", ALLOWED_HOSTS="localhost", ACCESS_LOG="1")
         with Gunicorn(env) as server, Nginx(server.port, tls=True) as nginx:
-            yield Site(nginx)
+            yield Site(nginx, server)
 
 
 def test_an_operator_logs_in_and_sees_the_back_office(site: Site) -> None:
@@ -70,3 +72,17 @@ def test_the_landing_page_names_the_address_that_was_asked(site: Site) -> None:
     page = site.browser().get(site.nginx.url, headers={"Accept": "text/html"}, timeout=10)
 
     assert f"{site.nginx.url}/v1" in page.text
+
+
+def test_a_path_with_control_characters_is_one_line_of_each_log(site: Site) -> None:
+    page = site.browser().get(f"{site.nginx.url}{FORGED}?prompt=olg_secret", timeout=10)
+    assert page.status_code == 404
+
+    for program in (site.nginx, site.server):
+        eventually(lambda program=program: "FORGED" in program.log())
+        log = program.log()
+        [line] = [line for line in log.splitlines() if "FORGED" in line]
+        # Square brackets are escaped by the client.
+        assert "GET /x%0A%5B24/Nov/2026:00:00:00%20" in line and "FORGED%1B%5B2J" in line
+        assert all(letter.isprintable() for letter in log.replace("\n", ""))
+        assert "olg_secret" not in log
