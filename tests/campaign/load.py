@@ -3,9 +3,10 @@
 import itertools
 import threading
 from collections.abc import Iterator
+from decimal import Decimal
 
 from tests.campaign.conftest import percentile
-from tests.campaign.site import Seen, Site, ask, until
+from tests.campaign.site import Producer, Seen, Site, ask, until
 from tests.fakes.ollama import Received
 
 # No two prompts of a site have the same number, whoever sends them; drivers count from 1.
@@ -72,6 +73,19 @@ def refused_in_time(refused: list[Seen], seconds: float, most: float = 0) -> Non
 
 def whole_with_usage(seen: list[Seen]) -> None:
     assert seen and all(one.done and one.usage for one in seen), seen
+
+
+def whole_and_billed(place: Site, producer: Producer, seen: list[Seen]) -> None:
+    """Each response is complete, and billed = delivered = reported = produced."""
+    whole_with_usage(seen)
+    place.books_balance()
+    rows = place.rows()
+    for one in seen:
+        row, usage = rows[one.request_id], one.usage
+        assert usage and row.outcome == "complete", (one, row)
+        made = producer.produced[one.number].written
+        assert row.completion_tokens == one.pieces == made == usage["completion_tokens"], (one, row)
+        assert row.cost == Decimal(usage["cost"]), (one, row)
 
 
 def served_or_refused(seen: list[Seen], at_least: int) -> None:

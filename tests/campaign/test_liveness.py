@@ -1,25 +1,22 @@
-"""A wall clock that steps under running responses ends none of them."""
+"""A wall clock that steps ends no running response, and lets no request pass a cap."""
 
-import shutil
-import subprocess
 import time
 from collections.abc import Iterator
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
-from tests.campaign.load import Streams, whole_with_usage
-from tests.campaign.site import DATABASES, Producer, Seen, Site, site
+from tests.campaign.load import Streams, ask_many, whole_and_billed
+from tests.campaign.site import DATABASES, Producer, Site, site
+from tests.servers.clock import MISSING, Clock
+from tests.servers.gunicorn import manage
 
 pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
 
 LEASE = 3  # Seconds, as a site has it.
 HOURS = 3600
-SOURCE = Path(__file__).resolve().parents[1] / "servers" / "wrong_clock.c"
-COMPILER = shutil.which("cc")
 
-needs_compiler = pytest.mark.skipif(not COMPILER, reason="no C compiler to make a wrong clock")
+needs_compiler = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
 
 @pytest.fixture
@@ -32,37 +29,6 @@ def place(request: pytest.FixtureRequest, producer: Producer) -> Iterator[Site]:
     with site(request.param) as made:
         made.ollama.answer("/api/generate", producer)
         yield made
-
-
-def all_whole(place: Site, producer: Producer, seen: list[Seen]) -> None:
-    whole_with_usage(seen)
-    place.books_balance()
-    rows = place.rows()
-    for one in seen:
-        row, usage = rows.pop(one.request_id), one.usage
-        assert usage and row.outcome == "complete"
-        assert row.completion_tokens == one.pieces == producer.produced[one.number].written
-        assert row.cost == Decimal(usage["cost"])
-    assert not rows
-
-
-# --- Clocks ---------------------------------------------------------------------------------------
-
-
-class Clock:
-    """A wall clock that can be wrong, for whatever runs with its environment."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file, library = folder / "shift", folder / "wrong_clock.so"
-        self.set(0)
-        command = [str(COMPILER), "-shared", "-fPIC", "-o", str(library), str(SOURCE), "-ldl"]
-        subprocess.run(command, check=True)
-        self.env = {"LD_PRELOAD": str(library), "CLOCK_SHIFT": str(self._file)}
-
-    def set(self, seconds: int) -> None:
-        ready = self._file.with_suffix(".new")
-        ready.write_text(str(seconds))
-        ready.rename(self._file)
 
 
 @pytest.fixture
@@ -86,4 +52,37 @@ def test_a_clock_that_steps_under_streams_ends_none(
         log = server.log()
 
     assert "was orphaned" not in log
-    all_whole(place, producer, seen)
+    whole_and_billed(place, producer, seen)
+
+
+MONTH = 31 * 24 * HOURS
+MOST = 12  # Requests that the cap may let pass before it is reached.
+CAP = """
+from accounts.models import Account
+from billing import ledger
+cap = ledger.open_budget(Account.objects.get(), "tokens", "month")
+ledger.set_limit(cap, 4000)
+"""
+
+
+@needs_compiler
+def test_a_cap_holds_after_the_clock_was_in_the_next_month(place: Site, clock: Clock) -> None:
+    """PostgreSQL has a clock of its own, which stays right; SQLite's is the gateway's."""
+    made = manage(place.env, "shell", "--no-imports", "-c", CAP)
+    assert made.returncode == 0, made.stderr
+    with place.gateway(**clock.env) as server:
+        before = [ask_many(server.url, place.key, 1)[0] for _ in range(MOST)]
+        clock.set(MONTH)
+        ahead = ask_many(server.url, place.key, 1)[0]
+        clock.set(0)
+        after = ask_many(server.url, place.key, 30)
+
+    assert before[0].done and before[-1].status == 429, before
+    assert ahead.done == (place.postgres is None)
+    assert [one.status for one in after] == [429] * 30
+    proved = manage(place.env, "reconcile")
+    assert proved.returncode == (1 if ahead.done else 0), proved.stdout
+    assert ("has not begun" in proved.stdout) == ahead.done
+    # The site's books are proved in the end by a clock that has passed that month.
+    place.more = {**place.more, **clock.env}
+    clock.set(2 * MONTH)
