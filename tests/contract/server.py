@@ -47,7 +47,8 @@ class Server:
         """The one object of a response that does not stream."""
         found = self.post(path, stream=False, **body)
         assert found.status_code == 200, found.text
-        return found.json()
+        answer: dict[str, Any] = found.json()
+        return answer
 
     def refusal(self, path: str, **body: Any) -> tuple[int, str]:
         """The status and the text of an error."""

@@ -1,5 +1,7 @@
 """Facts about embeddings."""
 
+from typing import Any
+
 import pytest
 
 from tests.contract.server import Server
@@ -31,7 +33,7 @@ def test_vectors(server: Server, embedding: str) -> None:
 
 
 @pytest.mark.parametrize("given", [{}, {"input": ""}, {"input": []}], ids=["none", "text", "list"])
-def test_nothing_to_embed(server: Server, embedding: str, given: dict) -> None:
+def test_nothing_to_embed(server: Server, embedding: str, given: dict[str, Any]) -> None:
     """Nothing to embed is 200 without vectors and without a count."""
     found = server.post("/api/embed", model=embedding, **given)
     assert found.json()["embeddings"] == [] and "prompt_eval_count" not in found.json()

@@ -1,6 +1,7 @@
 """Facts about addresses, bodies, names and refusals."""
 
 import json
+from typing import Any
 
 import pytest
 
@@ -108,7 +109,7 @@ def test_option_types(server: Server, chat: str) -> None:
     ],
     ids=["repeat_penalty", "repeat_last_n"],
 )
-def test_option_ranges(server: Server, chat: str, option: dict, said: str) -> None:
+def test_option_ranges(server: Server, chat: str, option: dict[str, Any], said: str) -> None:
     """repeat_penalty 0 and repeat_last_n -1 are 400."""
     status, text = server.refusal(
         "/api/chat", model=chat, messages=HELLO, stream=False, options=ONE | option

@@ -39,7 +39,8 @@ def test_whole_and_streamed(server: Server, chat: str, path: str) -> None:
 
 
 def text_of(line: dict[str, Any]) -> str:
-    return line["response"] if "response" in line else line["message"]["content"]
+    text: str = line["response"] if "response" in line else line["message"]["content"]
+    return text
 
 
 def test_model_is_echoed(server: Server, chat: str) -> None:

@@ -142,12 +142,15 @@ def test_a_request_without_a_prompt_only_loads(
     assert is_load_request(OLLAMA.parse(operation, {"model": "m", **fields})) is loads
 
 
+ODD: list[Any] = [[], {}, [0], "0" * 10_000_000, "-1", "0s1s"]
+
+
 @pytest.mark.parametrize(
     ("keep_alive", "unloads"),
     [
         *((zero, True) for zero in (0, 0.0, -0.0, "0", "0s", "0m0s", "0ms", "-0s", "0.0h", ".0s")),
         *((other, False) for other in (None, False, True, 1, -1, 0.5, "", "5m", "s", "10s", "0x")),
-        *((odd, False) for odd in ([], {}, [0], "0" * 10_000_000, "-1", "0s1s")),
+        *((odd, False) for odd in ODD),
     ],
     ids=lambda value: repr(value)[:20],
 )

@@ -21,7 +21,7 @@ from gateway.metering import Refused
 from gateway.usage import Tally
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
-from tests.fakes.script import reply, tokens
+from tests.fakes.script import Line, reply, tokens
 
 SECRET = "/srv/models/blobs/sha256-0123 at 10.0.0.5"
 
@@ -314,8 +314,11 @@ def test_a_redirect_is_not_followed(alice: Caller, ollama: FakeOllama, status: i
 def test_no_header_of_the_model_server_reaches_the_client(
     alice: Caller, ollama: FakeOllama
 ) -> None:
-    theirs = {"Set_Cookie": "a=b", "Server": "x", "Access_Control_Allow_Origin": "*", "X_Own": "1"}
-    whole = reply(tokens([])[0].content, **theirs)  # type: ignore[attr-defined]
+    theirs: dict[str, Any] = {"Set_Cookie": "a=b", "Server": "x", "X_Own": "1"}
+    theirs |= {"Access_Control_Allow_Origin": "*"}
+    final = tokens([])[0]
+    assert isinstance(final, Line)
+    whole = reply(final.content, **theirs)
     ollama.answer("/api/generate", whole)
     answer = alice.post("/generate", model="llama3", prompt="hi")
 

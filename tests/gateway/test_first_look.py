@@ -90,7 +90,7 @@ def test_no_answer_may_be_kept_by_a_cache(alice: Caller, ollama: FakeOllama) -> 
 # --- Names from other APIs -----------------------------------------------------------------------
 
 LENGTHS = ["max_tokens", "max_completion_tokens", "max_output_tokens", "max_new_tokens"]
-NATIVE = {
+NATIVE: dict[str, dict[str, Any]] = {
     "/generate": {"prompt": "hi"},
     "/api/generate": {"prompt": "hi"},
     "/chat": {"messages": [{"role": "user", "content": "hi"}]},

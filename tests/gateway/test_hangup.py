@@ -1,6 +1,7 @@
 """The watcher, driven by hand: who left is broken off, and nobody else."""
 
 import os
+import select
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -9,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from gateway import hangup
 from gateway.errors import ClientLeft, GatewayBusy
 from gateway.hangup import Watch, Watcher
 
-pytestmark = pytest.mark.skipif(not hasattr(hangup.select, "epoll"), reason="needs epoll")
+pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="needs epoll")
 
 
 @pytest.fixture

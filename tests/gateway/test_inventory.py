@@ -156,12 +156,13 @@ def test_a_look_that_nobody_waits_for_any_more_is_given_up(
     ollama.answer("/api/tags", Stall())
     watches = [Watch(None) for _ in range(4)]
     left = iter(watches)
-    leaving = threading.Thread(
-        target=lambda: (
-            ollama.wait_for(1, "/api/tags"),
-            [watch.break_off(ClientLeft) for watch in watches],
-        )
-    )
+
+    def leave() -> None:
+        ollama.wait_for(1, "/api/tags")
+        for watch in watches:
+            watch.break_off(ClientLeft)
+
+    leaving = threading.Thread(target=leave)
     leaving.start()
 
     found = in_threads(4, lambda: known.tags.get(next(left), 1.0))

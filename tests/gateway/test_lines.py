@@ -194,8 +194,9 @@ def test_a_line_of_a_megabyte_arrives(alice: Caller, ollama: FakeOllama) -> None
 
 
 def test_a_final_line_without_newline_counts(alice: Caller, ollama: FakeOllama) -> None:
-    steps = tokens("ab")
-    ollama.answer("/api/generate", steps[:-1], Raw(json.dumps(steps[-1].content).encode()))
+    *steps, final = tokens("ab")
+    assert isinstance(final, Line)
+    ollama.answer("/api/generate", steps, Raw(json.dumps(final.content).encode()))
 
     assert streamed(alice)[1] == "ab"
 

@@ -261,7 +261,8 @@ def test_a_model_that_was_deleted_is_gone_at_once(
 def test_a_pull_that_goes_backwards_or_breaks_off_is_passed_on(
     olga: Caller, ollama: FakeOllama
 ) -> None:
-    steps = [{"status": "pulling 01", "total": 9, "completed": done} for done in (5, 3)]
+    seen: dict[str, Any] = {"status": "pulling 01", "total": 9}
+    steps = [{**seen, "completed": done} for done in (5, 3)]
     ollama.answer("/api/pull", map(Line, [*steps, {"status": "pulling 02"}]))
     answer = olga.post("/api/pull", model="phi3")
     lines = [json.loads(line) for line in b"".join(answer).splitlines()]

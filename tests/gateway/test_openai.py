@@ -496,7 +496,7 @@ def test_the_same_question_costs_the_same_in_every_family(
     alice: Caller, ollama: FakeOllama
 ) -> None:
     asked = {"model": "llama3", "messages": HELLO}
-    questions = [
+    questions: list[tuple[str, dict[str, Any]]] = [
         ("/chat", asked),
         ("/api/chat", asked),
         ("/v1/chat/completions", asked),

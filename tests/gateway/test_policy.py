@@ -230,7 +230,8 @@ def test_a_role_is_sent_in_lower_case() -> None:
 
 
 def test_unknown_fields_inside_messages_and_tools_are_dropped() -> None:
-    message = {"role": "user", "content": "hi", "name": "x", "cache_control": {}, "thinking": None}
+    message: dict[str, Any] = {"role": "user", "content": "hi", "name": "x"}
+    message |= {"cache_control": {}, "thinking": None}
     tool = {"type": "function", "function": {"name": "f", "strict": True}, "extra": 1}
 
     body = build("chat", messages=[message], tools=[tool]).body

@@ -289,7 +289,8 @@ def test_the_bounds_are_settings(
 
 def chars(pattern: str) -> Any:
     """Return the ranges of a pattern of one character."""
-    [part] = patterns.read(pattern).parts  # type: ignore[union-attr]
+    tree: Any = patterns.read(pattern)
+    [part] = tree.parts
     return part.ranges
 
 

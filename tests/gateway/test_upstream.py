@@ -87,7 +87,7 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     if not shutil.which("openssl"):
         pytest.skip("openssl makes the certificate")
     names = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
-    files = ["-keyout", tmp_path / "key", "-out", tmp_path / "cert"]
+    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names, *files]
     subprocess.run(make, check=True, capture_output=True)
     monkeypatch.setattr(upstream._session, "verify", str(tmp_path / "cert"))
