@@ -64,7 +64,8 @@ class Caller:
 
     @property
     def account(self) -> Account:
-        return self.key.account
+        account: Account = self.key.account
+        return account
 
     def get(self, path: str, **query: Any) -> Any:
         return self.client.get(path, query, headers=self.headers)
@@ -165,8 +166,9 @@ def set_price(model: str, prompt: str, completion: str | None = None) -> ModelPr
 # --- Emptying the database between tests --------------------------------------------------------
 # Append-only tables refuse it, so the guard is lifted for just that moment; production has no
 # switch for it. The database stays the same one, for whoever has read its id.
+# The stubs of Django leave `_fixture_teardown` out.
 
-_empty_tables = TransactionTestCase._fixture_teardown
+_empty_tables = TransactionTestCase._fixture_teardown  # type: ignore[attr-defined]
 
 
 def _empty_guarded_tables(self: TransactionTestCase) -> None:
@@ -180,4 +182,4 @@ def _empty_guarded_tables(self: TransactionTestCase) -> None:
     kept.save(force_insert=True)
 
 
-TransactionTestCase._fixture_teardown = _empty_guarded_tables
+TransactionTestCase._fixture_teardown = _empty_guarded_tables  # type: ignore[attr-defined]

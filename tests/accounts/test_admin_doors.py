@@ -13,7 +13,7 @@ from billing.models import Budget, Entry, ModelPrice
 from tests.conftest import Caller
 
 PASSWORD = "the operator's very own"
-TABLES = [Account, ApiKey, Budget, Entry, ModelPrice, User, LogEntry]
+TABLES: list[Any] = [Account, ApiKey, Budget, Entry, ModelPrice, User, LogEntry]
 
 
 @pytest.fixture

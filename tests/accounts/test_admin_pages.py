@@ -3,6 +3,7 @@
 import html
 import re
 from datetime import timedelta
+from decimal import Decimal
 from html.parser import HTMLParser
 from typing import Any
 
@@ -54,7 +55,7 @@ def evil(db: None) -> Caller:
         ledger.open_budget(account, Budget.Unit(unit), Budget.Window(window))
     ledger.set_limit(Budget.objects.get(unit="tokens"), 1000)
     key, secret = keys.issue(account, name=EVIL, allowed_models=[EVIL], scopes=[EVIL, "infer"])
-    ledger.post(account, "5", kind=Entry.Kind.GRANT, reason=EVIL, by=owner)
+    ledger.post(account, Decimal(5), kind=Entry.Kind.GRANT, reason=EVIL, by=owner)
     asked(Caller(key, secret), owner)
     return Caller(key, secret)
 
@@ -81,7 +82,8 @@ def asked(caller: Caller, by: User) -> None:
 
 def crawl(browser: Client, *start: str) -> dict[str, Any]:
     """Return every page of the back-office that links lead to, by address."""
-    waiting, found = ["/admin/", *start], {}
+    waiting = ["/admin/", *start]
+    found: dict[str, Any] = {}
     while waiting and len(found) < 150:
         address = waiting.pop()
         found[address] = browser.get(address)

@@ -70,7 +70,7 @@ def guess(name: str, times: int, address: str = "10.0.0.{}", **more: Any) -> lis
 
 
 def is_in(answer: Any) -> bool:
-    return answer.status_code == 302 and answer["Location"] == "/admin/"
+    return bool(answer.status_code == 302 and answer["Location"] == "/admin/")
 
 
 # --- Guessing ------------------------------------------------------------------------------------
@@ -197,7 +197,8 @@ def test_a_wait_is_told_in_words() -> None:
 def test_no_name_is_written_down() -> None:
     guess("my password, typed where the name belongs", 1)
 
-    for row in LoginCount.objects.values():
+    rows: list[Any] = list(LoginCount.objects.values())
+    for row in rows:
         assert re.fullmatch("[0-9a-f]{64}", row.pop("whose"))
         assert "password" not in str(row) and "10.0.0" not in str(row)
 

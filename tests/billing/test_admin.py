@@ -20,7 +20,7 @@ from tests.fakes.ollama import FakeOllama
 OFFICE = "/admin/billing/"
 PRICES, BUDGETS, ENTRIES = f"{OFFICE}modelprice/", f"{OFFICE}budget/", f"{OFFICE}entry/"
 USAGE, HOLDS, DAYS = f"{OFFICE}tokenusage/", f"{OFFICE}hold/", f"{OFFICE}usagedaily/"
-MONTHLY = {"unit": Budget.Unit.TOKENS, "window": Budget.Window.MONTH}
+MONTHLY: dict[str, Any] = {"unit": Budget.Unit.TOKENS, "window": Budget.Window.MONTH}
 
 
 def text_of(page: Any) -> str:
@@ -131,8 +131,7 @@ def add_credit(client: Client, account: Account, **fields: Any) -> Any:
     newest = Entry.objects.filter(account=account).order_by("-pk").first()
     after = newest.pk if newest else 0
     given = {"amount": "10.5", "kind": "top_up", "reason": "Invoice 7", "reference": "bank-7"}
-    given = {**given, "after": after, **fields}
-    return client.post(f"{page_of(account)}add-credit/", given)
+    return client.post(f"{page_of(account)}add-credit/", given | {"after": after} | fields)
 
 
 @pytest.mark.parametrize(("tick", "balance"), [({}, Decimal(0)), ({"postpaid": "on"}, None)])

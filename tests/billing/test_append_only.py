@@ -40,6 +40,7 @@ def unguarded(transactional_db: None) -> Iterator[str]:
 def widen(model: type[models.Model], name: str, by: int) -> None:
     """Do what AlterField does in a migration."""
     old = model._meta.get_field(name)
+    assert isinstance(old, models.CharField) and old.max_length
     new = old.clone()
     new.max_length = old.max_length + by
     new.set_attributes_from_name(name)

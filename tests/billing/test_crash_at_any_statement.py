@@ -158,7 +158,7 @@ class Cut:
 @contextlib.contextmanager
 def cutting(cut: Cut) -> Iterator[None]:
     """Let what runs inside be cut; what it raises then is the end of it."""
-    commit = connection._commit
+    commit = connection._commit  # type: ignore[attr-defined]  # The stubs leave it out.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(connection, "_commit", lambda: cut.meet(COMMIT, commit))
         try:

@@ -360,7 +360,7 @@ def test_an_ending_whose_hold_is_gone_is_settled_from_what_it_carries(
     assert books_balance()
 
 
-UNKNOWN = {
+UNKNOWN: dict[str, dict[str, Any]] = {
     "no such key": {"key_id": 10**9},
     "the key of another account": {"account_id": 10**9},
     "a key that was created later": {"opened_at": datetime(2020, 1, 1, tzinfo=UTC)},

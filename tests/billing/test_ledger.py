@@ -174,7 +174,7 @@ def test_what_is_not_billed_costs_nothing_and_is_still_on_record(
 
     row = ledger.settle(Settlement(reserved(hold), usage, Outcome.UPSTREAM_BROKE, billed=False))
 
-    assert row is not None and (row.completion_tokens, row.cost) == (3, 0)
+    assert row is not None and (row.completion_tokens, row.cost) == (3, Decimal(0))
     daily = UsageDaily.objects.get()
     assert (daily.requests, daily.unbilled, daily.completion_tokens) == (1, 1, 0)
     assert books_balance()

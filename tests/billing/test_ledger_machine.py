@@ -86,7 +86,7 @@ class Ledger(RuleBasedStateMachine):
         self.now = datetime(2026, 11, 30, 23, 0, tzinfo=UTC)
         # Each run is rolled back, as a test is; the ledger then sees no outer transaction.
         self.rollback = transaction.atomic()
-        self.rollback._from_testcase = True
+        self.rollback._from_testcase = True  # type: ignore[attr-defined]  # Not in the stubs.
         self.rollback.__enter__()
         self.alice: Caller = new_caller("Machine", credit="1")
         self.open: dict[Any, Open] = {}

@@ -117,7 +117,8 @@ def test_amounts_are_compared_as_money(charlie: Caller) -> None:
     row = entry(charlie, Decimal("0.000000000002"))
     mine = Entry.objects.filter(pk=row.pk)
 
-    assert mine.filter(amount=Decimal("0.000000000002")).exists()
+    exactly: dict[str, Any] = {"amount": Decimal("0.000000000002")}  # To the stubs, an integer.
+    assert mine.filter(**exactly).exists()
     assert mine.filter(amount__gt="0.000000000001", amount__lt=1).exists()
     assert mine.annotate(same=F("amount")).get().same == row.amount
 

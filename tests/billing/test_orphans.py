@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -84,7 +85,7 @@ def test_a_keeper_that_just_started_believes_no_lease(
     alice: Caller, priced: ModelPrice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their workers may have been unable to renew them until now; of the dead it is sure."""
-    monkeypatch.setattr(keeper.threading, "Thread", Mock())
+    monkeypatch.setattr(threading, "Thread", Mock())
     orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
     dead = orphan(alice, priced, worker=dead_worker())
     fresh = keeper.Keeper()

@@ -178,7 +178,8 @@ def test_a_missing_and_a_surplus_line_of_the_roll_up_are_two(books: None) -> Non
 
 def test_sums_do_not_drift_beyond_what_a_float_can_hold(alice: Caller, priced: ModelPrice) -> None:
     """2 ** 53 pico are 9007.20; the wallet adds whole numbers beyond that."""
-    ledger.set_limit(wallet := ledger.open_budget(alice.account, "tokens", "total"), 10**15)
+    wallet = ledger.open_budget(alice.account, Budget.Unit.TOKENS, Budget.Window.TOTAL)
+    ledger.set_limit(wallet, 10**15)
     Budget.objects.filter(pk=alice.wallet.pk).update(limit=to_pico("9000000"))
     sizes = [10**9 * 3 + 1, 10**9 * 2 + 3, 7]
     for size in sizes:

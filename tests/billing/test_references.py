@@ -87,7 +87,9 @@ def test_many_who_post_a_payment_at_once_post_one(alice: Caller) -> None:
 
     def post() -> None:
         try:
-            ledger.post(alice.account, Decimal(10), kind="top_up", reason="Paid", reference="b-1")
+            ledger.post(
+                alice.account, Decimal(10), kind=Entry.Kind.TOP_UP, reason="Paid", reference="b-1"
+            )
             answers.append("posted")
         except ValueError as error:
             answers.append(str(error)[:23])

@@ -132,7 +132,8 @@ def test_a_price_a_hundred_times_the_usual_must_be_meant(priced: ModelPrice, mod
 
     run("set_price", model, "--input", "0.1")
     run("set_price", model, "--input", "20", "--force")
-    assert prices.in_force(f"{model}:latest", timezone.now()).prompt_per_1k == 20
+    price = prices.in_force(f"{model}:latest", timezone.now())
+    assert price is not None and price.prompt_per_1k == 20
 
 
 def test_and_on_the_page(office: Client, priced: ModelPrice) -> None:

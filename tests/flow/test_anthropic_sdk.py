@@ -81,7 +81,7 @@ def test_the_usage_of_an_answer_is_its_usage_row(client: anthropic.Anthropic) ->
     row = the_row()
     told = (usage.input_tokens, usage.output_tokens)
     assert told == (row.prompt_tokens, row.completion_tokens)
-    assert Decimal(usage.cost) == row.cost > 0 and usage.currency == "USD"  # type: ignore[attr-defined]
+    assert Decimal(usage.cost) == row.cost > 0 and usage.currency == "USD"
 
 
 def test_a_stream_gathers_text_and_ends_with_upstreams_counts(
@@ -103,7 +103,7 @@ def test_a_raw_stream_ends_with_its_cost(client: anthropic.Anthropic) -> None:
     *_, delta, stop = client.messages.create(**ASKED, stream=True)
 
     assert stop.type == "message_stop" and delta.type == "message_delta"
-    assert Decimal(delta.usage.cost) == the_row().cost > 0  # type: ignore[attr-defined]
+    assert Decimal(delta.usage.cost) == the_row().cost > 0
 
 
 def test_the_asynchronous_client_streams_too(house: House, alice: Caller) -> None:

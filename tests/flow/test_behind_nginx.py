@@ -74,13 +74,18 @@ def test_the_landing_page_names_the_address_that_was_asked(site: Site) -> None:
     assert f"{site.nginx.url}/v1" in page.text
 
 
+def log_with(program: Nginx | Gunicorn, word: str) -> str:
+    """Return the log of a program once it has this word."""
+    eventually(lambda: word in program.log())
+    return program.log()
+
+
 def test_a_path_with_control_characters_is_one_line_of_each_log(site: Site) -> None:
     page = site.browser().get(f"{site.nginx.url}{FORGED}?prompt=olg_secret", timeout=10)
     assert page.status_code == 404
 
     for program in (site.nginx, site.server):
-        eventually(lambda program=program: "FORGED" in program.log())
-        log = program.log()
+        log = log_with(program, "FORGED")
         [line] = [line for line in log.splitlines() if "FORGED" in line]
         # Square brackets are escaped by the client.
         assert "GET /x%0A%5B24/Nov/2026:00:00:00%20" in line and "FORGED%1B%5B2J" in line

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any, ClassVar
 
 import pytest
@@ -191,7 +192,7 @@ def test_a_part_that_fails_fails_the_whole_for_nothing(
     assert answer.status_code == status, answer.text
     assert "embeddings" not in json.loads(answer.content)
     row = the_row()
-    assert (row.billed, row.cost) == (False, 0) and alice.wallet.held == 0
+    assert (row.billed, row.cost) == (False, Decimal(0)) and alice.wallet.held == 0
     assert len(house.ollama.calls("/api/embed")) == 3
 
 

@@ -1,6 +1,7 @@
 """Every way an answer can end leaves one ended hold, one usage row and the right bytes."""
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -171,7 +172,7 @@ def test_a_broken_stream_never_looks_complete_and_costs_nothing(
     assert response.status_code == (200 if pieces else 504 if ending == [Stall()] else 502)
     assert len(lines) == pieces + 1 and set(lines[-1]) == {"error", "code", "request_id"}
     assert not any(line.get("done") for line in lines) and "/srv" not in str(lines)
-    assert (row().billed, row().cost, alice.wallet.spent) == (False, 0, 0)
+    assert (row().billed, row().cost, alice.wallet.spent) == (False, Decimal(0), 0)
     assert Hold.objects.get().state == "released"
 
 
@@ -278,7 +279,7 @@ def test_a_whole_response_that_fails_delivers_nothing_and_costs_nothing(
     response, _ = ask(alice, stream=False)
 
     assert response.status_code == status
-    assert (row().billed, row().cost, row().completion_tokens) == (False, 0, 200)
+    assert (row().billed, row().cost, row().completion_tokens) == (False, Decimal(0), 200)
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])

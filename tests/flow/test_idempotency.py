@@ -160,7 +160,7 @@ Ask = Callable[[House, Caller, bool], Any]
 
 def ask_openai(house: House, alice: Caller, stream: bool) -> Any:
     with openai.OpenAI(base_url=f"{house.server.url}/v1", api_key=alice.secret) as client:
-        answer: Any = client.chat.completions.create(**CHAT, stream=stream, extra_headers=NAMED)  # type: ignore[call-overload]
+        answer: Any = client.chat.completions.create(**CHAT, stream=stream, extra_headers=NAMED)
         return list(answer) if stream else answer
 
 

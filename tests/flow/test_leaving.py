@@ -2,6 +2,8 @@
 
 import json
 import time
+from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -58,7 +60,7 @@ def test_who_leaves_before_the_first_line_pays_nothing(
     leave(house, alice, path, stream=stream, after=0)
 
     row = the_row()
-    assert (row.outcome, row.billed, row.cost) == ("client_left", False, 0)
+    assert (row.outcome, row.billed, row.cost) == ("client_left", False, Decimal(0))
     assert Hold.objects.get().state == "released"
 
 
@@ -162,7 +164,7 @@ def leave_one(house: House, alice: Caller, after: int) -> None:
 CALL = {"function": {"name": "save", "arguments": {"text": "x" * 3997}}}
 COUNTED = 1003
 SAID = [{"role": "user", "content": "hello there"}]
-CALLERS = {
+CALLERS: dict[str, dict[str, Any]] = {
     "/chat": {"messages": SAID},
     "/api/chat": {"messages": SAID},
     "/v1/chat/completions": {"messages": SAID},

@@ -123,9 +123,8 @@ def test_tools_go_there_and_back(client: openai.OpenAI, house: House) -> None:
     calls = asked.message.tool_calls or []
     result: Any = {"role": "tool", "tool_call_id": calls[0].id, "content": "rain"}
 
-    answer = client.chat.completions.create(
-        model="llama3", messages=[*HELLO, asked.message, result], tools=[TOOL]
-    )
+    turns: list[Any] = [*HELLO, asked.message, result]
+    answer = client.chat.completions.create(model="llama3", messages=turns, tools=[TOOL])
 
     assert (asked.finish_reason, asked.message.content) == ("tool_calls", None)
     assert [(c.id, c.function.name) for c in calls] == [(CALL["id"], "weather")]  # type: ignore[union-attr]
@@ -202,9 +201,8 @@ def test_sampling_and_limits_reach_the_model(
         "stop": ["\n"],
     }
 
-    answer = client.chat.completions.create(
-        model="llama3", messages=HELLO, **sampling, **{limit: 3}
-    )
+    asked = sampling | {limit: 3}
+    answer = client.chat.completions.create(model="llama3", messages=HELLO, **asked)
 
     assert sent(house)["options"] == {**sampling, "num_predict": 3}
     assert answer.choices[0].finish_reason == "length"
@@ -364,7 +362,7 @@ def test_the_response_helper_gathers_thought_text_and_calls(
     assert said.type == "message" and final.output_text == "ab"
     assert called.type == "function_call" and called.call_id == CALL["id"]
     assert json.loads(called.arguments) == {"city": "Kiel"}
-    assert len({item.id for item in final.output}) == 3
+    assert len({thought.id, said.id, called.id}) == 3
     assert sent(house)["tools"][0]["function"]["name"] == "weather"
 
 
@@ -570,7 +568,7 @@ def test_who_leaves_a_silent_stream_stops_the_model_server(
 
     assert house.ollama.requests[-1].left.wait(1)
     row = the_row()
-    assert (row.outcome, row.billed, row.cost) == ("client_left", False, 0)
+    assert (row.outcome, row.billed, row.cost) == ("client_left", False, Decimal(0))
 
 
 # --- A real model ---------------------------------------------------------------------------------

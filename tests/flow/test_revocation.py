@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 from django.utils import timezone
@@ -70,7 +71,7 @@ def test_an_answer_that_has_not_begun_costs_nothing(house: House, alice: Caller)
         assert client.read_head().status == 401
     assert house.ollama.requests[0].left.wait(SOON), "the model server still works for nobody"
     row = the_row()
-    assert (row.outcome, row.billed, row.cost) == ("key_revoked", False, 0)
+    assert (row.outcome, row.billed, row.cost) == ("key_revoked", False, Decimal(0))
 
 
 def test_the_answers_of_other_keys_go_on(house: House, alice: Caller) -> None:

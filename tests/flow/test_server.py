@@ -5,7 +5,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -82,7 +82,7 @@ def test_a_burst_uses_the_threads_of_every_worker(house: House, streams: list[Ra
     assert house.ollama.in_flight == WORKERS * THREADS
 
 
-ERRORS = {
+ERRORS: dict[str, Callable[[Any], str]] = {
     GENERATE: lambda body: body["code"],
     "/v1/chat/completions": lambda body: body["error"]["code"],
     "/v1/messages": lambda body: body["type"] and body["error"]["type"] and "gateway_busy",
