@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,7 @@ def is_broken_off(seen: Seen, code: str) -> bool:
 
 def costs_nothing(*outcomes: str) -> bool:
     row = the_row()
-    return (row.billed, row.cost) == (False, 0) and row.outcome in outcomes
+    return (row.billed, row.cost) == (False, Decimal(0)) and row.outcome in outcomes
 
 
 def nothing_happened(house: House) -> bool:

@@ -7,7 +7,7 @@ Linux namespaces make the second gateway a container, or a host with another boo
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def test_a_host_with_a_clock_ahead_leaves_the_other_alone(
 
 @pytest.mark.parametrize("second", [a_container, another_host])
 def test_what_goes_on_after_a_pause_is_billed_whole(
-    shared: Site, producer: Producer, here: Gunicorn, second: type[Container]
+    shared: Site, producer: Producer, here: Gunicorn, second: Callable[[Site], Container]
 ) -> None:
     """A host stood still for longer than its leases; the other settled what it was serving."""
     before = here.log().count("was orphaned")

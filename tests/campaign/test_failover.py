@@ -62,7 +62,9 @@ def fail_over(place: Site, url: str, primary: Postgres, replica: Postgres) -> li
         refused = ask_many(url, place.key, 8)
         replica.promote()
         promoted = time.monotonic()
-        back = until(lambda: [one for one in ask_many(url, place.key, 1) if one.done], 30)
+        back: list[Seen] = until(
+            lambda: [one for one in ask_many(url, place.key, 1) if one.done], 30
+        )
         took = time.monotonic() - promoted
         long = streams.wait()
 

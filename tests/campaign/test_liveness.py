@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,8 @@ def test_a_cap_holds_after_the_clock_was_in_the_next_month(place: Site, clock: C
     """PostgreSQL has a clock of its own, which stays right; SQLite's is the gateway's."""
     made = manage(place.env, "shell", "--no-imports", "-c", CAP)
     assert made.returncode == 0, made.stderr
-    with place.gateway(**clock.env) as server:
+    more: dict[str, Any] = clock.env
+    with place.gateway(**more) as server:
         before = [ask_many(server.url, place.key, 1)[0] for _ in range(MOST)]
         clock.set(MONTH)
         ahead = ask_many(server.url, place.key, 1)[0]

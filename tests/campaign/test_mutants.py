@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from billing import budgets, journal, ledger, reconciliation
-from billing.models import Budget, Hold, ModelPrice
+from billing.models import Budget, Hold, ModelPrice, TokenUsage
 from billing.reservations import Reservation, Settlement
 from gateway.metering import Refused
 from tests.billing import test_crash_at_any_statement as crash
@@ -33,7 +33,7 @@ def settle_without_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever comes, comes through: the state of the hold is not asked."""
     open_the_gate(monkeypatch)
     # The unique request id is the second lock on this door; somebody took it off, too.
-    monkeypatch.setattr(ledger.TokenUsage, "save", lambda *_args, **_kwargs: None)
+    monkeypatch.setattr(TokenUsage, "save", lambda *_args, **_kwargs: None)
 
 
 def open_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:

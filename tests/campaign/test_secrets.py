@@ -136,7 +136,8 @@ def test_no_page_of_the_back_office_shows_a_secret(
     browser = Client(raise_request_exception=False)
     browser.force_login(User.objects.get(username="olga"))
 
-    pages, seen = ["/admin/"], set()
+    pages = ["/admin/"]
+    seen: set[str] = set()
     while pages and len(seen) < 80:
         page = pages.pop()
         seen.add(page)

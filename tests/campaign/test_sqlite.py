@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -80,7 +81,9 @@ def test_a_full_disk_refuses_what_is_new_and_loses_nothing(
     """Where the journal's disk is full as well, endings wait in memory; the answer then ends
     without its `usage`, since that would promise what is not on any disk."""
     with small_disk(tmp_path / "disk", 8) as disk:
-        elsewhere = {} if journal_too else {"JOURNAL_DIR": str(tmp_path / "journal")}
+        elsewhere: dict[str, Any] = {}
+        if not journal_too:
+            elsewhere["JOURNAL_DIR"] = str(tmp_path / "journal")
         with site("sqlite", home=disk, **elsewhere) as place:
             place.ollama.answer("/api/generate", producer)
             with place.gateway() as server:

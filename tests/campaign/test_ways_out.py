@@ -125,7 +125,7 @@ def ask(url: str, key: str, path: str, body: dict[str, Any] | None = None) -> in
 
 
 def test_a_prompt_goes_to_the_model_server_and_nowhere_else(place: Site, trap: Trap) -> None:
-    more = surroundings(place.home, trap)
+    more: dict[str, Any] = surroundings(place.home, trap)
     with place.gateway("tests.campaign.watched_wsgi", **more) as server:
         for path, body in bodies().items():
             for stream in (True, False):
@@ -169,7 +169,7 @@ def test_the_watch_sees_who_leaves_the_house(place: Site, trap: Trap, tmp_path: 
         "    return honest(*args, **kwargs)\n"
         "gateway.policy.build = build\n"
     )
-    more = surroundings(place.home, trap) | {"PYTHONPATH": str(tmp_path)}
+    more: dict[str, Any] = surroundings(place.home, trap) | {"PYTHONPATH": str(tmp_path)}
     with place.gateway("leaking", **more) as server:
         ask(server.url, place.key, "/api/generate", bodies()["/api/generate"])
 
