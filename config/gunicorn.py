@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
-from config import environment
+from config import environment, pauses
 from config.bodies import CLIENT_SECONDS
 
 # What this and its workers write (the database of SQLite, the journal) is its user's alone.
@@ -70,14 +70,15 @@ worker_class = "config.worker.Worker"
 def on_starting(server: Any) -> None:
     """Refuse to start with settings that cannot work, with one clear line for each.
 
-    In a process of its own: what the master imports, its workers would inherit for ever, and a
-    reload would not bring new code.
+    They are checked in a process of its own: what the master imports, its workers would inherit for
+    ever, and a reload would not bring new code.
     """
     checked = subprocess.run(
         [sys.executable, "manage.py", "check", "--deploy"], stdout=subprocess.DEVNULL
     )
     if checked.returncode:
         sys.exit(3)
+    pauses.spare_workers_after(server)
     for line in environment.old_names(_env):
         server.log.warning("%s It listens on %s.", line, bind)
 

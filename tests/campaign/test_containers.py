@@ -28,6 +28,8 @@ pytestmark = [
 
 # Seconds. A renewal, each third of it, may come so much later on a busy machine.
 LEASE = 5
+# How long gunicorn's master waits for a sign of life from a worker.
+PATIENCE = ["--timeout", "4"]
 STREAMS = 4
 
 
@@ -52,7 +54,8 @@ def here(shared: Site) -> Iterator[Gunicorn]:
 
 def a_container(shared: Site, **env: str) -> Container:
     """A second gateway on this machine, with this machine's host name."""
-    return Container({**shared.env, **env, "JOURNAL_DIR": str(shared.home / "container-journal")})
+    own = {**shared.env, **env, "JOURNAL_DIR": str(shared.home / "container-journal")}
+    return Container(own, args=PATIENCE)
 
 
 def another_host(shared: Site, **env: str) -> Container:
@@ -60,7 +63,7 @@ def another_host(shared: Site, **env: str) -> Container:
     boot_id = shared.home / "boot-id"
     boot_id.write_text(str(uuid.uuid4()))
     own = {**shared.env, **env, "JOURNAL_DIR": str(shared.home / "host-journal")}
-    return Container(own, host_name="elsewhere", boot_id=boot_id)
+    return Container(own, host_name="elsewhere", boot_id=boot_id, args=PATIENCE)
 
 
 def streams_of_both(shared: Site, one: Gunicorn, other: Gunicorn) -> list[Seen]:
@@ -109,16 +112,19 @@ def test_a_host_with_a_clock_ahead_leaves_the_other_alone(
 def test_what_goes_on_after_a_pause_is_billed_whole(
     shared: Site, producer: Producer, here: Gunicorn, second: Callable[[Site], Container]
 ) -> None:
-    """A host stood still for longer than its leases; the other settled what it was serving."""
+    """A host stood still for longer than its leases, and than its master waits for its workers; the
+    other settled what it was serving."""
     before = here.log().count("was orphaned")
     with second(shared) as other:
         streams = Streams(shared, other.url, STREAMS, pieces=120)
         time.sleep(LEASE / 2)  # A renewal has noted what was produced.
         with paused(other.pids()):
-            until(lambda: not shared.open_holds(), 5 * LEASE)
+            time.sleep(LEASE)
+            until(lambda: not shared.open_holds(), 4 * LEASE)
         seen = streams.wait()
         log = other.log()
 
+    assert "WORKER TIMEOUT" not in log
     whole_with_usage(seen)
     assert here.log().count("was orphaned") == before + STREAMS
     assert log.count("went on after it was settled as expired") == STREAMS, log

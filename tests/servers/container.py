@@ -5,7 +5,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tests.servers.gunicorn import Gunicorn, _parent, _pids
@@ -29,10 +29,15 @@ class Container(Gunicorn):
     """
 
     def __init__(
-        self, env: Mapping[str, str], *, host_name: str = "", boot_id: Path | None = None
+        self,
+        env: Mapping[str, str],
+        *,
+        host_name: str = "",
+        boot_id: Path | None = None,
+        args: Sequence[str] = (),
     ) -> None:
         told = {"HOST_NAME": host_name, "BOOT_ID": str(boot_id or "")}
-        super().__init__({**env, **told})
+        super().__init__({**env, **told}, args=args)
         self._command = [*UNSHARE, "sh", "-c", INSIDE, "sh", *self._command]
 
     def stop(self, timeout: float = 10.0) -> int:
