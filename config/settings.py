@@ -4,6 +4,7 @@ from datetime import timedelta
 
 from config import environment
 from config.environment import BASE_DIR
+from config.security_log import in_one_line
 
 env = environment.read()
 
@@ -154,8 +155,15 @@ LOGGING = {
     "formatters": {
         "line": {"format": "{asctime} {levelname} {name}: {message}", "style": "{"},
     },
+    "filters": {
+        "one_line": {"()": "django.utils.log.CallbackFilter", "callback": in_one_line},
+    },
     "handlers": {
-        "stderr": {"class": "logging.StreamHandler", "formatter": "line"},
+        "stderr": {
+            "class": "logging.StreamHandler",
+            "formatter": "line",
+            "filters": ["one_line"],
+        },
     },
     "root": {"handlers": ["stderr"], "level": "INFO"},
     "loggers": {

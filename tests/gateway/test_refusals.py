@@ -1,6 +1,9 @@
 """What fits no column or no form is refused with a 4xx, before and after the login."""
 
+import io
+import logging
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -131,6 +134,34 @@ def test_no_page_of_the_back_office_makes_a_5xx(office: Client, path: str) -> No
     office.raise_request_exception = False
 
     assert office.get(path).status_code < 500
+
+
+@pytest.fixture
+def log() -> Iterator[io.StringIO]:
+    """What the log's handler writes."""
+    [handler] = [each for each in logging.getLogger().handlers if each.name == "stderr"]
+    assert isinstance(handler, logging.StreamHandler)
+    written = io.StringIO()
+    before = handler.setStream(written)
+    yield written
+    handler.setStream(before)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/admin/accounts/account/?" + "a=1&" * 1_001, 400),
+        ("/admin/billing/entry/?x%0aFORGED%1b[2J=1", 400),
+        ("/admin/billing/entry/?_to_field=digest", 400),
+    ],
+)
+def test_a_suspicious_request_is_one_line_of_the_log(
+    office: Client, log: io.StringIO, path: str, status: int
+) -> None:
+    assert office.get(path).status_code == status
+
+    [line] = log.getvalue().splitlines()
+    assert " WARNING django.security." in line and line.isprintable()
 
 
 def test_what_is_no_misfit_stays_a_500(office: Client, monkeypatch: pytest.MonkeyPatch) -> None:
