@@ -12,7 +12,7 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 
 from accounts import authors
-from accounts.admin.base import operator
+from accounts.admin.base import OwnLookups, operator
 
 if TYPE_CHECKING:
     _UserAdmin = auth_admin.UserAdmin[User]
@@ -26,10 +26,11 @@ def is_superuser(request: HttpRequest) -> bool:
     return bool(getattr(request.user, "is_superuser", False))
 
 
-class OperatorAdmin(_UserAdmin):
+class OperatorAdmin(OwnLookups, _UserAdmin):
     """Django's own, in which `auth.change_user` gives nobody more rights than they have."""
 
     actions = ["deactivate"]
+    linked_by = ("groups__id__exact",)
 
     def get_readonly_fields(self, request: HttpRequest, obj: Any = None) -> Any:
         return super().get_readonly_fields(request, obj) if is_superuser(request) else RIGHTS
@@ -85,7 +86,7 @@ def _may_touch(request: HttpRequest, user: Any) -> bool:
     return is_superuser(request) or not getattr(user, "is_superuser", False)
 
 
-class RoleAdmin(auth_admin.GroupAdmin):
+class RoleAdmin(OwnLookups, auth_admin.GroupAdmin):
     """A group is rights: only superusers change what it gives."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:

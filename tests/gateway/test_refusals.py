@@ -75,6 +75,7 @@ HUGE = "99999999999999999999"
 ODD = [f"account__exact={HUGE}", f"key__exact={HUGE}", f"id__exact={HUGE}", f"user__exact={HUGE}"]
 ODD += ["account__exact=abc", "is_active__exact=abc", f"p={HUGE}", f"o={HUGE}", "all=x"]
 ODD += [f"_to_field=id&_popup={HUGE}", "e=1", f"q={HUGE}", "created_at__gte=x", "state=x"]
+ODD += ["last_name__range=x", "name__range=x", "id__range=1"]
 
 
 @pytest.mark.parametrize("path", LISTS)
