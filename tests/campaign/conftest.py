@@ -6,7 +6,9 @@ has one usage row, and no sum differs from another.
 
 import contextlib
 import json
+import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -18,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.db import connection
 
 from billing import reconciliation
 from billing.models import Hold, TokenUsage
+from tests.campaign.fuzz_run import LastError, hung
 from tests.conftest import new_caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.proxy import Proxy
@@ -121,6 +125,32 @@ def books_balance(seconds: float = 10.0) -> None:
     assert TokenUsage.objects.count() == Hold.objects.count()
     broken = {check.name: found for check, found in reconciliation.differences() if found}
     assert not broken
+
+
+# --- The application in this process --------------------------------------------------------------
+
+
+@pytest.fixture
+def careless(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep connections, and wait for no disk: what is tried is not the database. End what hangs."""
+    before = signal.signal(signal.SIGALRM, hung)
+    monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", None)
+    if connection.vendor == "sqlite":
+        quick = "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
+        monkeypatch.setitem(connection.settings_dict["OPTIONS"], "init_command", quick)
+    connection.close()
+    yield
+    connection.close()
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def errors(monkeypatch: pytest.MonkeyPatch) -> LastError:
+    """Take the place of every log: thousands of refusals are written there."""
+    last = LastError()
+    # Not by levels and handlers, of which pytest adds some later.
+    monkeypatch.setattr(logging.Logger, "handle", lambda _, record: last.keep(record))
+    return last
 
 
 # --- Asking, and what a client makes of the answer ----------------------------------------------
@@ -243,6 +273,11 @@ def resident_mb(pid: int) -> float:
     return _status(pid, "VmRSS:") / 1024
 
 
+def peak_mb(pid: int) -> float:
+    """The most memory that a process has held, in megabytes."""
+    return _status(pid, "VmHWM:") / 1024
+
+
 def thread_count(pid: int) -> int:
     return int(_status(pid, "Threads:"))
 
@@ -258,7 +293,7 @@ def growing_less_than(megabytes: float, house: House, what: str) -> Iterator[Non
     for pid in before:
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # Forget the peak.
     yield
-    growth = max(_status(pid, "VmHWM:") / 1024 - held for pid, held in before.items())
+    growth = max(peak_mb(pid) - held for pid, held in before.items())
     figure(f"{what}, {house.way}: {growth:+.1f} MB at the peak")
     assert growth < megabytes
 
