@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from tests.campaign.conftest import (
     figure,
     growing_less_than,
     in_parallel,
+    peak_mb,
     started,
     ways,
 )
@@ -145,12 +147,22 @@ def test_a_body_without_credit_is_not_read(house: House, key: str) -> None:
     assert set(statuses) == {402} and other.longest < GAP
 
 
+# Two workers of this size, and what started them, fit into a container of 1 GiB.
+WORKER_MEGABYTES = 490
+
+
 @pytest.mark.parametrize("kind", ["lists", "images that are none", "one word and an emoji"])
 def test_three_hostile_bodies_break_no_stream(key: str, kind: str) -> None:
-    """What ended both workers of a container of 1 GiB, with ten streams of another customer."""
+    """What ended both workers of a container of 1 GiB, with ten streams of another customer.
+
+    The kernel gives no worker more than half of it. A memory cgroup would count alike for both,
+    but only an administrator can make one.
+    """
     hostile = new_caller("Harry", credit="25").secret
     with started(CLIENT_SECONDS="20", UPSTREAM_TOTAL_SECONDS="60") as house:
         workers = house.server.worker_pids()
+        for pid in workers:
+            resource.prlimit(pid, resource.RLIMIT_DATA, (WORKER_MEGABYTES * 2**20,) * 2)
         others = [Listener(house, key, seconds=4) for _ in range(10)]
         with growing_less_than(MEGABYTES, house, f"3 × {kind}, two workers, ten streams"):
             for other in others:
@@ -159,6 +171,9 @@ def test_three_hostile_bodies_break_no_stream(key: str, kind: str) -> None:
             for other in others:
                 other.join()
         assert house.server.worker_pids() == workers
+        held = sum(peak_mb(pid) for pid in (house.server.pid, *workers))
+        figure(f"3 × {kind}, ten streams: {held:.0f} MB of 1,024 MB at the peak")
+        assert held < 1024 and "MemoryError" not in house.server.log()
 
     assert all(other.ended for other in others)
     rows = TokenUsage.objects.filter(outcome="complete", completion_tokens=others[0].expected)
