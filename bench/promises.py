@@ -22,7 +22,7 @@ from tests.fakes.script import Stall, Wait, tokens
 from tests.servers.client import RawClient
 from tests.servers.gunicorn import Gunicorn, manage
 
-KILLS, LEAVERS, FIRSTS, RESTARTS, IN_FLIGHT = 40, 25, 150, 5, 64
+KILLS, LEAVERS, FIRSTS, RESTARTS, IN_FLIGHT, REFUSALS = 40, 25, 150, 5, 64, 50
 PATH = "/api/generate"
 
 
@@ -120,6 +120,44 @@ def gone(place: Site, server: Gunicorn) -> Figures:
     worst = max(one.seconds for one in took)
     assert {one.status for one in took} == {503}
     return [within("P8", "a dead Ollama is said at once, worst", worst, 0.2)]
+
+
+# --- A full gateway ------------------------------------------------------------------------------
+
+
+def full(place: Site, server: Gunicorn) -> Figures:
+    """P9: what is asked while every thread of two workers has a stream."""
+    go_on = threading.Event()
+    place.ollama.answer(PATH, tokens("a", done=False), Wait(go_on), tokens("b"))
+    with place.gateway(GATEWAY_WORKERS="2", GATEWAY_THREADS=str(STREAMS)) as small:
+        busy = fill_threads(small, place.key, 2 * STREAMS)
+        refused = [ask(small.url, place.key, n) for n in range(REFUSALS)]
+        go_on.set()
+        for client in busy:
+            client.close()
+    assert {(one.status, one.error) for one in refused} == {(503, "gateway_busy")}
+    took = [one.seconds for one in refused]
+    return [
+        within("P9", f"full means a quick no, p{percent}", percentile(took, percent), 0.1)
+        for percent in (50, 99)
+    ]
+
+
+def fill_threads(server: Gunicorn, key: str, count: int) -> list[RawClient]:
+    """Give every thread a stream. A worker that slept for 50 ms refuses some; those ask again."""
+    busy: list[RawClient] = []
+    for _ in range(20):
+        asking = [RawClient(server.url) for _ in range(count - len(busy))]
+        for client in asking:
+            client.post(PATH, {"model": "llama3", "prompt": "hi"}, key=key)
+        for client in asking:
+            if client.read_head().status == 200:
+                busy.append(client)
+            else:
+                client.close()
+        if len(busy) == count:
+            return busy
+    raise AssertionError(f"{len(busy)} of {count} streams began")
 
 
 # --- What it adds --------------------------------------------------------------------------------
@@ -251,7 +289,7 @@ def main() -> int:
     with site("sqlite") as place, place.gateway() as server:
         ask(server.url, place.key, 1)
         parts: list[Callable[[Site, Gunicorn], Figures]]
-        parts = [overhead, memory, leaving, gone, credit, revoking, reload]
+        parts = [overhead, memory, leaving, gone, full, credit, revoking, reload]
         for part in parts:
             place.ollama.reset()
             note(part(place, server))

@@ -97,7 +97,6 @@ PROOFS = [
 
 NOT_PROMISED = {
     "P5": "no request beyond a limit of concurrency",
-    "P9": "full means a quick no",
     "P10": "one customer cannot starve another",
     "P16": "rate limits hold over processes",
 }
