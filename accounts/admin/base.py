@@ -46,6 +46,12 @@ class OwnLookups(_ModelAdmin):
         for each in filters:
             yield f"{each}__exact" if isinstance(each, str) else each.parameter_name
 
+    def get_object(
+        self, request: HttpRequest, object_id: str, from_field: str | None = None
+    ) -> Any:
+        """Take an empty `_to_field` for none: Django looks for a column of that name."""
+        return super().get_object(request, object_id, from_field or None)
+
 
 class OfficeAdmin(OwnLookups):
     """A list and its pages. Rows are never deleted: bills and logs name them for ever."""

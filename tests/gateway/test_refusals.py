@@ -125,6 +125,7 @@ def test_a_link_fills_a_form_with_what_fits(office: Client, alice: Caller) -> No
 
 PAGES = [f"/admin/{path}/{row}/{page}/" for path in LISTS[:5] for row in ("abc", HUGE, "%25")
          for page in ("change", "history", "delete")]  # fmt: skip
+PAGES += [f"/admin/{path}/1/{page}/?_to_field=" for path in LISTS for page in ("change", "delete")]
 PAGES += [f"/admin/r/{HUGE}/{HUGE}/", "/admin/jsi18n/?x=1", "/admin/autocomplete/",
           f"/admin/autocomplete/?app_label=billing&model_name=budget&field_name=account&term={HUGE}"
           ]  # fmt: skip
