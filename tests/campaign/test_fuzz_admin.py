@@ -29,7 +29,7 @@ from tests.conftest import new_caller
 from tests.fakes.ollama import FakeOllama
 
 SEED = os.environ.get("SEED", "19")
-NUMBER = int(os.environ.get("FUZZ", "600"))
+NUMBER = int(os.environ.get("FUZZ", "400"))
 PAGES = [*dict.fromkeys(fuzz_admin.pages(get_resolver()))]
 # Of a hundred requests so many must show a page to an operator: or what is tried is the login.
 SHOWN = 15
