@@ -101,6 +101,7 @@ DATABASE_ANSWER_SECONDS: float = env.float("DATABASE_ANSWER_SECONDS", default=2.
 _OPTIONS = DATABASES["default"].get("OPTIONS", {})
 
 if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+    DATABASES["default"]["ENGINE"] = "config.sqlite"
     # A thread keeps its connection: whoever closes the last one pays for a checkpoint.
     DATABASES["default"]["CONN_MAX_AGE"] = None
     DATABASES["default"]["OPTIONS"] = {

@@ -19,7 +19,7 @@ KEEP_LEASES = False
 LAST_USED_EVERY = timedelta(days=1)
 JOURNAL_DIR = tempfile.mkdtemp(prefix="gateway-journal-")
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
-if DATABASES["default"]["ENGINE"] == "django.db.backends.sqlite3":
+if DATABASES["default"]["ENGINE"] == "config.sqlite":
     # A file, not memory: threads of a test must meet in the same database, as in production.
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")
     name = f"{tempfile.gettempdir()}/gateway-tests-{os.getpid()}{worker}.sqlite3"

@@ -104,9 +104,9 @@ def test_who_has_no_credit_is_told_what_is_missing(ollama: FakeOllama, db: None)
 
 
 def test_an_answer_longer_than_its_hold_is_billed_as_it_was(ollama: FakeOllama, db: None) -> None:
-    """A model's own system prompt may be longer than foreseen; the work is done all the same."""
+    """A model's own system prompt may be longer than foreseen, by 4,096 tokens at most."""
     alice = new_caller("Alice", credit=str(most_one_costs()))
-    ollama.answer("/api/generate", tokens("ab", prompt=5000))
+    ollama.answer("/api/generate", tokens("ab", prompt=4000))
     body = {"model": "llama3", "prompt": "hi", "options": {"num_predict": WRITES}}
 
     assert alice.post("/generate", body).status_code == 200

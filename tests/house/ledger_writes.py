@@ -29,8 +29,8 @@ WRITERS = {
     "billing.IdempotencyKey": ("billing/idempotency.py",),
     "accounts.ApiKey": ("accounts/keys.py", "accounts/last_used.py"),
 }
-# Our database backend is on the stack of every statement and decides none.
-TRANSPARENT = ("config/postgresql/",)
+# Our database backends are on the stack of every statement and decide none.
+TRANSPARENT = ("config/postgresql/", "config/sqlite/")
 WRITE = re.compile(r'\s*(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM)\s+"?(\w+)"?', re.IGNORECASE)
 
 
