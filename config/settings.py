@@ -241,7 +241,7 @@ MAX_JSON_VALUES: int = env.int("MAX_JSON_VALUES", default=50_000)
 MAX_PROMPT_BYTES: int = env.int("MAX_PROMPT_BYTES", default=1024 * 1024)
 MAX_IMAGES: int = env.int("MAX_IMAGES", default=8)
 MAX_IMAGE_BYTES: int = env.int("MAX_IMAGE_BYTES", default=8 * 1024 * 1024)
-MAX_EMBED_INPUTS: int = env.int("MAX_EMBED_INPUTS", default=512)
+MAX_EMBED_INPUTS: int = env.int("MAX_EMBED_INPUTS", default=2048)
 # Texts of one call to the model server; between two calls others have their turn.
 EMBED_BATCH_INPUTS: int = env.int("EMBED_BATCH_INPUTS", default=16)
 DEFAULT_COMPLETION_TOKENS: int = env.int("DEFAULT_COMPLETION_TOKENS", default=2048)

@@ -4,10 +4,12 @@ Ollama queues every text of a call at once, first come, first served: while a ca
 them runs, everybody else's single text waits for all of it. Between two parts others have their
 turn, and a client that has left is noticed.
 
-For the client, the hold and the bill it is one request: vectors are joined and counts added.
+For the client, the hold and the bill it is one request: counts are added, and the renderer joins
+the vectors, which each part's chunk has.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from gateway.chunk import Chunk
@@ -38,7 +40,6 @@ class EmbedParts:
         self._send = send
         self._read = read
         self._done = 0
-        self._vectors: list[Any] = []
         self._sums: dict[str, int] = {}
         # None as soon as one part had no count that can be believed.
         self._prompt_tokens: int | None = 0
@@ -48,17 +49,19 @@ class EmbedParts:
         return _PartedAnswer(self._parts, self._send, watch)
 
     def read(self, line: bytes) -> Chunk:
-        """Read one part; the last chunk has the vectors and the counts of all."""
+        """Read one part, with its vectors; the last chunk has the counts of all."""
         chunk = self._read(line)
         vectors = chunk.fields["embeddings"]
         if len(vectors) != len(self._parts[self._done]["input"]):
             raise UpstreamBroke()
         self._done += 1
-        self._vectors += vectors
         self._add(chunk)
         if self._done < len(self._parts):
-            return Chunk(prompt_tokens=chunk.prompt_tokens, completion_tokens=0)
-        return self._joined(chunk)
+            fields = {"embeddings": vectors}
+            return Chunk(prompt_tokens=chunk.prompt_tokens, completion_tokens=0, fields=fields)
+        return replace(
+            chunk, prompt_tokens=self._prompt_tokens, fields={**chunk.fields, **self._sums}
+        )
 
     def _add(self, chunk: Chunk) -> None:
         for name in ADDED:
@@ -68,12 +71,6 @@ class EmbedParts:
             self._prompt_tokens += chunk.prompt_tokens
         else:
             self._prompt_tokens = None
-
-    def _joined(self, last: Chunk) -> Chunk:
-        fields = {**last.fields, **self._sums, "embeddings": self._vectors}
-        return Chunk(
-            done=True, prompt_tokens=self._prompt_tokens, completion_tokens=0, fields=fields
-        )
 
 
 class _PartedAnswer(Answer):

@@ -46,16 +46,23 @@ class Room:
     @contextmanager
     def of(self, size: int, limit: int) -> Iterator[None]:
         """Wait for room; raise GatewayBusy where there is none for too long."""
+        self.take(size, limit)
+        try:
+            yield
+        finally:
+            self.give(size)
+
+    def take(self, size: int, limit: int) -> None:
+        """Wait for room and take it, until it is given back; raise GatewayBusy."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._taken + size <= limit, self._patience):
                 raise GatewayBusy()
             self._taken += size
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._taken -= size
-                self._changed.notify_all()
+
+    def give(self, size: int) -> None:
+        with self._changed:
+            self._taken -= size
+            self._changed.notify_all()
 
 
 room = Room()

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
+from gateway.answer_room import Share
 from gateway.chunk import Chunk
 from gateway.dialects.base import Renderer
 from gateway.dialects.ollama import cut_short
@@ -91,8 +92,10 @@ class MeteredStream:
         watch: Watch,
         patience: Patience | None = None,
         may_just_end: bool = True,
+        parts: int = 1,
     ) -> None:
-        """`may_just_end`: a proper end without a last chunk is an end, after at least one chunk."""
+        """`may_just_end`: a proper end without a last chunk is an end, after at least one chunk.
+        `parts`: in how many parts of one size the answer comes, where that is known."""
         self._meter = meter
         self._tally = tally
         self._renderer = renderer
@@ -107,6 +110,7 @@ class MeteredStream:
         self._first: Chunk | None = None
         self._may_just_end = may_just_end
         self._is_whole = False
+        self._share = Share(parts)
         self._ended = False
         self._owes_sign_of_life = False
 
@@ -177,11 +181,17 @@ class MeteredStream:
         chunks: list[Chunk] = []
         try:
             while not chunks or not chunks[-1].done:
-                chunks.append(self._count(self._take()))
+                chunks.append(self._renderer.kept(self._count(self._take())))
+                self._share.add(chunks[-1])
             return self._renderer.whole(chunks, self._finish(chunks[-1]))
         except Exception as error:
+            self.give_back()
             self._fail(error)
             raise
+
+    def give_back(self) -> None:
+        """Give back the room that a whole answer takes: it has been sent."""
+        self._share.give_back()
 
     def close(self) -> None:
         """Let go of both connections; what has not ended by now ends because the client left."""

@@ -57,6 +57,7 @@ class AnswerView(APIView):
             raise ClientLeft()  # In the queue for a thread: nothing is held, nothing written.
         require_installed(request, prompt, model)
         meter = meter_of(request)
+        parts = embed_parts.parts_of(job.body, settings.EMBED_BATCH_INPUTS)
         try:
             meter.open(demand(key_of(request), prompt, model, job, named))
         except NotPriced:
@@ -71,9 +72,10 @@ class AnswerView(APIView):
             ),
             renderer=renderer,
             watch=watch_of(request),
+            parts=len(parts),
         )
         stream.begin(
-            *way_to_ask(prompt, job, model),
+            *way_to_ask(prompt, parts, model),
             keep_alive=sign_of_life(prompt, renderer),
         )
         return respond(stream, prompt, renderer)
@@ -105,13 +107,13 @@ def load_or_unload(request: Request, prompt: Prompt, model: str) -> None:
             loads.load(model, watch)
 
 
-def way_to_ask(prompt: Prompt, job: policy.Job, model: str) -> tuple[Send, Read]:
-    """Return how the model server is asked, and how a line of its answer is read."""
+def way_to_ask(prompt: Prompt, parts: list[dict[str, Any]], model: str) -> tuple[Send, Read]:
+    """Return how the model server is asked, in one call for each part, and how a line of its answer
+    is read."""
     send = partial(hosts.host().send, prompt.operation)
     read = partial(ollama.read_chunk, prompt.operation, model=model)
-    parts = embed_parts.parts_of(job.body, settings.EMBED_BATCH_INPUTS)
     if len(parts) == 1:
-        return partial(send, job.body), read
+        return partial(send, parts[0]), read
     parted = embed_parts.EmbedParts(parts, send, read)
     return parted.send, parted.read
 
@@ -165,10 +167,22 @@ def sign_of_life(prompt: Prompt, renderer: Renderer) -> float | None:
     return settings.KEEP_ALIVE_SECONDS if prompt.stream and renderer.keeps_alive else None
 
 
+class WholeResponse(HttpResponse):
+    """One JSON body; what room it takes is given back when it has been sent."""
+
+    def __init__(self, stream: MeteredStream) -> None:
+        super().__init__(stream.whole(), content_type="application/json")
+        self._give_back = stream.give_back
+
+    def close(self) -> None:
+        super().close()
+        self._give_back()
+
+
 def respond(stream: MeteredStream, prompt: Prompt, renderer: Renderer) -> HttpResponseBase:
     """Return the answer as it comes, or whole."""
     if not prompt.stream:
-        return HttpResponse(stream.whole(), content_type="application/json")
+        return WholeResponse(stream)
     response = StreamingHttpResponse(stream, content_type=renderer.content_type)
     # A proxy in front that gathers a stream hides both a slow reader and one that left.
     response["X-Accel-Buffering"] = "no"

@@ -29,6 +29,9 @@ class Renderer(Protocol):
     def failure(self, error: GatewayError) -> bytes:
         """Return the bytes that end a broken stream, which must never look complete."""
 
+    def kept(self, chunk: Chunk) -> Chunk:
+        """Return a chunk of a request that does not stream, with no more than `whole` needs."""
+
     def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         """Return the one JSON answer of a request that does not stream."""
 

@@ -18,6 +18,7 @@ from gateway.metering import Receipt
 from gateway.prompt import Operation, Prompt
 from gateway.rules import refuse_lookalikes
 from gateway.usage import counts
+from gateway.written import Items, dump, items, joined_items, kept, one_part
 
 # Where a model of the operator's really runs is nobody's business; the rest is debugging.
 PRIVATE = ("remote_model", "remote_host", "_debug_info", "error")
@@ -215,9 +216,14 @@ class OllamaRenderer:
     def failure(self, error: GatewayError) -> bytes:
         return json_line(error_object(error, self.request_id))
 
+    def kept(self, chunk: Chunk) -> Chunk:
+        return kept(chunk, logprobs=probabilities([chunk]), embeddings=vectors([chunk]))
+
     def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         answer = self._public(chunks[-1])
-        if self.prompt.operation is not Operation.EMBED:
+        if self.prompt.operation is Operation.EMBED:
+            answer |= {"embeddings": vectors(chunks)}
+        else:
             answer |= joined(self.prompt.operation, chunks)
         return json_line(answer | usage_object(receipt))
 
@@ -233,11 +239,22 @@ def joined(operation: Operation, chunks: Sequence[Chunk]) -> dict[str, Any]:
     said["tool_calls"] = [call for chunk in chunks for call in chunk.tool_calls]
     said = {name: value for name, value in said.items() if value}
     text = "".join(chunk.text for chunk in chunks)
-    probabilities = [entry for chunk in chunks for entry in _objects(chunk.fields.get("logprobs"))]
-    extra = {"logprobs": probabilities} if probabilities else {}
+    entries = probabilities(chunks)
+    extra = {"logprobs": entries} if entries else {}
     if operation is Operation.GENERATE:
         return {"response": text, **said, **extra}
     return {"message": {"role": "assistant", "content": text, **said}, **extra}
+
+
+def probabilities(chunks: Iterable[Chunk]) -> Items:
+    """Return the probabilities of chunks, kept or not, as the model server gave them."""
+    given = (chunk.fields.get("logprobs") for chunk in chunks)
+    return joined_items(given, lambda value: one_part(_objects(value)))
+
+
+def vectors(chunks: Iterable[Chunk]) -> Items:
+    """Return the vectors of chunks, kept or not, a part for each."""
+    return joined_items((chunk.fields.get("embeddings", []) for chunk in chunks), items)
 
 
 def usage_object(receipt: Receipt | None) -> dict[str, Any]:
@@ -265,7 +282,7 @@ def error_object(error: GatewayError, request_id: str) -> dict[str, Any]:
 def json_line(value: dict[str, Any]) -> bytes:
     """Return one object as a line. All but ASCII is escaped: clients that split lines the way
     Python's splitlines does break at a bare U+0085."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode("ascii") + b"\n"
+    return dump(value, separators=(",", ":")) + b"\n"
 
 
 # --- The older embeddings route -----------------------------------------------------------------
@@ -289,8 +306,8 @@ class LegacyEmbeddingsRenderer(OllamaRenderer):
     """Writes the one vector under the older name."""
 
     def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
-        vectors = chunks[-1].fields["embeddings"]
-        return json_line({"embedding": vectors[0] if vectors else []} | usage_object(receipt))
+        found = vectors(chunks).parts
+        return json_line({"embedding": found[0] if found else []} | usage_object(receipt))
 
 
 # --- Pulling a model ------------------------------------------------------------------------------

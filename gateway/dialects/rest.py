@@ -9,13 +9,16 @@ from gateway.dialects.ollama import (
     joined,
     json_line,
     model_of,
+    probabilities,
     usage_object,
+    vectors,
     wants_stream,
 )
 from gateway.errors import BadRequest, GatewayError
 from gateway.metering import Receipt
 from gateway.prompt import Operation, Prompt
 from gateway.rules import refuse_lookalikes
+from gateway.written import Items, kept
 
 
 class RestDialect:
@@ -63,10 +66,12 @@ class RestRenderer:
     def failure(self, error: GatewayError) -> bytes:
         return json_line(error_object(error, self.request_id))
 
+    def kept(self, chunk: Chunk) -> Chunk:
+        return kept(chunk, logprobs=probabilities([chunk]), embeddings=vectors([chunk]))
+
     def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         if self.prompt.operation is Operation.EMBED:
-            vectors = chunks[-1].fields["embeddings"]
-            return json_line(self._vectors(vectors) | usage_object(receipt))
+            return json_line(self._vectors(vectors(chunks)) | usage_object(receipt))
         return json_line(self._ended(chunks, receipt))
 
     def _ended(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> dict[str, Any]:
@@ -80,8 +85,8 @@ class RestRenderer:
             said = {"response": said["message"]["content"], **said}
         return {"model": self.prompt.model, **said}
 
-    def _vectors(self, vectors: list[Any]) -> dict[str, Any]:
+    def _vectors(self, found: Items) -> dict[str, Any]:
         """Return `embedding` for one string, `embeddings` for a list of them."""
         if isinstance(self.prompt.fields["input"], str):
-            return {"model": self.prompt.model, "embedding": vectors[0] if vectors else []}
-        return {"model": self.prompt.model, "embeddings": vectors}
+            return {"model": self.prompt.model, "embedding": found.parts[0] if found else []}
+        return {"model": self.prompt.model, "embeddings": found}

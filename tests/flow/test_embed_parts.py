@@ -30,7 +30,7 @@ MODEL = "nomic-embed-text:latest"
 @pytest.fixture(scope="module")
 def running(django_db_setup: None, django_db_blocker: object) -> Iterator[House]:
     with FakeOllama() as ollama:
-        env = gateway_env(ollama, **DEADLINES, MAX_EMBED_INPUTS="2048")
+        env = gateway_env(ollama, **DEADLINES)
         with Gunicorn(env) as server:
             yield House(server, ollama, env)
 

@@ -11,6 +11,7 @@ from gateway.dialects.anthropic.errors import error_object
 from gateway.errors import GatewayError
 from gateway.metering import Receipt
 from gateway.prompt import Prompt
+from gateway.written import kept
 
 Block = dict[str, Any]
 
@@ -58,6 +59,9 @@ class MessageRenderer:
         self._open = ""  # The kind of the block that is being written.
 
     # --- Whole ---
+
+    def kept(self, chunk: Chunk) -> Chunk:
+        return kept(chunk)
 
     def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         last = chunks[-1]

@@ -13,6 +13,7 @@ from gateway.dialects.openai.errors import error_object
 from gateway.errors import GatewayError, UpstreamBroke
 from gateway.metering import Receipt
 from gateway.prompt import Prompt
+from gateway.written import Items, dump, items, joined_items, kept
 
 DONE = b"data: [DONE]\n\n"
 
@@ -29,13 +30,12 @@ def plain_id(request_id: str) -> str:
 
 def event(value: dict[str, Any]) -> bytes:
     """Return one server-sent event. ASCII only: no line break hides in the text."""
-    data = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return b"data: " + data.encode("ascii") + b"\n\n"
+    return b"data: " + dump(value, separators=(",", ":")) + b"\n\n"
 
 
 def body(value: dict[str, Any]) -> bytes:
     """Return one object as the body of a whole answer."""
-    return json.dumps(value, allow_nan=False).encode()
+    return dump(value)
 
 
 def usage_object(receipt: Receipt | None) -> dict[str, Any] | None:
@@ -95,6 +95,9 @@ class OpenAIRenderer:
         """Return a chunk object; the one with the usage has no choice in it."""
         piece = self._head(self.kind) | {"choices": [choice] if choice else []}
         return piece | {"usage": None} if self.prompt.wants.get("include_usage") else piece
+
+    def kept(self, chunk: Chunk) -> Chunk:
+        return logprobs.keep_entries(chunk)
 
     def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         raise NotImplementedError
@@ -193,6 +196,9 @@ class CompletionRenderer(OpenAIRenderer):
         super().__init__(prompt, request_id)
         self.written = 0
 
+    def kept(self, chunk: Chunk) -> Chunk:
+        return logprobs.keep_columns(chunk)
+
     def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         answer = self._head(self.kind)
         answer["choices"] = [self._choice(chunks, self._reason(chunks[-1]))]
@@ -215,18 +221,24 @@ class CompletionRenderer(OpenAIRenderer):
 class EmbeddingsRenderer(OpenAIRenderer):
     """Embeddings, as numbers or as base64 of little-endian 32-bit floats."""
 
+    def kept(self, chunk: Chunk) -> Chunk:
+        return kept(chunk, embeddings=self._vectors(chunk.fields["embeddings"]))
+
     def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
-        vectors = chunks[-1].fields["embeddings"]
+        found = joined_items((chunk.fields["embeddings"] for chunk in chunks), self._vectors)
         data = [
-            {"object": "embedding", "index": index, "embedding": self._written(vector)}
-            for index, vector in enumerate(vectors)
+            {"object": "embedding", "index": index, "embedding": vector}
+            for index, vector in enumerate(found.parts)
         ]
         usage = usage_object(receipt) or {}
         usage.pop("completion_tokens", None)
         answer = {"object": "list", "data": data, "model": self.prompt.model, "usage": usage}
         return body(answer)
 
-    def _written(self, vector: list[float]) -> list[float] | str:
+    def _vectors(self, vectors: list[list[float]]) -> Items:
+        return items(map(self._encoded, vectors))
+
+    def _encoded(self, vector: list[float]) -> list[float] | str:
         if not self.prompt.wants.get("base64"):
             return vector
         try:

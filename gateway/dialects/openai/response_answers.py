@@ -3,7 +3,6 @@
 A whole answer is written by the same steps; so it is what a streamed one ends with. Pure.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +14,7 @@ from gateway.dialects.openai.errors import error_fields
 from gateway.errors import GatewayError
 from gateway.metering import Receipt
 from gateway.prompt import Prompt
+from gateway.written import Items, dump
 
 Event = dict[str, Any]
 
@@ -27,7 +27,7 @@ class Item:
     item_id: str
     index: int
     text: list[str] = field(default_factory=list)
-    probabilities: list[dict[str, Any]] = field(default_factory=list)
+    probabilities: Items = field(default_factory=Items)
 
     @property
     def at(self) -> Event:
@@ -49,7 +49,7 @@ class Item:
         text = "".join(self.text)
         if self.kind == "reasoning":
             return {"type": "summary_text", "text": text}
-        said = {"text": text, "annotations": [], "logprobs": list(self.probabilities)}
+        said: Event = {"text": text, "annotations": [], "logprobs": self.probabilities or []}
         return {"type": "output_text", **said}
 
     def _message(self, status: str, parts: list[Event]) -> Event:
@@ -95,11 +95,14 @@ class ResponseRenderer:
         failed = {"type": "response.failed", "response": answer}
         return self._written([*self._begin(), broken, failed])
 
+    def kept(self, chunk: Chunk) -> Chunk:
+        return logprobs.keep_entries(chunk)
+
     def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         for chunk in chunks:
             list(self._said(chunk))
         list(self._close(ending(chunks[-1])))
-        return json.dumps(self._ended(chunks[-1], receipt), allow_nan=False).encode()
+        return dump(self._ended(chunks[-1], receipt))
 
     def _written(self, events: Sequence[Event]) -> bytes:
         return b"".join(map(self._event, events))
@@ -108,8 +111,8 @@ class ResponseRenderer:
         """Return an event as bytes. ASCII only: no line break hides in the text."""
         numbered = {**event, "sequence_number": self.number}
         self.number += 1
-        data = json.dumps(numbered, separators=(",", ":"), allow_nan=False)
-        return f"event: {event['type']}\ndata: {data}\n\n".encode("ascii")
+        data = dump(numbered, separators=(",", ":"))
+        return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), data)
 
     def _begin(self) -> Iterator[Event]:
         if self.number == 0:
@@ -121,7 +124,7 @@ class ResponseRenderer:
     def _said(self, chunk: Chunk) -> Iterator[Event]:
         """Yield what happens by a chunk: what is thought, then said, then called."""
         if chunk.thinking:
-            yield from self._write("reasoning", chunk.thinking, [])
+            yield from self._write("reasoning", chunk.thinking, Items())
         probabilities = logprobs.entries(chunk)
         if chunk.text or probabilities:
             yield from self._write("message", chunk.text, probabilities)
@@ -129,15 +132,15 @@ class ResponseRenderer:
             yield from self._close("completed")
             yield from self._call(native)
 
-    def _write(self, kind: str, text: str, probabilities: list[Event]) -> Iterator[Event]:
+    def _write(self, kind: str, text: str, probabilities: Items) -> Iterator[Event]:
         if self.open is None or self.open.kind != kind:
             yield from self._close("completed")
             yield from self._open(kind)
         assert self.open is not None
         self.open.text.append(text)
-        self.open.probabilities += probabilities
+        self.open.probabilities.parts += probabilities.parts
         yield {"type": f"response.{TEXT[kind]}.delta", **self._here(), "delta": text} | (
-            {"logprobs": probabilities} if kind == "message" else {}
+            {"logprobs": probabilities or []} if kind == "message" else {}
         )
 
     def _open(self, kind: str) -> Iterator[Event]:
@@ -151,7 +154,7 @@ class ResponseRenderer:
         if self.open is None:
             return
         item, part = self.open, self.open.part()
-        more = {"logprobs": item.probabilities} if item.kind == "message" else {}
+        more: Event = {"logprobs": item.probabilities or []} if item.kind == "message" else {}
         done = {"type": f"response.{TEXT[item.kind]}.done", "text": part["text"], **more}
         yield done | self._here()
         yield {"type": f"response.{PART[item.kind]}.done", **self._here(), "part": part}
