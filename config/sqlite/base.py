@@ -23,7 +23,7 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def _start_transaction_under_autocommit(self) -> None:
         patience = float(self.settings_dict["OPTIONS"].get("timeout", 5.0))
         began = time.monotonic()
-        if not self._writing.acquire(timeout=patience):
+        if not self._is_writing and not self._writing.acquire(timeout=patience):
             raise OperationalError("database is locked")
         self._is_writing = True
         try:
@@ -46,6 +46,15 @@ class DatabaseWrapper(base.DatabaseWrapper):
     def _set_patience(self, seconds: float) -> None:
         with self.cursor() as cursor:
             cursor.execute(f"PRAGMA busy_timeout = {max(int(seconds * 1000), 0)}")
+
+    def connect(self) -> None:
+        # A transaction ends with its connection, however that was lost.
+        self._stop_writing()
+        super().connect()
+
+    def __del__(self) -> None:
+        # The thread ended within a transaction.
+        self._stop_writing()
 
     def _commit(self) -> Any:
         done = super()._commit()  # type: ignore[misc]
