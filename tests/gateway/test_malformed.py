@@ -110,7 +110,7 @@ FIELDS = {
     "input is a number": ("/embedding", {"input": 5}),
     "input is a list of numbers": ("/api/embed", {"input": [1, 2]}),
     "input is zero": ("/api/embed", {"input": 0}),
-    "too many inputs": ("/api/embed", {"input": ["x"] * 513}),
+    "too many inputs": ("/api/embed", {"input": ["x"] * 2049}),
     "embedding prompt is a list": ("/api/embeddings", {"prompt": ["hi"]}),
     "image is a URL": ("/generate", {"prompt": "hi", "images": ["http://10.0.0.1/x.png"]}),
     "image is not base64": ("/generate", {"prompt": "hi", "images": ["%%%"]}),

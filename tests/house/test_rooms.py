@@ -40,7 +40,7 @@ PURE_IMPORTS = {
     "billing.money",
     "gateway.errors", "gateway.prompt", "gateway.chunk", "gateway.metering", "gateway.names",
     "gateway.images", "gateway.isolation", "gateway.pattern_ways", "gateway.patterns",
-    "gateway.rules", "gateway.schemas", "gateway.usage", "gateway.dialects",
+    "gateway.rules", "gateway.schemas", "gateway.usage", "gateway.dialects", "gateway.written",
     "gateway.upstream_errors",
 }  # fmt: skip
 
