@@ -46,11 +46,11 @@ run: $(VENV)/run  ## Start the gateway, with a model, on PORT (8000)
 test: test-sqlite test-postgresql  ## Run every test, on SQLite and on PostgreSQL where that may matter
 
 test-sqlite: $(VENV)/dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(LAST_FAILED)
 
 test-postgresql: $(VENV)/dev
 	$(BIN)/python -m tests.servers.postgres --max-connections 200 -- \
-		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not once"
+		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not once" $(LAST_FAILED)
 
 test-js: $(VENV)/dev  ## Run the JavaScript clients' tests; needs node and npm
 	@if command -v node >/dev/null && command -v npm >/dev/null; then \
