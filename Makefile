@@ -19,7 +19,7 @@ JOBS ?= auto
 # What `make test-ollama` asks.
 OLLAMA ?= http://127.0.0.1:11434
 
-.PHONY: help install run test test-ollama test-sqlite test-postgresql test-js campaign promises lint format
+.PHONY: help install run test test-ollama test-sqlite test-postgresql test-js test-faults promises lint format
 .PHONY: bench lock audit clean
 
 help:  ## Show what can be made
@@ -65,10 +65,10 @@ test-ollama: $(VENV)/dev  ## Ask a real Ollama whether it is what the tests beli
 		CONTRACT_THINKING=$(THINKING) CONTRACT_EMBEDDING=$(EMBEDDING) \
 		$(BIN)/python -m pytest tests/contract --tb=line --durations=0 --durations-min=60
 
-campaign: $(VENV)/dev  ## Prove the promises by destruction, on both databases; takes minutes
-	$(BIN)/python -m pytest tests/campaign -s -n $(JOBS) --dist loadfile
+test-faults: $(VENV)/dev  ## Test under injected faults, on both databases; takes half an hour
+	$(BIN)/python -m pytest tests/faults -s -n $(JOBS) --dist loadfile
 	$(BIN)/python -m tests.servers.postgres --max-connections 200 -- \
-		$(BIN)/python -m pytest tests/campaign -s -n $(JOBS) --dist loadfile -m "not once"
+		$(BIN)/python -m pytest tests/faults -s -n $(JOBS) --dist loadfile -m "not once"
 
 promises: $(VENV)/dev  ## Measure what docs/promises.md promises, beside its target; eleven minutes
 	$(BIN)/python -m bench.promises
@@ -96,7 +96,7 @@ lock: $(VENV)/dev  ## Compile requirements*.in to pins with hashes (UPGRADE=1: n
 	$(LOCK) --no-deps requirements-embedded.in --output-file requirements-embedded.txt
 
 audit: $(VENV)/dev  ## Ask for known vulnerabilities of everything that is pinned
-	@$(BIN)/python -m tests.house.audit
+	@$(BIN)/python -m tests.architecture.audit
 
 clean:  ## Remove what was installed; the database and .env stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache tests/js/node_modules

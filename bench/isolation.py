@@ -11,8 +11,8 @@ from collections.abc import Callable
 import requests
 
 from bench.figures import Figure, Figures
-from gateway.embedded.server import EmbeddedServer
-from tests.campaign.site import Site, issue_key, site
+from embedded.server import EmbeddedServer
+from tests.faults.site import Site, issue_key, site
 from tests.servers.gunicorn import Gunicorn, manage
 
 MODEL = "smollm2:135m"

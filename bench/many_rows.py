@@ -6,7 +6,7 @@ python -m bench.many_rows --rows 1000000 --database postgresql
 import argparse
 import time
 
-from tests.campaign.site import DATABASES, Site, site
+from tests.faults.site import DATABASES, Site, site
 from tests.servers.gunicorn import manage
 
 PROMPT, COMPLETION, DAYS = 100, 50, 60

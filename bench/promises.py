@@ -1,7 +1,7 @@
 """`make promises`: measure what docs/promises.md promises, and print it beside its target.
 
 Real gunicorn, a fake Ollama, databases of its own, loopback; eleven minutes. Fewer kills and
-restarts than `make campaign`, and SQLite where the database makes no difference.
+restarts than `make test-faults`, and SQLite where the database makes no difference.
 """
 
 import random
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from bench.figures import Figure, Figures, within
 from bench.isolation import isolation
 from bench.proofs import NOT_PROMISED, PROOFS
-from tests.campaign.conftest import percentile, resident_mb
-from tests.campaign.site import Drivers, Producer, Site, ask, compare, issue_key, site, until
-from tests.campaign.test_crash_loop import FAULT_CHANCE, STREAMS, Victim, kill_until
 from tests.fakes.script import Stall, Wait, tokens
+from tests.faults.conftest import percentile, resident_mb
+from tests.faults.site import Drivers, Producer, Site, ask, compare, issue_key, site, until
+from tests.faults.test_crash_loop import FAULT_CHANCE, STREAMS, Victim, kill_until
 from tests.servers.client import RawClient
 from tests.servers.gunicorn import Gunicorn, manage
 

@@ -1,6 +1,6 @@
 """The promises that are no times but facts: run the tests that prove them, and say what they found.
 
-Each runs in a process of its own, on SQLite; `make campaign` runs them all, on both databases.
+Each runs in a process of its own, on SQLite; `make test-faults` runs them all, on both databases.
 """
 
 import re
@@ -12,7 +12,7 @@ from bench.figures import Figure
 
 # Nothing here takes longer unless it hangs.
 SECONDS = 900.0
-CAMPAIGN = "tests/campaign"
+CAMPAIGN = "tests/faults"
 
 
 @dataclass(frozen=True)

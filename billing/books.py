@@ -3,13 +3,13 @@
 from collections.abc import Collection
 from datetime import timedelta
 
-from billing import clock, prices
+from billing import clock, price_book
 from billing.models import Hold, UsageDaily
 
 
 class LedgerBooks:
     def priced(self) -> Collection[str]:
-        return prices.all_in_force(clock.now()).keys()
+        return price_book.all_in_force(clock.now()).keys()
 
     def recently_used(self, models: Collection[str]) -> Collection[str]:
         since = (clock.read() - timedelta(days=1)).date()

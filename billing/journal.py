@@ -28,7 +28,7 @@ from uuid import uuid4
 
 from django.conf import settings
 
-from billing import workers
+from billing import processes
 from billing.reservations import Settlement, from_line, to_line
 
 logger = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ def _append(line: bytes) -> None:
 def _new_file(name: str | None = None) -> FileIO:
     """Begin a file under a name that is given or our own, and take its lock."""
     _folder().mkdir(parents=True, exist_ok=True)
-    name = name or workers.file_name(workers.identity())
+    name = name or processes.file_name(processes.identity())
     path = _folder() / f"{name}.{uuid4().hex}.new"
     file = path.open("xb", buffering=0)
     _is_locked(file)
@@ -142,7 +142,7 @@ def _count(done: Replayed, fate: Fate, settlement: Settlement) -> None:
 
 
 def owners() -> set[str]:
-    """Return the processes, as `workers.file_name`, of which a journal waits to be replayed."""
+    """Return the processes, as `processes.file_name`, of which a journal waits to be replayed."""
     return {path.name.partition(".")[0] for path in _folder().glob("*" + SUFFIX)}
 
 

@@ -11,8 +11,8 @@ from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import Q
 
 from accounts.connections import give_back
-from billing import budgets, clock, journal, ledger, prices, pricing, workers
-from billing.keeper import keeper
+from billing import budgets, clock, journal, ledger, price_book, pricing, processes
+from billing.leases import keeper
 from billing.models import TokenUsage
 from billing.money import from_pico, to_pico
 from billing.reservations import Reservation, Settlement
@@ -36,7 +36,7 @@ class LedgerMeter:
         self._reservation: Reservation | None = None
 
     def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
-        found = prices.all_in_force(clock.now(), models)
+        found = price_book.all_in_force(clock.now(), models)
         give_back()
         return {
             name: Offer(price.prompt_per_1k, price.completion_per_1k, settings.CURRENCY)
@@ -51,7 +51,7 @@ class LedgerMeter:
 
     def open(self, demand: Demand) -> None:
         """Pin the price, hold the most it can come to; raise Refused."""
-        price = prices.in_force(demand.model, clock.now())
+        price = price_book.in_force(demand.model, clock.now())
         if price is None:
             raise NotPriced(demand.model)
         # Where the commit was done and only its answer lost, nobody renews the lease.
@@ -59,7 +59,7 @@ class LedgerMeter:
             self.request_id,
             demand,
             price,
-            worker=workers.identity(),
+            worker=processes.identity(),
             lease=timedelta(seconds=settings.HOLD_LEASE_SECONDS),
         )
         keeper.keep(self.request_id, self)

@@ -6,7 +6,7 @@ from accounts.models import ApiKey
 from billing.models import ModelPrice, TokenUsage
 from billing.money import from_pico
 from billing.reservations import Reservation, Settlement
-from gateway.request_ids import new_request_id
+from gateway.http.request_ids import new_request_id
 
 
 class UnknownReservation(Exception):

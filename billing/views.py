@@ -12,7 +12,7 @@ from rest_framework.request import Request
 from rest_framework.views import APIView
 
 from accounts.models import Account, Scope
-from billing import clock, prices, statements
+from billing import clock, price_book, statements
 from billing.months import month_of
 from billing.statements import Line, Totals
 from gateway import metering
@@ -44,7 +44,7 @@ class UsageView(APIView):
                 "budgets": [plain(asdict(budget)) for budget in budgets],
                 "pricing": {
                     name: text(price.prompt_per_1k)
-                    for name, price in prices.all_in_force(now).items()
+                    for name, price in price_book.all_in_force(now).items()
                     if is_usable(name)
                 },
             }

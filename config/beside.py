@@ -19,8 +19,8 @@ def start() -> bool:
         if _started_in == os.getpid():
             return False
         _started_in = os.getpid()
-    from billing.keeper import keeper
-    from gateway import revocation
+    from billing.leases import keeper
+    from gateway.upstream import revocation
 
     keeper.start()
     revocation.start()

@@ -106,7 +106,7 @@ def allow_open_files() -> None:
 def post_worker_init(worker: Any) -> None:
     """Start what runs beside the requests, now that there is no more forking."""
     from config import beside
-    from gateway.hangup import watcher
+    from gateway.upstream.cancellation import watcher
 
     beside.start()
     watcher.drain_when(lambda: not worker.alive)

@@ -43,20 +43,21 @@ INSTALLED_APPS = [
     "accounts",
     "gateway",
     "billing",
+    "embedded",
 ]
 
 # Read top to bottom: this is the way of a request.
 MIDDLEWARE = [
-    "gateway.middleware.request_id",
-    "gateway.middleware.content_policy",
+    "gateway.http.middleware.request_id",
+    "gateway.http.middleware.content_policy",
     # Above all that reads a form, a cookie or a query.
-    "gateway.refusals.RefuseEarly",
+    "gateway.http.early_checks.RefuseEarly",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     # Above all that uses the database.
     "accounts.connections.give_back_after_view",
     "django.contrib.sessions.middleware.SessionMiddleware",
-    "gateway.middleware.CheckedHost",
+    "gateway.http.middleware.CheckedHost",
     "django.middleware.csrf.CsrfViewMiddleware",
     "django.contrib.auth.middleware.AuthenticationMiddleware",
     "django.contrib.messages.middleware.MessageMiddleware",
@@ -68,7 +69,7 @@ MIDDLEWARE = [
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
 APPEND_SLASH = False
-FILE_UPLOAD_HANDLERS = ["gateway.uploads.NoUploads"]
+FILE_UPLOAD_HANDLERS = ["gateway.http.uploads.NoUploads"]
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 TEMPLATES = [
@@ -205,13 +206,13 @@ REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["accounts.authentication.KeyAuthentication"],
     "DEFAULT_PERMISSION_CLASSES": ["accounts.permissions.HasScope"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
-    # Bodies are read by gateway/bodies.py, which refuses what this parser would let pass.
+    # Bodies are read by validation/bodies.py, which refuses what this parser would let pass.
     "DEFAULT_PARSER_CLASSES": [],
     "DEFAULT_THROTTLE_CLASSES": [],
     "DEFAULT_METADATA_CLASS": None,  # OPTIONS would describe our code.
-    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "gateway.negotiation.OneFormat",
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "gateway.http.negotiation.OneFormat",
     "UNAUTHENTICATED_USER": None,
-    "EXCEPTION_HANDLER": "gateway.handlers.handle",
+    "EXCEPTION_HANDLER": "gateway.http.error_handlers.handle",
 }
 
 # --- Gateway: the model server and what may be asked of it ----------------------------------

@@ -24,9 +24,10 @@ def prepare(say: Callable[[str], None], *, but_for: str) -> str | None:
 
 def installed() -> list[dict[str, Any]]:
     """Return the entries of the models that Ollama runs itself, the smallest first."""
-    from gateway import catalogue, upstream
+    from gateway import catalogue
+    from gateway.upstream import client
 
-    listing = upstream.fetch("tags")
+    listing = client.fetch("tags")
     local = catalogue.visible(listing, catalogue.shelf([], sees_all=True), {})
     return sorted(local, key=lambda entry: entry.get("size") or 0)
 
@@ -42,15 +43,15 @@ def price(names: list[str], say: Callable[[str], None]) -> None:
     from django.conf import settings
     from django.utils import timezone
 
-    from billing import prices
+    from billing import price_book
     from billing.models import ModelPrice
 
     now = timezone.now()
     known = set(ModelPrice.objects.filter(model__in=names).values_list("model", flat=True))
     new = sorted({name for name in names if name and name not in known})
     for name in new:
-        line = prices.read_line(name, *TRIAL_PRICE)
-        prices.schedule(line, effective_from=now, now=now)
+        line = price_book.read_line(name, *TRIAL_PRICE)
+        price_book.schedule(line, effective_from=now, now=now)
     if new:
         tariff = f"{TRIAL_PRICE[0]} / {TRIAL_PRICE[1]} {settings.CURRENCY} per 1,000 tokens"
         say(f"Priced for this trial at {tariff}: {', '.join(new)}. To change one: {CHANGE}")
@@ -60,20 +61,20 @@ def smallest_chat_model(models: list[dict[str, Any]]) -> str | None:
     """Return the smallest priced model that answers prompts, None without one."""
     from django.utils import timezone
 
-    from billing import prices
+    from billing import price_book
 
-    priced = prices.all_in_force(timezone.now(), [name_of(model) for model in models])
+    priced = price_book.all_in_force(timezone.now(), [name_of(model) for model in models])
     names = (name_of(model) for model in models)
     return next((name for name in names if name in priced and answers_prompts(name)), None)
 
 
 def answers_prompts(name: str) -> bool:
     """Tell by the model's capabilities, and where Ollama names none, by its name."""
-    from gateway import upstream
     from gateway.errors import GatewayError
+    from gateway.upstream import client
 
     try:
-        capabilities = upstream.fetch("show", {"model": name}).get("capabilities")
+        capabilities = client.fetch("show", {"model": name}).get("capabilities")
     except GatewayError:
         return False
     if isinstance(capabilities, list):

@@ -11,7 +11,7 @@ urlpatterns = [
     path("", include("gateway.urls")),
 ]
 
-handler400 = "gateway.handlers.bad_request"
-handler403 = "gateway.handlers.permission_denied"
-handler404 = "gateway.handlers.not_found"
-handler500 = "gateway.handlers.server_error"
+handler400 = "gateway.http.error_handlers.bad_request"
+handler403 = "gateway.http.error_handlers.permission_denied"
+handler404 = "gateway.http.error_handlers.not_found"
+handler500 = "gateway.http.error_handlers.server_error"

@@ -2,7 +2,7 @@
 
 It leans on names of gunicorn 27 that are not documented: `_DEFER`, and the methods of ThreadWorker
 overridden here. Look here first when gunicorn is upgraded. `tests/flow/test_server.py` and
-`tests/campaign/test_slow_clients.py` are its proof.
+`tests/faults/test_slow_clients.py` are its proof.
 """
 
 import contextlib

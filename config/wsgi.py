@@ -7,7 +7,7 @@ from typing import Any
 from django.core.wsgi import get_wsgi_application
 
 from config import beside
-from gateway.media_types import forms_only
+from gateway.http.media_types import forms_only
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 

@@ -17,8 +17,8 @@ def _every_model(_request: Any) -> Callable[[str], bool]:
     return lambda _model: True
 
 
-# Which models the key of a request can use, apart from prices. `gateway/views.py` knows, and says
-# it here, so that billing can leave out the prices of all others.
+# Which models the key of a request can use, apart from prices. Set by the gateway, so that billing
+# can leave out the prices of all others.
 usable_models: Callable[[Any], Callable[[str], bool]] = _every_model
 
 
@@ -28,6 +28,14 @@ def _nobody_can_tell() -> Collection[str] | None:
 
 # The canonical names of the models that are installed; None if nobody can tell soon.
 installed_models: Callable[[], Collection[str] | None] = _nobody_can_tell
+
+
+class Operation(StrEnum):
+    """What the model server is asked to do: a key of `upstream.client.ROUTES`."""
+
+    GENERATE = "generate"
+    CHAT = "chat"
+    EMBED = "embed"
 
 
 class Outcome(StrEnum):
@@ -74,7 +82,7 @@ class Demand:
 
     account_id: int
     key_id: int
-    operation: str
+    operation: Operation
     model: str
     prompt_bound: int
     prompt_estimate: int

@@ -2,11 +2,13 @@
 
 from django.urls import path
 
-from gateway import health
 from gateway.dialects import ANTHROPIC, OLLAMA, REST
 from gateway.dialects.ollama import LegacyEmbeddingsDialect
 from gateway.dialects.openai.dialect import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
-from gateway.model_views import (
+from gateway.metering import Operation
+from gateway.views import health
+from gateway.views.inference import AnswerView
+from gateway.views.models import (
     DeleteView,
     ListingView,
     OpenAIListingView,
@@ -17,8 +19,6 @@ from gateway.model_views import (
     ShowView,
     VersionView,
 )
-from gateway.prompt import Operation
-from gateway.views import AnswerView
 
 rest = [
     path("generate", AnswerView.as_view(dialect=REST, operation=Operation.GENERATE)),

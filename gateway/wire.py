@@ -4,7 +4,7 @@ from http import HTTPStatus
 
 from gateway.dialects import dialect_of
 from gateway.errors import BadRequest, GatewayBusy, GatewayError
-from gateway.request_ids import new_request_id
+from gateway.http.request_ids import new_request_id
 
 ALIVE = b'{"status": "alive"}'
 

@@ -20,12 +20,12 @@ from django.utils import timezone
 
 from accounts import keys, last_used
 from accounts.models import Account, ApiKey, Membership
-from billing import append_only, clock, ledger, prices
+from billing import append_only, clock, ledger, price_book
 from billing.models import BillingConfig, Budget, Entry, ModelPrice
-from gateway import health
 from gateway.scheduling import hosts, inventory
+from gateway.views import health
+from tests.architecture import ledger_writes
 from tests.fakes.ollama import FakeOllama
-from tests.house import ledger_writes
 
 # For the whole suite: a guarded table that anybody but its writer writes fails the test.
 connection_created.connect(ledger_writes.install, dispatch_uid="ledger_writes")
@@ -160,7 +160,9 @@ def database_time(moment: datetime | None) -> Iterator[None]:
 
 def set_price(model: str, prompt: str, completion: str | None = None) -> ModelPrice:
     now = timezone.now()
-    return prices.schedule(prices.read_line(model, prompt, completion), effective_from=now, now=now)
+    return price_book.schedule(
+        price_book.read_line(model, prompt, completion), effective_from=now, now=now
+    )
 
 
 # --- Emptying the database between tests --------------------------------------------------------

@@ -16,7 +16,7 @@ from django.utils import timezone
 
 from accounts.forms import AccountForm, IssueKeyForm
 from accounts.models import Account, ApiKey
-from billing import prices, pricing
+from billing import price_book, pricing
 from billing.amounts import read_amount
 from billing.models import Budget, Entry
 from billing.money import MAX_LIMIT, from_pico, to_pico
@@ -135,7 +135,7 @@ class PriceForm(forms.Form):
     unusual = forms.BooleanField(
         required=False,
         label="This price is meant",
-        help_text=f"Only for one that is {prices.UNUSUAL} times the usual or more.",
+        help_text=f"Only for one that is {price_book.UNUSUAL} times the usual or more.",
     )
 
     def clean_model(self) -> str:
@@ -150,21 +150,21 @@ class PriceForm(forms.Form):
     def clean(self) -> None:
         if self.errors or self.cleaned_data.get("unusual"):
             return
-        if doubt := prices.doubt(self.line(), timezone.now()):
+        if doubt := price_book.doubt(self.line(), timezone.now()):
             self.add_error("unusual", f"{doubt} Tick the box if it is meant.")
 
-    def line(self) -> prices.PriceLine:
+    def line(self) -> price_book.PriceLine:
         said = self.cleaned_data
-        return prices.read_line(said["model"], said["input_per_1k"], said["output_per_1k"])
+        return price_book.read_line(said["model"], said["input_per_1k"], said["output_per_1k"])
 
     def _price(self, name: str) -> str:
         text: str = self.cleaned_data[name]
         self._read("llama3", text)
         return text
 
-    def _read(self, model: str, price: str) -> prices.PriceLine:
+    def _read(self, model: str, price: str) -> price_book.PriceLine:
         try:
-            return prices.read_line(model, price)
+            return price_book.read_line(model, price)
         except pricing.InvalidPrice as error:
             raise forms.ValidationError(str(error)) from None
 

@@ -20,7 +20,7 @@ from accounts.admin.base import (
     operator,
     prefilled,
 )
-from billing import prices, pricing
+from billing import price_book, pricing
 from billing.admin.figures import money
 from billing.admin.forms import PriceForm
 from billing.models import ModelPrice
@@ -30,7 +30,7 @@ IN_FORCE, SCHEDULED, PAST = "in force", "scheduled", "past"
 
 
 def with_state(rows: QuerySet[Any], now: datetime) -> QuerySet[Any]:
-    """Annotate price versions with `state`, as `prices.in_force` sees it."""
+    """Annotate price versions with `state`, as `price_book.in_force` sees it."""
     newer = ModelPrice.objects.filter(
         model=OuterRef("model"), effective_from__gt=OuterRef("effective_from")
     )
@@ -112,7 +112,7 @@ class ModelPriceAdmin(OfficeAdmin):
         now = timezone.now()
         begins, by = form.cleaned_data["effective_from"] or now, operator(request)
         try:
-            row = prices.schedule(form.line(), effective_from=begins, now=now, by=by)
+            row = price_book.schedule(form.line(), effective_from=begins, now=now, by=by)
         except pricing.InvalidPrice as error:
             form.add_error(None, str(error))
             return None

@@ -6,7 +6,7 @@ from datetime import datetime
 from django import template
 from django.utils import timezone
 
-from billing import prices
+from billing import price_book
 
 register = template.Library()
 
@@ -15,19 +15,19 @@ register = template.Library()
 def unpriced(models: Iterable[str] | None) -> list[str]:
     """Return those of the models that have no price, neither in force nor to come."""
     names, now = list(models or []), timezone.now()
-    priced = {**prices.all_in_force(now, names), **prices.begins(names, now)}
+    priced = {**price_book.all_in_force(now, names), **price_book.begins(names, now)}
     return [name for name in names if name not in priced]
 
 
 @register.filter
 def priced_later(models: Iterable[str] | None) -> list[tuple[str, datetime]]:
     """Return those of the models whose first price is still to come, and when it begins."""
-    return sorted(prices.begins(list(models or []), timezone.now()).items())
+    return sorted(price_book.begins(list(models or []), timezone.now()).items())
 
 
 @register.filter
 def answering(models: Iterable[str] | None) -> list[str]:
     """Return those of the models that are for sale and, by their name, answer prompts."""
     names = list(models or [])
-    in_force = prices.all_in_force(timezone.now(), names)
+    in_force = price_book.all_in_force(timezone.now(), names)
     return [name for name in names if name in in_force and "embed" not in name]

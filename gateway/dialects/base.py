@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from gateway.chunk import Chunk
 from gateway.errors import GatewayError
-from gateway.metering import Receipt
-from gateway.prompt import Operation, Prompt
+from gateway.metering import Operation, Receipt
+from gateway.upstream.chunk import Chunk
+from gateway.validation.inference_request import Prompt
 
 
 class Renderer(Protocol):

@@ -3,8 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.chunk import Chunk
-from gateway.dialects.ollama import (
+from gateway.dialects.fields import (
     error_object,
     joined,
     json_line,
@@ -14,11 +13,12 @@ from gateway.dialects.ollama import (
     vectors,
     wants_stream,
 )
+from gateway.dialects.json_fragments import Items, kept
 from gateway.errors import BadRequest, GatewayError
-from gateway.metering import Receipt
-from gateway.prompt import Operation, Prompt
-from gateway.rules import refuse_lookalikes
-from gateway.written import Items, kept
+from gateway.metering import Operation, Receipt
+from gateway.upstream.chunk import Chunk
+from gateway.validation.inference_request import Prompt
+from gateway.validation.rules import refuse_lookalikes
 
 
 class RestDialect:

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-from gateway import stuck, upstream
-from gateway.hangup import Watch
+from gateway.scheduling import stuck_models
 from gateway.scheduling.inventory import HostInventory, inventory
 from gateway.scheduling.loads import Loads
+from gateway.upstream import client
+from gateway.upstream.cancellation import Watch
 
 
 @dataclass
@@ -16,11 +17,11 @@ class Host:
     inventory: HostInventory
     loads: Loads
 
-    def send(self, route: str, body: dict[str, Any], watch: Watch) -> upstream.Answer:
-        """Ask a model, which is loaded first if it is not in memory; raise what `upstream.send`
+    def send(self, route: str, body: dict[str, Any], watch: Watch) -> client.Answer:
+        """Ask a model, which is loaded first if it is not in memory; raise what `client.send`
         raises, or how the load failed."""
         self.loads.ensure(body["model"], watch)
-        return stuck.send(route, body, watch)
+        return stuck_models.send(route, body, watch)
 
 
 _hosts: dict[str, Host] = {}

@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 
 from django.conf import settings
 
-from gateway import catalogue, upstream
+from gateway import catalogue
 from gateway.errors import GatewayError, UpstreamBroke, UpstreamDown, UpstreamStalled
-from gateway.hangup import Watch
 from gateway.scheduling.remembered import Remembered
 from gateway.scheduling.shared_call import StillRunning
+from gateway.upstream import client
+from gateway.upstream.cancellation import Watch
 
 T = TypeVar("T")
 Listing = Mapping[str, Any]
@@ -214,7 +215,7 @@ class HostInventory:
     def _ask(
         self, route: str, watch: Watch, body: dict[str, Any] | None = None
     ) -> Mapping[str, Any]:
-        return upstream.fetch(route, body, LISTING_SECONDS, watch, self.base)
+        return client.fetch(route, body, LISTING_SECONDS, watch, self.base)
 
 
 # --- The one model server of the settings ---------------------------------------------------------

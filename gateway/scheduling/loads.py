@@ -14,11 +14,11 @@ from collections.abc import Callable
 
 from django.conf import settings
 
-from gateway import upstream
 from gateway.errors import BadRequest, GatewayError, UpstreamStalled
-from gateway.hangup import Watch
 from gateway.scheduling.inventory import LOOK_SECONDS, HostInventory, read
 from gateway.scheduling.shared_call import SharedCall
+from gateway.upstream import client
+from gateway.upstream.cancellation import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ class Loads:
         # An empty embed loads any model: no capability is checked.
         body = {"model": model, "input": []}
         try:
-            upstream.fetch(
+            client.fetch(
                 "embed", body, settings.UPSTREAM_FIRST_LINE_SECONDS, watch, self._inventory.base
             )
         except BadRequest as refusal:
@@ -101,7 +101,7 @@ class Loads:
 
     def _look_again(self, model: str, watch: Watch) -> None:
         try:
-            ps = read(upstream.fetch("ps", None, LOOK_SECONDS, watch, self._inventory.base))
+            ps = read(client.fetch("ps", None, LOOK_SECONDS, watch, self._inventory.base))
         except GatewayError:
             self._inventory.ps.forget()
         else:
@@ -110,7 +110,7 @@ class Loads:
     def _unloading(self, model: str) -> Callable[[Watch], None]:
         def work(watch: Watch) -> None:
             body = {"model": model, "keep_alive": 0}
-            upstream.fetch("generate", body, LOOK_SECONDS, watch, self._inventory.base)
+            client.fetch("generate", body, LOOK_SECONDS, watch, self._inventory.base)
             self._inventory.ps.forget()
 
         return work

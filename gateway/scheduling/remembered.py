@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from gateway.errors import ClientLeft, GatewayBusy, GatewayError
-from gateway.hangup import Watch
 from gateway.scheduling.shared_call import SharedCall
+from gateway.upstream.cancellation import Watch
 
 T = TypeVar("T")
 NEVER = float("-inf")

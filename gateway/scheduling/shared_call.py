@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from gateway.errors import ClientLeft, GatewayBusy, GatewayError
-from gateway.hangup import Watch, watcher
+from gateway.upstream.cancellation import Watch, watcher
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from django import template
 
 from gateway.errors import GatewayError
-from gateway.hangup import Watch
 from gateway.scheduling.inventory import inventory
+from gateway.upstream.cancellation import Watch
 
 register = template.Library()
 

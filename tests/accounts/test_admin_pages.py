@@ -5,7 +5,7 @@ import re
 from datetime import timedelta
 from decimal import Decimal
 from html.parser import HTMLParser
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from django.contrib.auth.models import Group, User
@@ -17,8 +17,8 @@ from accounts.models import Account, Membership
 from billing import ledger
 from billing.models import Budget, Entry, Hold, ModelPrice, UsageDaily
 from billing.reservations import Settlement
-from gateway.metering import CountSource, Demand, Outcome, Usage
-from gateway.request_ids import new_request_id
+from gateway.http.request_ids import new_request_id
+from gateway.metering import CountSource, Demand, Operation, Outcome, Usage
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 
@@ -71,7 +71,7 @@ def asked(caller: Caller, by: User) -> None:
         created_by=by,
         author=EVIL,
     )
-    demand = Demand(caller.account.pk, caller.key.pk, EVIL[:20], EVIL, 9, 9, 9)
+    demand = Demand(caller.account.pk, caller.key.pk, cast(Operation, EVIL[:20]), EVIL, 9, 9, 9)
     for settled in (True, False):
         lease = timedelta(seconds=30)
         made = ledger.hold(new_request_id(), demand, price, worker=EVIL, lease=lease)

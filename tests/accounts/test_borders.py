@@ -13,7 +13,7 @@ from accounts import keys
 from accounts.models import Account, ApiKey, Membership
 from billing.models import Budget, Hold, TokenUsage
 from gateway import urls
-from gateway.views import AnswerView
+from gateway.views.inference import AnswerView
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.gateway.test_malformed import addresses

@@ -1,4 +1,4 @@
-"""Who has used a database connection gives it back; `tests/campaign/test_pool.py` shows why."""
+"""Who has used a database connection gives it back; `tests/faults/test_pool.py` shows why."""
 
 from collections.abc import Callable
 

@@ -12,7 +12,7 @@ from django.test import Client
 from django.utils import timezone
 
 from accounts.models import Account
-from billing import ledger, prices, statements
+from billing import ledger, price_book, statements
 from billing.models import Budget, Entry, LimitChange, ModelPrice
 from tests.conftest import Caller, set_price
 from tests.fakes.ollama import FakeOllama
@@ -45,7 +45,7 @@ def test_a_price_is_scheduled_under_its_canonical_name_and_by_whom(office: Clien
     assert price.model == "llama3:latest"
     assert (price.prompt_price, price.completion_price) == (2_000_000, 4_000_000)
     assert str(price.created_by) == "olga-the-operator"
-    assert prices.in_force("llama3:latest", timezone.now()) == price
+    assert price_book.in_force("llama3:latest", timezone.now()) == price
 
 
 def test_output_costs_as_input_unless_said(office: Client) -> None:

@@ -14,7 +14,7 @@ from django.utils import timezone
 from billing.admin.lists import first_id
 from billing.models import Hold, ModelPrice, TokenUsage
 from billing.money import from_pico
-from gateway.request_ids import uuid7
+from gateway.http.request_ids import uuid7
 from tests.conftest import Caller
 
 OFFICE = "/admin/billing/"

@@ -23,12 +23,12 @@ from django.utils import timezone
 
 from accounts import keys
 from accounts.models import Account
-from billing import clock, journal, keeper, ledger, orphans, prices, reconciliation, workers
+from billing import clock, journal, leases, ledger, price_book, processes, reconciliation, recovery
 from billing.meter import LedgerMeter
 from billing.models import Budget, Entry, Hold, ModelPrice, TokenUsage
 from billing.reservations import Settlement
-from gateway.metering import CapReached, CountSource, Demand, Outcome, Usage
-from gateway.request_ids import new_request_id
+from gateway.http.request_ids import new_request_id
+from gateway.metering import CapReached, CountSource, Demand, Operation, Outcome, Usage
 from tests.billing.test_ledger import finish, reserve
 from tests.conftest import Caller, new_caller, set_price
 
@@ -174,7 +174,7 @@ def cutting(cut: Cut) -> Iterator[None]:
 @contextlib.contextmanager
 def in_a_process_that_dies() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "local_identity", lambda: DEAD)
+        patch.setattr(processes, "local_identity", lambda: DEAD)
         yield
 
 
@@ -203,7 +203,7 @@ Scene = Callable[[Caller], Act]
 
 def demand_of(caller: Caller, completion: int = 100) -> Demand:
     ids = (caller.account.pk, caller.key.pk)
-    return Demand(*ids, "chat", "llama3:latest", 100, 25, completion)
+    return Demand(*ids, Operation.CHAT, "llama3:latest", 100, 25, completion)
 
 
 def rows_of(request_id: UUID) -> list[tuple[str, Decimal]]:
@@ -231,8 +231,8 @@ def answers_a_request(caller: Caller) -> Act:
     def holds_true(cut: Cut) -> bool:
         if cut.failure is not KILLED and not opened:
             # The process lives, but nobody keeps the lease of what it could not see being opened.
-            with machine_running_for(orphans.GRACE):
-                orphans.settle_all()
+            with machine_running_for(recovery.GRACE):
+                recovery.settle_all()
         assert all(receipt and receipt.cost == COST for receipt in told), cut
         return rows_of(meter.request_id) == ended(cut)
 
@@ -278,7 +278,7 @@ def sweeps_orphans(caller: Caller) -> Act:
     def holds_true(_cut: Cut) -> bool:
         return all(rows_of(one.request_id) == [("expired", ORPHANS_COST)] for one in meters)
 
-    return Act(keeper.Keeper().tick, holds_true)
+    return Act(leases.Keeper().tick, holds_true)
 
 
 def replays_a_journal(caller: Caller) -> Act:
@@ -294,7 +294,7 @@ def replays_a_journal(caller: Caller) -> Act:
     def holds_true(_cut: Cut) -> bool:
         return all(rows_of(one) == [("complete", COST)] for one in ids)
 
-    return Act(keeper.Keeper().tick, holds_true)
+    return Act(leases.Keeper().tick, holds_true)
 
 
 def settles_what_was_expired_too_early(caller: Caller) -> Act:
@@ -302,7 +302,7 @@ def settles_what_was_expired_too_early(caller: Caller) -> Act:
     meter, told = LedgerMeter(new_request_id()), []
     meter.open(demand_of(caller))
     ledger.renew({meter.request_id: PRODUCED}, timedelta())
-    orphans.settle_all()
+    recovery.settle_all()
 
     def run() -> None:
         told.append(meter.close(COUNTED, Outcome.COMPLETE))
@@ -389,12 +389,12 @@ def changes_a_price(caller: Caller) -> Act:
     """What is held meanwhile is paid at the price it was asked at."""
     versions, now = ModelPrice.objects.filter(model="llama3:latest"), timezone.now()
     held = reserve(caller, versions.get(prompt_price=2_000_000))
-    before, line = versions.count(), prices.read_line("llama3", "0.5")
+    before, line = versions.count(), price_book.read_line("llama3", "0.5")
 
     def holds_true(cut: Cut) -> bool:
         return versions.count() == before + cut.commits and finish(held).cost == COST
 
-    return Act(lambda: prices.schedule(line, effective_from=now, now=now), holds_true)
+    return Act(lambda: price_book.schedule(line, effective_from=now, now=now), holds_true)
 
 
 # Where the code itself tries again, and writes down what it cannot settle, each failure counts.
@@ -450,7 +450,7 @@ def perform(scene: Scene, caller: Caller, cut: Cut) -> Cut:
         act = scene(caller)
         with cutting(cut):
             act.run()
-    keeper.Keeper().tick()
+    leases.Keeper().tick()
     assert act.holds_true(cut), cut
     assert not ledger.open_holds().exists(), cut
     assert not [found for _check, found in reconciliation.differences() if found], cut

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from billing import idempotency
-from billing.keeper import Keeper
+from billing.leases import Keeper
 from billing.models import Hold, IdempotencyKey, TokenUsage
 from tests.conftest import Caller, new_caller, set_price
 from tests.fakes.ollama import FakeOllama

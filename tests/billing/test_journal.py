@@ -17,15 +17,15 @@ import pytest
 from django.core.management import call_command
 from django.db import OperationalError, connection
 
-from billing import append_only, journal, keeper, ledger, orphans, workers
+from billing import append_only, journal, leases, ledger, processes, recovery
 from billing.journal import Fate
 from billing.meter import LedgerMeter
 from billing.models import Hold, ModelPrice, TokenUsage, UsageDaily
 from billing.money import from_pico
 from billing.pricing import Rates
 from billing.reservations import Reservation, Settlement, to_line
-from gateway.metering import CountSource, Demand, Outcome, Usage
-from gateway.request_ids import new_request_id
+from gateway.http.request_ids import new_request_id
+from gateway.metering import CountSource, Demand, Operation, Outcome, Usage
 from tests.billing.test_ledger import books_balance, reserve, reserved
 from tests.conftest import Caller, database_time
 from tests.fakes.ollama import FakeOllama
@@ -190,14 +190,14 @@ def test_no_sweeper_takes_what_stands_in_the_journal_of_the_dead(
     hold = reserve(alice, priced)
     with writer(folder, settlement(hold)) as process:
         local = next(folder.iterdir()).name.partition(".")[0].rpartition("_")[2]
-        place = workers.identity().rpartition("/")[0]
+        place = processes.identity().rpartition("/")[0]
         Hold.objects.filter(pk=hold.pk).update(worker=f"{place}/{local}")
         process.kill()
-    assert workers.is_known_dead(Hold.objects.get().worker)
+    assert processes.is_known_dead(Hold.objects.get().worker)
 
-    assert orphans.settle_all() == 0
+    assert recovery.settle_all() == 0
 
-    journal.replay(keeper.settle_from_journal)
+    journal.replay(leases.settle_from_journal)
     assert TokenUsage.objects.get().outcome == "complete" and books_balance()
 
 
@@ -205,12 +205,12 @@ def test_a_journal_that_nobody_can_replay_is_not_waited_for_for_ever(
     alice: Caller, priced: ModelPrice, folder: Path
 ) -> None:
     hold = reserve(alice, priced)
-    (folder / f"{workers.file_name(hold.worker)}.stuck.ndjson").mkdir()
+    (folder / f"{processes.file_name(hold.worker)}.stuck.ndjson").mkdir()
 
     with database_time(hold.lease_until + timedelta(minutes=59)):
-        assert orphans.settle_all() == 0
+        assert recovery.settle_all() == 0
     with database_time(hold.lease_until + timedelta(minutes=61)):
-        assert orphans.settle_all() == 1
+        assert recovery.settle_all() == 1
 
 
 @pytest.mark.usefixtures("priced")
@@ -222,7 +222,7 @@ def test_an_answer_under_way_when_the_database_goes_is_whole_and_billed_later(
     assert Hold.objects.get().state == "open"
 
     away.undo()
-    keeper.Keeper().tick()
+    leases.Keeper().tick()
 
     row = TokenUsage.objects.get()
     assert f"{row.cost:f}" == answer["usage"]["cost"] and row.outcome == "complete"
@@ -239,7 +239,7 @@ def test_replaying_twice_bills_once(
     line = own.read_text()
     own.write_text(line + line)
 
-    journal.replay(keeper.settle_from_journal)
+    journal.replay(leases.settle_from_journal)
 
     assert TokenUsage.objects.count() == 1 and books_balance()
 
@@ -308,7 +308,7 @@ def test_lines_of_another_database_are_left_alone(
 
     assert "2 lines of the journal are of another database" in said and str(other) in said
     assert [path.read_text() for path in folder.iterdir()] == [before]
-    keeper.Keeper().tick()
+    leases.Keeper().tick()
     assert caplog.text.count("is of another database") == 1
     assert Hold.objects.get().state == "open" and not TokenUsage.objects.exists()
 
@@ -321,7 +321,7 @@ def test_what_is_ours_among_foreign_lines_is_settled_and_the_rest_kept(
     written(foreign, settlement(hold), foreign)
     owner = next(folder.iterdir()).name.partition(".")[0]
 
-    journal.replay(keeper.settle_from_journal)
+    journal.replay(leases.settle_from_journal)
 
     assert TokenUsage.objects.get().request_id == hold.request_id
     [left] = folder.iterdir()
@@ -413,7 +413,7 @@ def test_what_was_moved_aside_is_settled_once_it_can_be(
 
     aside.rename(aside.with_suffix(""))
 
-    assert lines_replayed(keeper.settle_from_journal) == 1 and books_balance()
+    assert lines_replayed(leases.settle_from_journal) == 1 and books_balance()
 
 
 def test_a_cost_beyond_64_bits_stops_no_other_line(
@@ -423,7 +423,7 @@ def test_a_cost_beyond_64_bits_stops_no_other_line(
     usage = Usage(10**19, 4, CountSource.UPSTREAM, started=True)
     written(Settlement(reserved(absurd), usage, Outcome.COMPLETE, billed=True), settlement(good))
 
-    keeper.Keeper().tick()
+    leases.Keeper().tick()
 
     assert TokenUsage.objects.get().request_id == good.request_id and books_balance()
     [aside] = folder.iterdir()
@@ -435,7 +435,7 @@ def test_a_meter_whose_cost_is_beyond_64_bits_reports_none_and_keeps_the_line(
 ) -> None:
     meter = LedgerMeter(new_request_id())
     ids = (alice.account.pk, alice.key.pk)
-    meter.open(Demand(*ids, "chat", "llama3:latest", 10, 10, 10))
+    meter.open(Demand(*ids, Operation.CHAT, "llama3:latest", 10, 10, 10))
 
     assert meter.close(Usage(10**19, 1, started=True), Outcome.COMPLETE) is None
 

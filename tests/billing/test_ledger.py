@@ -22,8 +22,8 @@ from billing.models import (
 )
 from billing.money import from_pico
 from billing.reservations import Reservation, Settlement, reservation_of
-from gateway.metering import CapReached, CountSource, Demand, NoCredit, Outcome, Usage
-from gateway.request_ids import new_request_id
+from gateway.http.request_ids import new_request_id
+from gateway.metering import CapReached, CountSource, Demand, NoCredit, Operation, Outcome, Usage
 from tests.conftest import Caller, database_time, new_caller, set_price
 
 NOVEMBER = datetime(2026, 11, 30, 23, 59, tzinfo=UTC)
@@ -40,7 +40,7 @@ def reserve(
     demand = Demand(
         account_id=caller.account.pk,
         key_id=caller.key.pk,
-        operation="generate",
+        operation=Operation.GENERATE,
         model=price.model,
         prompt_bound=prompt,
         prompt_estimate=prompt // 4,

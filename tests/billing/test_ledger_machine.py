@@ -25,12 +25,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from billing import ledger, orphans, prices, pricing, reconciliation, workers
+from billing import ledger, price_book, pricing, processes, reconciliation, recovery
 from billing.models import Budget, Entry, Hold, TokenUsage
 from billing.money import from_pico
 from billing.reservations import Reservation, Settlement
-from gateway.metering import Demand, Outcome, Refused, Usage
-from gateway.request_ids import new_request_id
+from gateway.http.request_ids import new_request_id
+from gateway.metering import Demand, Operation, Outcome, Refused, Usage
 from tests.billing.test_crash_at_any_statement import (
     DEAD,
     NOWHERE,
@@ -42,7 +42,7 @@ from tests.billing.test_ledger import reserved
 from tests.conftest import Caller, database_time, new_caller
 
 TOKENS = st.integers(0, 10_000)
-WORKER = workers.identity().rpartition("/")[0] + f"/{DEAD}"
+WORKER = processes.identity().rpartition("/")[0] + f"/{DEAD}"
 
 
 def kill() -> NoReturn:
@@ -130,7 +130,7 @@ class Ledger(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         """Another process finds the worker of all holds dead."""
-        self.happen(orphans.settle_all, self._all_are_swept)
+        self.happen(recovery.settle_all, self._all_are_swept)
 
     def _all_are_swept(self) -> None:
         self.settled |= {one: left.cost_when_swept for one, left in self.open.items()}
@@ -139,14 +139,14 @@ class Ledger(RuleBasedStateMachine):
 
     @rule(price=st.sampled_from(["0", "0.000000001", "0.002", "0.05"]))
     def reprice(self, price: str) -> None:
-        line = prices.read_line("llama3", price)
+        line = price_book.read_line("llama3", price)
         self.now += timedelta(seconds=1)
         moment = self.now
 
         def priced() -> None:
             self.rates = line.rates
 
-        self.happen(lambda: prices.schedule(line, effective_from=moment, now=moment), priced)
+        self.happen(lambda: price_book.schedule(line, effective_from=moment, now=moment), priced)
 
     @rule(amount=st.sampled_from(["0.5", "-0.25", "0.000000000001"]).map(Decimal))
     def post(self, amount: Decimal) -> None:
@@ -180,9 +180,9 @@ class Ledger(RuleBasedStateMachine):
     def hold(self, prompt: int, completion: int) -> Any:
         """Ask; return the request's id also where its process died."""
         ids = (self.alice.account.pk, self.alice.key.pk)
-        demand = Demand(*ids, "chat", "llama3:latest", prompt, prompt // 4, completion)
+        demand = Demand(*ids, Operation.CHAT, "llama3:latest", prompt, prompt // 4, completion)
         request_id, lease = new_request_id(), timedelta(seconds=30)
-        price = prices.in_force(demand.model, self.now)
+        price = price_book.in_force(demand.model, self.now)
         assert price is not None and price.rates == self.rates
         held = Open(price.rates, demand.prompt_estimate)
         try:

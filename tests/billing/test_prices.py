@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from billing import prices
+from billing import price_book
 from billing.models import ModelPrice, TokenUsage
 from billing.pricing import InvalidPrice, Rates
 from tests.conftest import Caller
@@ -31,11 +31,13 @@ def at(hours: int) -> datetime:
 
 
 def schedule(model: str, price: str, hours: int) -> ModelPrice:
-    return prices.schedule(prices.read_line(model, price), effective_from=at(hours), now=PAST)
+    return price_book.schedule(
+        price_book.read_line(model, price), effective_from=at(hours), now=PAST
+    )
 
 
 def price_at(hours: int, model: str = "llama3:latest") -> Decimal | None:
-    found = prices.in_force(model, at(hours))
+    found = price_book.in_force(model, at(hours))
     return found.prompt_per_1k if found else None
 
 
@@ -52,8 +54,8 @@ def test_the_newest_version_that_has_begun_is_in_force() -> None:
 
 
 def test_a_model_without_a_price_has_none() -> None:
-    assert prices.in_force("nobody:latest", START) is None
-    assert prices.all_in_force(START) == {}
+    assert price_book.in_force("nobody:latest", START) is None
+    assert price_book.all_in_force(START) == {}
 
 
 def test_all_prices_in_force_are_found_at_once() -> None:
@@ -61,19 +63,19 @@ def test_all_prices_in_force_are_found_at_once() -> None:
     schedule("llama3", "0.003", 20)
     schedule("mistral", "0.004", 5)
 
-    assert set(prices.all_in_force(at(4))) == {"llama3:latest"}
-    found = prices.all_in_force(at(30))
+    assert set(price_book.all_in_force(at(4))) == {"llama3:latest"}
+    found = price_book.all_in_force(at(30))
     assert {name: str(price.prompt_per_1k) for name, price in found.items()} == {
         "llama3:latest": "0.003",
         "mistral:latest": "0.004",
     }
-    assert set(prices.all_in_force(at(30), ["mistral:latest", "x"])) == {"mistral:latest"}
+    assert set(price_book.all_in_force(at(30), ["mistral:latest", "x"])) == {"mistral:latest"}
 
 
 def test_a_price_cannot_begin_in_the_past() -> None:
-    line = prices.read_line("llama3", "0.002")
+    line = price_book.read_line("llama3", "0.002")
     with pytest.raises(InvalidPrice, match="past"):
-        prices.schedule(line, effective_from=at(0), now=at(1))
+        price_book.schedule(line, effective_from=at(0), now=at(1))
 
 
 def test_two_prices_cannot_begin_at_one_moment() -> None:
@@ -141,15 +143,15 @@ def test_a_new_price_changes_no_usage_row(
 
 
 def test_completions_cost_as_prompts_unless_said() -> None:
-    assert prices.read_line("llama3", "0.002").rates == Rates(2_000_000, 2_000_000)
-    assert prices.read_line("llama3", "0.002", "").rates == Rates(2_000_000, 2_000_000)
-    assert prices.read_line("llama3", "0.002", "0").rates == Rates(2_000_000, 0)
+    assert price_book.read_line("llama3", "0.002").rates == Rates(2_000_000, 2_000_000)
+    assert price_book.read_line("llama3", "0.002", "").rates == Rates(2_000_000, 2_000_000)
+    assert price_book.read_line("llama3", "0.002", "0").rates == Rates(2_000_000, 0)
 
 
 def test_a_list_is_read_by_its_columns() -> None:
     text = "model,input_per_1k,output_per_1k,note\nLLAMA3,0.002,,x\n\nhf.co/A/b:Q4,1,2\n"
 
-    lines = prices.read_list(text)
+    lines = price_book.read_list(text)
 
     assert [line.model for line in lines] == ["llama3:latest", "hf.co/a/b:q4"]
 
@@ -172,7 +174,7 @@ BAD_LISTS = {
 @pytest.mark.parametrize(("text", "reason"), BAD_LISTS.values(), ids=BAD_LISTS)
 def test_a_list_that_is_wrong_is_refused_with_its_line(text: str, reason: str) -> None:
     with pytest.raises(InvalidPrice, match=reason):
-        prices.read_list(text)
+        price_book.read_list(text)
 
 
 # --- seed_prices ----------------------------------------------------------------------------------
@@ -185,7 +187,7 @@ def run(command: str, *args: str) -> str:
 
 
 def now_of(model: str) -> str | None:
-    found = prices.all_in_force(datetime.now(UTC)).get(model)
+    found = price_book.all_in_force(datetime.now(UTC)).get(model)
     return f"{found.prompt_per_1k:f}/{found.completion_per_1k:f}" if found else None
 
 

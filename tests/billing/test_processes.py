@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from billing import workers
+from billing import processes
 
 pytestmark = pytest.mark.once  # It needs no database.
 
 ROOT = Path(__file__).resolve().parents[2]
-SAY_WHO = "import sys; from billing import workers; print(workers.identity(), flush=True)"
+SAY_WHO = "import sys; from billing import processes; print(processes.identity(), flush=True)"
 THEN_WAIT = f"{SAY_WHO}; sys.stdin.read()"
 OWN_NAMESPACE = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child"]
 NOBODY = 65534
@@ -38,10 +38,10 @@ def name_of(process: "subprocess.Popen[str]") -> str:
 def test_a_process_that_runs_is_alive_until_it_ends() -> None:
     with started() as process:
         name = name_of(process)
-        assert not workers.is_known_dead(name) and workers.may_still_run(name)
+        assert not processes.is_known_dead(name) and processes.may_still_run(name)
         process.kill()
 
-    assert workers.is_known_dead(name) and not workers.may_still_run(name)
+    assert processes.is_known_dead(name) and not processes.may_still_run(name)
 
 
 @needs_root
@@ -50,11 +50,11 @@ def test_of_a_process_in_another_pid_namespace_nothing_is_known() -> None:
     with started(*OWN_NAMESPACE) as process:
         name = name_of(process)
         assert name.rpartition("/")[2].startswith("1-"), name
-        assert workers.is_of_this_boot(name)
-        assert not workers.is_known_dead(name) and not workers.may_still_run(name)
+        assert processes.is_of_this_boot(name)
+        assert not processes.is_known_dead(name) and not processes.may_still_run(name)
         process.kill()
 
-    assert not workers.is_known_dead(name)
+    assert not processes.is_known_dead(name)
 
 
 @needs_root
@@ -62,11 +62,11 @@ def test_a_process_hidden_from_another_user_is_not_dead() -> None:
     """As on hosts that mount /proc with hidepid=2: a file that is not there says nothing."""
     ask = (
         "import os, sys\n"
-        "from billing import workers\n"
-        "workers.identity()\n"
+        "from billing import processes\n"
+        "processes.identity()\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
         "assert not os.path.exists(f'/proc/{sys.argv[2]}')\n"
-        "print(workers.is_known_dead(sys.argv[1]), workers.may_still_run(sys.argv[1]))"
+        "print(processes.is_known_dead(sys.argv[1]), processes.may_still_run(sys.argv[1]))"
     )
     hide = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
     with started() as process:
@@ -81,28 +81,28 @@ def test_a_process_hidden_from_another_user_is_not_dead() -> None:
 
 
 def test_a_reused_process_number_is_another_process() -> None:
-    place, _slash, local = workers.identity().rpartition("/")
+    place, _slash, local = processes.identity().rpartition("/")
     number, _dash, _started = local.partition("-")
 
-    assert workers.is_known_dead(f"{place}/{number}-1")
+    assert processes.is_known_dead(f"{place}/{number}-1")
 
 
 def test_an_earlier_boot_of_the_same_machine_is_another_machine() -> None:
-    host, boot, namespace, local = workers.identity().split("/")
+    host, boot, namespace, local = processes.identity().split("/")
     earlier = f"{host}/{boot[::-1]}/{namespace}/{local}"
 
-    assert not workers.is_of_this_boot(earlier)
-    assert not workers.is_known_dead(earlier) and not workers.may_still_run(earlier)
+    assert not processes.is_of_this_boot(earlier)
+    assert not processes.is_known_dead(earlier) and not processes.may_still_run(earlier)
 
 
 def test_where_proc_is_of_another_namespace_nothing_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its files are those of other processes that happen to have the same numbers."""
-    workers._namespace.cache_clear()
+    processes._namespace.cache_clear()
     monkeypatch.setattr(os, "readlink", lambda _path: "1")
     try:
-        name = workers.identity()
-        assert not workers.is_known_dead(name) and not workers.may_still_run(name)
+        name = processes.identity()
+        assert not processes.is_known_dead(name) and not processes.may_still_run(name)
     finally:
-        workers._namespace.cache_clear()
+        processes._namespace.cache_clear()

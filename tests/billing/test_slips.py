@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from django.test import Client
 from django.utils import timezone
 
-from billing import prices, statements
+from billing import price_book, statements
 from billing.amounts import read_amount
 from billing.models import Entry, ModelPrice
 from tests.billing.test_admin import PRICES, add_credit, schedule, text_of
@@ -132,7 +132,7 @@ def test_a_price_a_hundred_times_the_usual_must_be_meant(priced: ModelPrice, mod
 
     run("set_price", model, "--input", "0.1")
     run("set_price", model, "--input", "20", "--force")
-    price = prices.in_force(f"{model}:latest", timezone.now())
+    price = price_book.in_force(f"{model}:latest", timezone.now())
     assert price is not None and price.prompt_per_1k == 20
 
 
@@ -160,8 +160,8 @@ def test_a_model_whose_price_is_scheduled_does_not_wait_for_one(
 ) -> None:
     now = timezone.now()
     for days in (9, 2, 5):
-        line = prices.read_line("llama3", "0.002")
-        prices.schedule(line, effective_from=now + timedelta(days=days), now=now)
+        line = price_book.read_line("llama3", "0.002")
+        price_book.schedule(line, effective_from=now + timedelta(days=days), now=now)
 
     page = text_of(office.get(PRICES))
 

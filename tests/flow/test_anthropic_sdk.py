@@ -390,7 +390,7 @@ def real(django_db_setup: None) -> Iterator[Gunicorn]:
     pytest.importorskip("xllamacpp", reason="the embedded engine's wheels are not installed")
     from django.conf import settings
 
-    from gateway.embedded.server import EmbeddedServer
+    from embedded.server import EmbeddedServer
 
     with EmbeddedServer(port=0, parallel=2) as engine:
         env = {

@@ -12,7 +12,7 @@ from billing import reconciliation
 from billing.models import Hold, TokenUsage
 from billing.money import from_pico
 from billing.pricing import cost
-from gateway import policy
+from gateway.validation import policy
 from tests.conftest import Caller, new_caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Wait, tokens

@@ -151,7 +151,7 @@ def fragile(running: House, transactional_db: None, tmp_path: Path) -> Iterator[
         faults = {"FAULTS": "after_settle", "FAULT_CHANCE": "1"}
         log = {"FAULT_LOG": str(tmp_path / "faults.log")}
         env = gateway_env(ollama, **(DEADLINES | faults | log))
-        with Gunicorn(env, app="tests.campaign.faulty_wsgi") as server:
+        with Gunicorn(env, app="tests.faults.faulty_wsgi") as server:
             yield House(server, ollama, env)
 
 

@@ -581,7 +581,7 @@ EMBED = "smollm2-embed:135m"
 def real_gateway(django_db_setup: None) -> Iterator[Gunicorn]:
     """A gateway in front of the embedded engine."""
     pytest.importorskip("xllamacpp", reason="the embedded engine's wheels are not installed")
-    from gateway.embedded.server import EmbeddedServer
+    from embedded.server import EmbeddedServer
 
     with EmbeddedServer(port=0, parallel=2) as engine:
         env = gateway_env(engine)  # type: ignore[arg-type]

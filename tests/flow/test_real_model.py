@@ -12,14 +12,14 @@ import requests
 from accounts.models import Account
 from billing import reconciliation
 from billing.models import TokenUsage
-from gateway import diagnosis
+from gateway.diagnosis import model_server
 from tests.conftest import Caller, set_price
 from tests.flow.conftest import database_url, eventually
 from tests.servers.gunicorn import Gunicorn
 
 pytest.importorskip("xllamacpp", reason="the embedded engine's wheels are not installed")
 
-from gateway.embedded.engine import _Run
+from embedded.engine import _Run
 
 MODEL = "smollm2:135m"
 EMBED = "smollm2-embed:135m"
@@ -28,7 +28,7 @@ QUESTION = {"model": MODEL, "prompt": "Why is the sky blue?", "options": {"num_p
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[Any]:
-    from gateway.embedded.server import EmbeddedServer
+    from embedded.server import EmbeddedServer
 
     with EmbeddedServer(port=0, parallel=2) as server:
         yield server
@@ -83,7 +83,7 @@ def test_check_ollama_measures_a_real_model(
     engine: Any, alice_with_a_price: Caller, settings: Any
 ) -> None:
     settings.OLLAMA_BASE, settings.ISOLATE_PROMPTS = engine.url, True
-    told = list(diagnosis.examine(600))
+    told = list(model_server.examine(600))
     found = {each.subject: each for each in told}
 
     assert found["prompts"].state == "ok" and "smollm2:135m read a text" in found["prompts"].message

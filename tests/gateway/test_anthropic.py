@@ -13,16 +13,16 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from billing.models import Hold, TokenUsage
-from gateway import handlers
-from gateway.chunk import Chunk
 from gateway.dialects import ANTHROPIC, OPENAI, dialect_of
-from gateway.dialects.anthropic.requests import THINKING, chat_fields
-from gateway.dialects.ollama import read_chunk
+from gateway.dialects.anthropic.parsing import THINKING, chat_fields
 from gateway.errors import BadRequest, GatewayError, UpstreamBroke
-from gateway.metering import Receipt, Usage
-from gateway.policy import build
-from gateway.prompt import Operation, Prompt
-from gateway.rules import Limits
+from gateway.http import error_handlers
+from gateway.metering import Operation, Receipt, Usage
+from gateway.upstream.chunk import Chunk
+from gateway.upstream.protocol import read_chunk
+from gateway.validation.inference_request import Prompt
+from gateway.validation.policy import build
+from gateway.validation.rules import Limits
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Close, Wire, error_line, rendered, reply, tokens
@@ -654,7 +654,7 @@ TYPES = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_has_a_type_and_one_shape(kind: type[GatewayError]) -> None:
-    answer = handlers.render(kind("A sentence."), RequestFactory().post("/v1/messages"))
+    answer = error_handlers.render(kind("A sentence."), RequestFactory().post("/v1/messages"))
     body = json.loads(answer.content)
 
     assert answer.status_code == kind.status

@@ -12,11 +12,11 @@ from hypothesis import assume, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from gateway import bodies
-from gateway.bodies import parse_object, read_object
 from gateway.errors import BadRequest, BodyTimeout, GatewayBusy, LengthRequired, TooLarge
-from gateway.large_bodies import LARGE_BYTES, Room
 from gateway.metering import NoCredit
+from gateway.validation import bodies
+from gateway.validation.bodies import parse_object, read_object
+from gateway.validation.large_bodies import LARGE_BYTES, Room
 
 REFUSED = {
     "empty": (b"", "missing request body"),

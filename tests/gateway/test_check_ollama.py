@@ -9,7 +9,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from billing.models import TokenUsage
-from gateway.diagnosis import is_rendered
+from gateway.diagnosis.model_server import is_rendered
 from tests.conftest import Caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Stall, reply

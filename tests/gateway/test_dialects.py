@@ -10,20 +10,10 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from gateway.chunk import Chunk
 from gateway.dialects import OLLAMA, REST, dialect_of
 from gateway.dialects.base import Dialect
-from gateway.dialects.ollama import (
-    LegacyEmbeddingsDialect,
-    ProgressRenderer,
-    cut_short,
-    is_load_request,
-    is_unload_request,
-    loaded,
-    model_of,
-    read_chunk,
-    read_progress,
-)
+from gateway.dialects.fields import model_of
+from gateway.dialects.ollama import LegacyEmbeddingsDialect, ProgressRenderer
 from gateway.errors import (
     BadRequest,
     GatewayError,
@@ -31,8 +21,11 @@ from gateway.errors import (
     RegistryUnreachable,
     UpstreamBroke,
 )
-from gateway.metering import Receipt, Usage
-from gateway.prompt import Operation, Prompt
+from gateway.metering import Operation, Receipt, Usage
+from gateway.upstream.chunk import Chunk
+from gateway.upstream.protocol import read_chunk, read_progress, truncated
+from gateway.validation.inference_request import Prompt
+from gateway.validation.load_requests import is_load_request, is_unload_request, loaded
 
 GENERATE, CHAT, EMBED = Operation.GENERATE, Operation.CHAT, Operation.EMBED
 LEGACY = LegacyEmbeddingsDialect()
@@ -285,7 +278,7 @@ def test_no_line_does_worse_than_breaking_the_answer(line: bytes) -> None:
     [native(response="x", thinking="y", logprobs=[{"token": "x"}]), native(CHAT, message={})],
 )
 def test_an_answer_cut_short_ends_with_length_and_no_text(chunk: Chunk) -> None:
-    end = cut_short(chunk)
+    end = truncated(chunk)
 
     assert end.done and end.fields["done_reason"] == "length" and not end.carries_output
     assert not set(end.fields) & {"thinking", "logprobs"}

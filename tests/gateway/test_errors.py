@@ -14,11 +14,15 @@ from django.test import Client, RequestFactory
 from rest_framework import exceptions as drf
 
 from billing.models import Hold, TokenUsage
-from gateway import errors, handlers, metering, policy, stream, upstream
+from gateway import errors, metering
 from gateway.dialects import ollama as native
 from gateway.errors import GatewayError
+from gateway.http import error_handlers
 from gateway.metering import Refused
-from gateway.usage import Tally
+from gateway.relay import metered_stream
+from gateway.relay.token_counter import Tally
+from gateway.upstream import client, protocol
+from gateway.validation import policy
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Line, reply, tokens
@@ -54,7 +58,7 @@ def is_clean(answer: Any, status: int) -> bool:
 @pytest.mark.parametrize("path", ["/generate", "/api/generate", "/nowhere"])
 def test_every_error_has_a_status_a_code_and_one_shape(kind: type[GatewayError], path: str) -> None:
     error = kind("A sentence.")
-    answer = handlers.render(error, RequestFactory().post(path))
+    answer = error_handlers.render(error, RequestFactory().post(path))
     body = json.loads(answer.content)
 
     assert answer.status_code == kind.status and 400 <= kind.status < 600
@@ -91,7 +95,7 @@ FOREIGN = [
 
 @pytest.mark.parametrize(("foreign", "status"), FOREIGN, ids=lambda value: type(value).__name__)
 def test_a_foreign_exception_becomes_one_of_ours(foreign: Exception, status: int) -> None:
-    error = handlers.as_gateway_error(foreign)
+    error = error_handlers.as_gateway_error(foreign)
 
     assert error.status == status and SECRET not in error.message
 
@@ -99,7 +103,7 @@ def test_a_foreign_exception_becomes_one_of_ours(foreign: Exception, status: int
 def test_an_error_of_ours_stays_what_it_is() -> None:
     error = metering.NoCredit("No money.")
 
-    assert handlers.as_gateway_error(error) is error
+    assert error_handlers.as_gateway_error(error) is error
 
 
 # --- Addresses and methods ------------------------------------------------------------------------
@@ -183,10 +187,10 @@ def boom(*_args: Any, **_kwargs: Any) -> Any:
 
 BREAKAGES = [
     (policy, "build"),
-    (upstream, "send"),
-    (native, "read_chunk"),
+    (client, "send"),
+    (protocol, "read_chunk"),
     (Tally, "add"),
-    (stream.MeteredStream, "__init__"),
+    (metered_stream.MeteredStream, "__init__"),
     (metering.Demand, "__init__"),
 ]
 
@@ -343,13 +347,13 @@ def mocked(settings: Any) -> Iterator[responses.RequestsMock]:
 def test_a_short_call_returns_its_object(mocked: responses.RequestsMock) -> None:
     mocked.get(TAGS, json={"models": []})
 
-    assert upstream.fetch("tags") == {"models": []}
+    assert client.fetch("tags") == {"models": []}
 
 
 def test_a_short_call_without_a_body_returns_nothing(mocked: responses.RequestsMock) -> None:
     mocked.get(TAGS, body=b"")
 
-    assert upstream.fetch("tags") == {}
+    assert client.fetch("tags") == {}
 
 
 @pytest.mark.parametrize("body", ["[]", "5", "null", "{", "<html>", "[" * 100_000], ids=repr)
@@ -358,7 +362,7 @@ def test_a_short_call_that_returns_no_object_is_broken(
 ) -> None:
     mocked.get(TAGS, body=body)
     with pytest.raises(errors.UpstreamBroke):
-        upstream.fetch("tags")
+        client.fetch("tags")
 
 
 @pytest.mark.parametrize(
@@ -377,7 +381,7 @@ def test_the_status_of_a_short_call_becomes_an_error(
 ) -> None:
     mocked.get(TAGS, json={"error": SECRET}, status=status)
     with pytest.raises(kind) as raised:
-        upstream.fetch("tags")
+        client.fetch("tags")
     assert type(raised.value) is kind and SECRET not in raised.value.message
 
 
@@ -397,12 +401,12 @@ def test_a_fault_of_the_connection_becomes_an_error(
 ) -> None:
     mocked.get(TAGS, body=fault)
     with pytest.raises(kind):
-        upstream.fetch("tags")
+        client.fetch("tags")
 
 
 def test_a_model_server_that_is_off_is_down() -> None:
     with pytest.raises(errors.UpstreamDown):
-        upstream.fetch("version")
+        client.fetch("version")
 
 
 def test_a_model_server_that_is_away_is_named_in_the_log(
@@ -419,5 +423,5 @@ def test_a_model_server_that_is_away_is_named_in_the_log(
 def test_a_database_that_is_away_says_why_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     away = OperationalError("connection failed: no password supplied\nLINE 1: SELECT 'a prompt'")
 
-    assert isinstance(handlers.as_gateway_error(away), errors.DatabaseDown)
+    assert isinstance(error_handlers.as_gateway_error(away), errors.DatabaseDown)
     assert "no password supplied" in caplog.text and "a prompt" not in caplog.text

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import ClientLeft, GatewayBusy
-from gateway.hangup import Watch, Watcher
+from gateway.upstream.cancellation import Watch, Watcher
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="needs epoll")
 

@@ -8,7 +8,7 @@ from django.db.migrations.recorder import MigrationRecorder
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from gateway import health
+from gateway.views import health
 from tests.fakes.ollama import FakeOllama
 
 

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from gateway import images
-from gateway.images import InvalidImage
+from gateway.validation import images
+from gateway.validation.images import InvalidImage
 
 LIMIT = 100_000
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from gateway.errors import ClientLeft, GatewayBusy, ModelNotFound, UpstreamDown
-from gateway.hangup import Watch
 from gateway.scheduling import inventory as inventories
 from gateway.scheduling.hosts import host
 from gateway.scheduling.inventory import HostInventory, inventory
+from gateway.upstream.cancellation import Watch
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Sleep, Stall, reply
 

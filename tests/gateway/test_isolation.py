@@ -11,10 +11,12 @@ from django.test import Client
 
 from accounts.models import Account
 from config import run
-from gateway import checks, isolation, policy
-from gateway.isolation import BLANKS, FIRST, LENGTH, salt_of
-from gateway.prompt import Operation, Prompt
-from gateway.views import limits
+from gateway import checks
+from gateway.metering import Operation
+from gateway.validation import isolation, policy
+from gateway.validation.inference_request import Prompt
+from gateway.validation.isolation import BLANKS, FIRST, LENGTH, salt_of
+from gateway.views.inference import limits
 from tests.billing.test_idempotency import ROUTES
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama

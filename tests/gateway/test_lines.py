@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from gateway import upstream
 from gateway.errors import ClientLeft, UpstreamBroke
-from gateway.hangup import Watch
-from gateway.upstream import Answer
+from gateway.upstream import client
+from gateway.upstream.cancellation import Watch
+from gateway.upstream.client import Answer
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Line, Raw, slices, tokens
@@ -86,7 +86,7 @@ def test_one_line_comes_in_many_pieces() -> None:
 
 
 def test_a_line_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(upstream, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(client, "MAX_LINE_BYTES", 1000)
 
     assert lines_of(b"x" * 1000 + b"\n") == [b"x" * 1000]
     with pytest.raises(UpstreamBroke):

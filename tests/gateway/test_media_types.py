@@ -6,7 +6,7 @@ import pytest
 from django.core.handlers.wsgi import WSGIHandler
 from django.test import RequestFactory
 
-from gateway.media_types import forms_only
+from gateway.http.media_types import forms_only
 
 ODD = [
     "application/json; charset=rot13",

@@ -7,7 +7,7 @@ import pytest
 
 from accounts import keys
 from billing.models import Hold, TokenUsage
-from gateway import upstream
+from gateway.upstream import client
 from tests.conftest import Caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Line, error_line, reply
@@ -452,7 +452,7 @@ def test_customers_neither_pull_nor_delete(alice: Caller, ollama: FakeOllama) ->
 
 
 def test_the_model_server_is_asked_by_fixed_addresses_only() -> None:
-    assert {path for _method, path in upstream.ROUTES.values()} == {
+    assert {path for _method, path in client.ROUTES.values()} == {
         *("/api/generate", "/api/chat", "/api/embed", "/api/tags", "/api/show"),
         *("/api/ps", "/api/version", "/api/pull", "/api/delete"),
     }

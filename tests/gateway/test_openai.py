@@ -11,14 +11,14 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from billing.models import Hold, TokenUsage
-from gateway.chunk import Chunk
-from gateway.dialects.ollama import read_chunk
 from gateway.dialects.openai.dialect import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES, OpenAIDialect
 from gateway.errors import BadRequest, UpstreamBroke
-from gateway.metering import Receipt, Usage
-from gateway.policy import build
-from gateway.prompt import Operation, Prompt
-from gateway.rules import Limits
+from gateway.metering import Operation, Receipt, Usage
+from gateway.upstream.chunk import Chunk
+from gateway.upstream.protocol import read_chunk
+from gateway.validation.inference_request import Prompt
+from gateway.validation.policy import build
+from gateway.validation.rules import Limits
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Close, Line, Raw, Sleep, slices, tokens

@@ -9,11 +9,12 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from billing.models import Hold
-from gateway import policy, rules
 from gateway.errors import BadRequest
-from gateway.policy import Job
-from gateway.prompt import Operation, Prompt
-from gateway.rules import Limits
+from gateway.metering import Operation
+from gateway.validation import policy, rules
+from gateway.validation.inference_request import Prompt
+from gateway.validation.policy import Job
+from gateway.validation.rules import Limits
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.gateway.test_images import encoded, png

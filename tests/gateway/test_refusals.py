@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from django.test import Client
 
-from gateway.refusals import MAX_FORM_BYTES
+from gateway.http.early_checks import MAX_FORM_BYTES
 from tests.conftest import Caller
 
 NUL_COOKIE = 'sessionid="\\000aaaaaaaaaaaaaaaa"'

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from gateway import pattern_ways, patterns, schemas
 from gateway.errors import BadRequest
-from gateway.pattern_ways import Work
-from gateway.patterns import BadPattern
-from gateway.schemas import SchemaBounds
+from gateway.validation import pattern_counts, patterns, schemas
+from gateway.validation.pattern_counts import Work
+from gateway.validation.patterns import BadPattern
+from gateway.validation.schemas import SchemaBounds
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 
@@ -320,7 +320,7 @@ def test_a_class_holds_its_characters(pattern: str, inside: str, outside: str) -
 
 
 def ways_of(pattern: str) -> int:
-    return pattern_ways.ways(patterns.read(pattern), 1000, Work(100_000))[1]
+    return pattern_counts.ways(patterns.read(pattern), 1000, Work(100_000))[1]
 
 
 def test_ways_are_counted() -> None:
@@ -331,7 +331,7 @@ def test_ways_are_counted() -> None:
 
 def test_work_is_bounded() -> None:
     with pytest.raises(BadPattern, match="too long or too complicated"):
-        pattern_ways.ways(patterns.read("a?" * 50), 10**9, Work(1000))
+        pattern_counts.ways(patterns.read("a?" * 50), 10**9, Work(1000))
 
 
 # --- Every family ---------------------------------------------------------------------------------

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from gateway.dialects.ollama import OllamaRenderer, read_chunk
+from gateway.dialects.ollama import OllamaRenderer
 from gateway.errors import ClientLeft, GatewayBusy, KeyRevoked, UpstreamBroke
-from gateway.hangup import Watch, watcher
-from gateway.metering import CountSource, NullMeter, Outcome, Receipt, Usage
-from gateway.prompt import Operation, Prompt
-from gateway.stream import MeteredStream
-from gateway.usage import SLACK, Tally
+from gateway.metering import CountSource, NullMeter, Operation, Outcome, Receipt, Usage
+from gateway.relay.metered_stream import MeteredStream
+from gateway.relay.token_counter import SLACK, Tally
+from gateway.upstream.cancellation import Watch, watcher
+from gateway.upstream.protocol import read_chunk
+from gateway.validation.inference_request import Prompt
 
 PIECE = b'{"response": "x", "done": false}'
 LAST = b'{"response": "", "done": true, "prompt_eval_count": 3, "eval_count": 2}'

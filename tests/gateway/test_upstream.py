@@ -12,9 +12,9 @@ from typing import Any, Self
 
 import pytest
 
-from gateway import upstream
 from gateway.errors import ClientLeft, ModelNotFound, UpstreamStalled
-from gateway.hangup import Watch
+from gateway.upstream import client
+from gateway.upstream.cancellation import Watch
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import reply
 
@@ -27,13 +27,13 @@ def test_a_connection_that_the_server_closed_is_never_used_again(ollama: FakeOll
 
     for _ in range(100):
         with pytest.raises(ModelNotFound):
-            upstream.fetch("delete", {"model": "x"})
+            client.fetch("delete", {"model": "x"})
 
 
 def test_a_connection_that_the_server_keeps_open_is_closed_by_us(ollama: FakeOllama) -> None:
     ollama.answer("/api/version", reply({"version": "1"}, 200, Connection="keep-alive"))
 
-    assert [upstream.fetch("version")["version"] for _ in range(20)] == ["1"] * 20
+    assert [client.fetch("version")["version"] for _ in range(20)] == ["1"] * 20
 
     ollama.wait_idle()
     assert ollama.max_in_flight == 1
@@ -90,7 +90,7 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names, *files]
     subprocess.run(make, check=True, capture_output=True)
-    monkeypatch.setattr(upstream._session, "verify", str(tmp_path / "cert"))
+    monkeypatch.setattr(client._session, "verify", str(tmp_path / "cert"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
     return context
@@ -111,7 +111,7 @@ def test_a_long_prompt_has_more_time_than_a_connection(
         settings.OLLAMA_BASE = server.url
         asked_at = time.monotonic()
 
-        assert upstream.fetch("show", LONG) == {}
+        assert client.fetch("show", LONG) == {}
     assert time.monotonic() - asked_at > 2 * CONNECT_SECONDS, "it was no slow reader"
 
 
@@ -120,7 +120,7 @@ def test_a_prompt_that_nobody_reads_is_given_up_as_silence(
 ) -> None:
     with reader(1) as server, pytest.raises(UpstreamStalled):
         settings.OLLAMA_BASE = server.url
-        upstream.fetch("show", LONG, seconds=2 * CONNECT_SECONDS)
+        client.fetch("show", LONG, seconds=2 * CONNECT_SECONDS)
 
 
 def test_who_leaves_while_the_prompt_is_sent_breaks_it_off(
@@ -131,4 +131,4 @@ def test_who_leaves_while_the_prompt_is_sent_breaks_it_off(
         settings.OLLAMA_BASE = server.url
         leaving = threading.Timer(2 * CONNECT_SECONDS, watch.break_off, [ClientLeft])
         leaving.start()
-        upstream.send("show", LONG, watch, patience=20)
+        client.send("show", LONG, watch, patience=20)

@@ -19,7 +19,7 @@ from gateway.errors import (
     UpstreamBusy,
     UpstreamError,
 )
-from gateway.upstream_errors import FAILURES, from_line, from_status
+from gateway.upstream.error_mapping import FAILURES, from_line, from_status
 
 
 def nested(code: int, message: str, kind: str = "server_error", **more: Any) -> str:

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from gateway.chunk import Chunk
 from gateway.metering import CountSource, Usage
-from gateway.usage import BEYOND_PROMPT_BOUND, MAX_BELIEVABLE, SLACK, Tally, counts, tokens_in
+from gateway.relay.token_counter import BEYOND_PROMPT_BOUND, SLACK, Tally, tokens_in
+from gateway.upstream.chunk import Chunk
+from gateway.upstream.protocol import MAX_BELIEVABLE, counts
 
 PIECE = Chunk(text="word")
 SILENT = Chunk()

@@ -5,18 +5,18 @@ from typing import Any
 
 import pytest
 
-from gateway import answer_room
-from gateway.answer_room import MAX_ANSWER_BYTES, MAX_BYTES, Share
-from gateway.chunk import Chunk
+from gateway.dialects.json_fragments import Items, dump, items, kept, one_part
 from gateway.errors import GatewayBusy, TooLarge
-from gateway.large_bodies import Room
-from gateway.written import Items, dump, items, kept, one_part
+from gateway.relay import response_memory
+from gateway.relay.response_memory import MAX_ANSWER_BYTES, MAX_BYTES, Share
+from gateway.upstream.chunk import Chunk
+from gateway.validation.large_bodies import Room
 
 
 @pytest.fixture(autouse=True)
 def room(monkeypatch: pytest.MonkeyPatch) -> Room:
     made = Room(patience=0.01)
-    monkeypatch.setattr(answer_room, "room", made)
+    monkeypatch.setattr(response_memory, "room", made)
     return made
 
 

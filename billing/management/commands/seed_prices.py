@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from billing import prices
+from billing import price_book
 from billing.pricing import InvalidPrice
 
 SEEDS = Path(__file__).resolve().parents[2] / "seeds" / "prices.csv"
@@ -20,7 +20,7 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
-        columns = ",".join(prices.COLUMNS)
+        columns = ",".join(price_book.COLUMNS)
         parser.add_argument("--file", type=Path, help=f"a CSV file with the columns {columns}")
 
     def handle(self, *_args: Any, **options: Any) -> None:
@@ -30,22 +30,22 @@ class Command(BaseCommand):
         kept = len(lines) - added
         self.stdout.write(f"{added} prices added, {kept} kept as they were.")
 
-    def seed(self, lines: list[prices.PriceLine], *, override: bool) -> int:
+    def seed(self, lines: list[price_book.PriceLine], *, override: bool) -> int:
         now = timezone.now()
-        known = prices.all_in_force(now)
+        known = price_book.all_in_force(now)
         added = 0
         for line in lines:
             price = known.get(line.model)
             if price is not None and (not override or price.rates == line.rates):
                 continue
-            prices.schedule(line, effective_from=now, now=now)
+            price_book.schedule(line, effective_from=now, now=now)
             added += 1
         return added
 
 
-def read(path: Path) -> list[prices.PriceLine]:
+def read(path: Path) -> list[price_book.PriceLine]:
     try:
-        lines = prices.read_list(path.read_text(encoding="utf-8-sig"))
+        lines = price_book.read_list(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"Cannot read {path}: {error}") from None
     except InvalidPrice as error:

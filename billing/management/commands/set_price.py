@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from accounts.names import alike
-from billing import prices
+from billing import price_book
 from billing.pricing import InvalidPrice, per_1m
 from gateway import metering
 
@@ -41,11 +41,11 @@ class Command(BaseCommand):
         now = timezone.now()
         begins = parse_moment(options["begins"]) or now
         try:
-            line = prices.read_line(options["model"], options["input"], options["output"])
-            doubt = prices.doubt(line, now)
+            line = price_book.read_line(options["model"], options["input"], options["output"])
+            doubt = price_book.doubt(line, now)
             if doubt and not options["force"]:
                 raise CommandError(f"{doubt} Add --force if it is meant.")
-            price = prices.schedule(line, effective_from=begins, now=now)
+            price = price_book.schedule(line, effective_from=begins, now=now)
         except InvalidPrice as error:
             raise CommandError(str(error)) from None
         self.stdout.write(f"{price} UTC")
@@ -57,7 +57,7 @@ class Command(BaseCommand):
             self.stderr.write(f"Warning: {line.model} is not installed at Ollama{hint}")
 
 
-def per_million(line: prices.PriceLine) -> str:
+def per_million(line: price_book.PriceLine) -> str:
     """Say a price in the unit that others publish."""
     tokens = "per 1,000,000 tokens"
     rates = line.rates

@@ -5,9 +5,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand
 
-from billing import journal, ledger, orphans
+from billing import journal, ledger, recovery
 from billing.journal import Fate
-from billing.keeper import settle_from_journal
+from billing.leases import settle_from_journal
 
 
 class Command(BaseCommand):
@@ -20,7 +20,7 @@ class Command(BaseCommand):
     def handle(self, *_args: Any, **_options: Any) -> None:
         replayed = journal.replay(settle_from_journal)
         self.tell(replayed)
-        settled = orphans.settle_all()
+        settled = recovery.settle_all()
         left = ledger.open_holds().count()
         self.stdout.write(f"{settled} orphaned holds settled; {left} are open and being served.")
         if replayed.aside:

@@ -2,14 +2,15 @@
 
 from typing import Any
 
-from gateway.dialects.anthropic import requests
-from gateway.dialects.anthropic.answers import MessageRenderer
+from gateway.dialects.anthropic import parsing
 from gateway.dialects.anthropic.errors import error_body
+from gateway.dialects.anthropic.renderers import MessageRenderer
 from gateway.dialects.base import Renderer
-from gateway.dialects.ollama import model_of, wants_stream
+from gateway.dialects.fields import model_of, wants_stream
 from gateway.errors import GatewayError
-from gateway.prompt import Operation, Prompt
-from gateway.rules import refuse_lookalikes
+from gateway.metering import Operation
+from gateway.validation.inference_request import Prompt
+from gateway.validation.rules import refuse_lookalikes
 
 
 class AnthropicDialect:
@@ -18,7 +19,7 @@ class AnthropicDialect:
     def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
         refuse_lookalikes(body)
         stream = wants_stream(body, default=False)
-        return Prompt(operation, model_of(body), stream, requests.chat_fields(body))
+        return Prompt(operation, model_of(body), stream, parsing.chat_fields(body))
 
     def renderer(self, prompt: Prompt, request_id: str) -> Renderer:
         return MessageRenderer(prompt, request_id)

@@ -4,14 +4,15 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.dialects.base import Renderer
-from gateway.dialects.ollama import model_of, wants_stream
-from gateway.dialects.openai import requests, responses
-from gateway.dialects.openai.answers import ChatRenderer, CompletionRenderer, EmbeddingsRenderer
+from gateway.dialects.fields import model_of, wants_stream
+from gateway.dialects.openai import parsing, responses_parsing
 from gateway.dialects.openai.errors import error_body
-from gateway.dialects.openai.response_answers import ResponseRenderer
+from gateway.dialects.openai.renderers import ChatRenderer, CompletionRenderer, EmbeddingsRenderer
+from gateway.dialects.openai.responses_renderers import ResponseRenderer
 from gateway.errors import GatewayError
-from gateway.prompt import Operation, Prompt
-from gateway.rules import refuse_lookalikes
+from gateway.metering import Operation
+from gateway.validation.inference_request import Prompt
+from gateway.validation.rules import refuse_lookalikes
 
 Read = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -38,7 +39,9 @@ class OpenAIDialect:
         return error_body(error, request_id)
 
 
-CHAT = OpenAIDialect(requests.chat_fields, requests.answer_wants, ChatRenderer)
-COMPLETIONS = OpenAIDialect(requests.completion_fields, requests.answer_wants, CompletionRenderer)
-EMBEDDINGS = OpenAIDialect(requests.embedding_fields, requests.embedding_wants, EmbeddingsRenderer)
-RESPONSES = OpenAIDialect(responses.response_fields, responses.response_wants, ResponseRenderer)
+CHAT = OpenAIDialect(parsing.chat_fields, parsing.answer_wants, ChatRenderer)
+COMPLETIONS = OpenAIDialect(parsing.completion_fields, parsing.answer_wants, CompletionRenderer)
+EMBEDDINGS = OpenAIDialect(parsing.embedding_fields, parsing.embedding_wants, EmbeddingsRenderer)
+RESPONSES = OpenAIDialect(
+    responses_parsing.response_fields, responses_parsing.response_wants, ResponseRenderer
+)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.chunk import Chunk
-from gateway.written import Items, joined_items, kept, one_part
+from gateway.dialects.json_fragments import Items, joined_items, kept, one_part
+from gateway.upstream.chunk import Chunk
 
 # The lists of a text choice's `logprobs`, and the lengths that its offsets come from.
 COLUMNS = ("tokens", "token_logprobs", "top_logprobs")

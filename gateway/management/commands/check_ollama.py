@@ -10,7 +10,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
-from gateway.diagnosis import Finding, State, examine
+from gateway.diagnosis.model_server import Finding, State, examine
 
 
 class Command(BaseCommand):

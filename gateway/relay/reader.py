@@ -1,0 +1,78 @@
+"""Read an answer in a thread of its own, so that whoever relays it can tell silence from an end.
+
+A blocked read cannot be interrupted and taken up again; so for clients that want a sign of life
+while the model thinks, one thread reads and another writes.
+"""
+
+import logging
+import queue
+import threading
+from collections.abc import Generator
+
+from gateway.errors import GatewayBusy
+from gateway.upstream.chunk import Chunk
+
+logger = logging.getLogger(__name__)
+
+# How many chunks may wait for a slow client before the model server is made to wait too.
+CAPACITY = 64
+# How long the reading thread waits for room before it looks whether anybody still reads.
+LOOK_SECONDS = 0.5
+
+
+class Silence(Exception):
+    """Nothing came for the time that was to be waited."""
+
+
+class Pump:
+    """An iterator over the chunks that a thread reads. `next` raises Silence, or what the read
+    raised. Making one raises GatewayBusy where no thread is to be had."""
+
+    def __init__(self, source: Generator[Chunk, None, None], patience: float) -> None:
+        self._source = source
+        self._patience = patience
+        self._items: queue.Queue[Chunk | Exception | None] = queue.Queue(CAPACITY)
+        self._stopped = threading.Event()
+        try:
+            threading.Thread(target=self._run, name="pump", daemon=True).start()
+        except RuntimeError as error:
+            logger.error("An answer is refused: %s", error)
+            raise GatewayBusy() from error
+
+    def __iter__(self) -> "Pump":
+        return self
+
+    def __next__(self) -> Chunk:
+        try:
+            item = self._items.get(timeout=self._patience)
+        except queue.Empty:
+            raise Silence from None
+        if item is None:
+            raise StopIteration
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def close(self) -> None:
+        """Let the thread end, as soon as its read returns."""
+        self._stopped.set()
+
+    def _run(self) -> None:
+        try:
+            for chunk in self._source:
+                if not self._put(chunk):
+                    break
+            self._put(None)
+        except Exception as error:
+            self._put(error)
+        finally:
+            self._source.close()
+
+    def _put(self, item: Chunk | Exception | None) -> bool:
+        while not self._stopped.is_set():
+            try:
+                self._items.put(item, timeout=LOOK_SECONDS)
+                return True
+            except queue.Full:
+                continue
+        return False

@@ -1,0 +1,160 @@
+"""Unload a model that a schema has stopped.
+
+llama.cpp works on a schema's grammar in the one thread that serves all customers of a model, and
+does not notice there that the client has left. `schemas` refuses what is known to take long; this
+is for what is not. Ollama ends the process of a model within a second when it is told to unload it.
+
+A model that was left alone may merely be idle, and other processes of the gateway may hear from
+it; so it is asked for one token first.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from django.conf import settings
+
+from gateway.errors import GatewayError, UpstreamStalled
+from gateway.upstream import client
+from gateway.upstream.cancellation import Watch
+
+logger = logging.getLogger(__name__)
+
+LOOK_SECONDS = 0.5
+
+
+class _Table:
+    """The models whose schema somebody has left, and when each model was last heard of. A thread
+    looks after them while there are any."""
+
+    def __init__(self) -> None:
+        self._left_at: dict[str, float] = {}
+        self._heard_at: dict[str, float] = {}
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def heard(self, model: str) -> None:
+        self._heard_at[model] = time.monotonic()
+
+    def left(self, model: str) -> None:
+        with self._lock:
+            self._left_at[model] = time.monotonic()
+            if self._thread is None:
+                self._start()
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="stuck-models", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError as error:
+            logger.error("Nobody looks after models that may be stuck: %s", error)
+        else:
+            self._thread = thread
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(LOOK_SECONDS)
+            for model in self._due():
+                _unload_if_stuck(model, partial(self._is_silent, model))
+                self._forget(model)
+            with self._lock:
+                if not self._left_at:
+                    self._thread = None
+                    return
+
+    def _due(self) -> list[str]:
+        """Return the models that were silent for long enough; forget those that were heard."""
+        before = time.monotonic() - settings.STUCK_MODEL_SECONDS
+        with self._lock:
+            for model in [model for model in self._left_at if not self._is_silent(model)]:
+                del self._left_at[model]
+            return [model for model, left_at in self._left_at.items() if left_at < before]
+
+    def _is_silent(self, model: str) -> bool:
+        return self._heard_at.get(model, 0.0) <= self._left_at.get(model, float("inf"))
+
+    def _forget(self, model: str) -> None:
+        with self._lock:
+            self._left_at.pop(model, None)
+
+
+_table = _Table()
+
+
+def _unload_if_stuck(model: str, is_silent: Callable[[], bool]) -> None:
+    try:
+        if not client.fetch("ps").get("models") or _answers(model) or not is_silent():
+            return
+        logger.error(
+            "After a client had left a request with a JSON schema, the model %s gave nobody a "
+            "token for %s s. It is unloaded.",
+            model,
+            settings.STUCK_MODEL_SECONDS,
+        )
+        client.fetch("generate", {"model": model, "keep_alive": 0, "stream": False})
+    except GatewayError as error:
+        logger.warning("A model that may be stuck cannot be looked after: %s", error)
+    except Exception:
+        logger.exception("A model that may be stuck cannot be looked after")
+
+
+def _answers(model: str) -> bool:
+    """Tell whether the model writes one token in the time."""
+    one = {"model": model, "prompt": "a", "raw": True, "stream": False}
+    one["options"] = {"num_predict": 1}
+    try:
+        client.fetch("generate", one, seconds=settings.STUCK_MODEL_SECONDS)
+    except UpstreamStalled:
+        return False
+    return True
+
+
+# --- Answers --------------------------------------------------------------------------------------
+
+
+def send(route: str, body: dict[str, Any], watch: Watch) -> "client.Answer":
+    """Ask the model server as `client.send` does, and note what its model does."""
+    has_schema = isinstance(body.get("format"), dict)
+    try:
+        answer = client.send(route, body, watch)
+    except GatewayError:
+        if has_schema and watch.cut is not None:
+            _table.left(body["model"])
+        raise
+    return _Noted(answer, body["model"], has_schema)
+
+
+class _Noted(client.Answer):
+    """An answer whose lines are noted."""
+
+    def __init__(self, answer: client.Answer, model: str, has_schema: bool) -> None:
+        self._answer = answer
+        self._model = model
+        self._has_schema = has_schema
+        self.is_framed = answer.is_framed
+        self._last = b""
+        self._is_whole = False
+
+    def lines(self) -> Iterator[bytes]:
+        for line in self._answer.lines():
+            _table.heard(self._model)
+            self._last = line
+            yield line
+        self._is_whole = True
+
+    def close(self) -> None:
+        if self._has_schema and not (self._is_whole or _is_done(self._last)):
+            _table.left(self._model)
+        self._answer.close()
+
+
+def _is_done(line: bytes) -> bool:
+    try:
+        last = json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(last, dict) and last.get("done") is True

@@ -1,0 +1,200 @@
+"""Every row of the compatibility page is sent, and what it says must happen."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from gateway.dialects import ANTHROPIC, OLLAMA, OPENAI
+from gateway.dialects.base import Dialect
+from gateway.dialects.openai.dialect import COMPLETIONS, EMBEDDINGS, RESPONSES
+from gateway.errors import BadRequest
+from gateway.metering import Operation
+from gateway.validation import policy
+from gateway.validation.rules import Limits
+from tests.conftest import Caller
+from tests.fakes import faults
+from tests.fakes.ollama import FakeOllama
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "compatibility.md").read_text()
+
+HELLO = [{"role": "user", "content": "hi"}]
+LIMITS = Limits(2**20, 8, 2**23, 512, 2048, 8192)
+
+ROUTES: dict[str, tuple[Dialect, Operation, dict[str, Any]]] = {
+    "/api/generate": (OLLAMA, Operation.GENERATE, {"prompt": "hi"}),
+    "/api/chat": (OLLAMA, Operation.CHAT, {"messages": HELLO}),
+    "/api/embed": (OLLAMA, Operation.EMBED, {"input": "hi"}),
+    "/v1/chat/completions": (OPENAI, Operation.CHAT, {"messages": HELLO}),
+    "/v1/completions": (COMPLETIONS, Operation.GENERATE, {"prompt": "hi"}),
+    "/v1/embeddings": (EMBEDDINGS, Operation.EMBED, {"input": "hi"}),
+    "/v1/responses": (RESPONSES, Operation.CHAT, {"input": "hi"}),
+    "/v1/messages": (ANTHROPIC, Operation.CHAT, {"messages": HELLO, "max_tokens": 100}),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the page."""
+
+    route: str
+    parameter: str
+    example: str
+    done: str
+
+
+def rows() -> list[Row]:
+    found: list[Row] = []
+    for section in PAGE.split("\n## ")[1:]:
+        title = re.search(r"`(/\S+)`", section.splitlines()[0])
+        assert title, section[:40]
+        for line in re.findall(r"^\| `(\w+)` \| `(.+?)` \| (.+?) \|$", section, re.MULTILINE):
+            found.append(Row(title[1], *line))
+    return found
+
+
+def sent(row: Row, **more: Any) -> dict[str, Any]:
+    """Return what goes to the model server for the route's plain request and some more."""
+    dialect, operation, plain = ROUTES[row.route]
+    prompt = dialect.parse(operation, {"model": "llama3", **plain, **more})
+    return policy.build(prompt, "llama3:latest", LIMITS).body
+
+
+def difference(plain: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
+    """Return what a body has that the plain one has not; of options only those that differ."""
+    found = {name: value for name, value in body.items() if plain.get(name) != value}
+    if "options" in found:
+        known = plain.get("options", {})
+        found["options"] = {k: v for k, v in body["options"].items() if known.get(k) != v}
+    return found
+
+
+@pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.route} {row.parameter} {row.done}")
+def test_the_page_says_what_is_done(row: Row) -> None:
+    example = {row.parameter: json.loads(row.example)}
+
+    if row.done.startswith("refused: "):
+        with pytest.raises(BadRequest) as refusal:
+            sent(row, **example)
+        assert refusal.value.message == row.done.removeprefix("refused: ")
+    elif row.done in ("dropped", "shapes the answer"):
+        assert difference(sent(row), sent(row, **example)) == {}
+    else:
+        assert difference(sent(row), sent(row, **example)) == json.loads(row.done.strip("`"))
+
+
+def test_every_route_where_a_model_answers_is_on_the_page() -> None:
+    assert {row.route for row in rows()} == set(ROUTES)
+
+
+# --- Beside a bare Ollama -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Who asks, and what stands behind the gateway."""
+
+    alice: Caller
+    ollama: FakeOllama
+
+    def chat(self, **fields: Any) -> Any:
+        asked = {"model": "llama3", "messages": HELLO, "stream": False, **fields}
+        return self.alice.post("/api/chat", **asked)
+
+
+def key(stage: Stage) -> None:
+    answer = Client().get("/api/tags")
+    assert answer.status_code == 401 and answer.json()["status"] == answer.json()["error"]
+    assert "status" not in Client().get("/models").json()
+
+
+def listing(stage: Stage) -> None:
+    stage.ollama.models.append("unpriced:latest")
+    listed = {model["name"] for model in stage.alice.get("/api/tags").json()["models"]}
+    assert listed == {"llama3:latest", "mistral:latest", "nomic-embed-text:latest"}
+
+
+def show(stage: Stage) -> None:
+    shown = stage.alice.post("/api/show", model="llama3").json()
+    assert not {"template", "system", "messages", "modelfile"} & set(shown) and shown["details"]
+
+
+def operators(stage: Stage) -> None:
+    assert stage.alice.post("/api/pull", model="phi3").status_code == 403
+    assert stage.alice.delete("/api/delete", model="llama3").status_code == 403
+
+
+def making_models(stage: Stage) -> None:
+    paths = ("/api/create", "/api/copy", "/api/push")
+    assert {stage.alice.post(path, model="x").status_code for path in paths} == {404}
+
+
+def load(stage: Stage) -> None:
+    for keep_alive, reason in ((None, "load"), (0, "unload")):
+        answer = stage.chat(messages=[], keep_alive=keep_alive)
+        assert answer.json()["done_reason"] == reason
+    assert stage.ollama.requests == []
+
+
+def embeddings(stage: Stage) -> None:
+    asked = {"model": "nomic-embed-text", "input": "a b c", "options": {"num_ctx": 1}}
+    assert stage.alice.post("/api/embed", **asked).json()["usage"]["prompt_tokens"] == 3
+
+
+def older_embeddings(stage: Stage) -> None:
+    found = stage.alice.post("/api/embeddings", model="nomic-embed-text", prompt="a b").json()
+    assert found["embedding"] and found["usage"]["prompt_tokens"] == 2
+
+
+def usage(stage: Stage) -> None:
+    found = stage.chat().json()
+    assert found["usage"]["completion_tokens"] == found["eval_count"] and found["usage"]["cost"]
+
+
+def full_queue(stage: Stage) -> None:
+    stage.ollama.answer("/api/chat", faults.busy())
+    answer = stage.chat()
+    assert answer.status_code == 503 and answer["Retry-After"]
+
+
+def repetition(stage: Stage) -> None:
+    stage.ollama.answer("/api/chat", faults.repeat_guard(path="/api/chat"))
+    found = stage.chat().json()
+    assert (found["done"], found["done_reason"]) == (True, "length")
+    assert found["usage"]["completion_tokens"] > 0
+
+
+def cloud(stage: Stage) -> None:
+    assert stage.chat(model="llama3:cloud").status_code == 400
+
+
+DIFFERENCES = {
+    "Key": key,
+    "Listing": listing,
+    "Show": show,
+    "Operators": operators,
+    "Making models": making_models,
+    "Load": load,
+    "Embeddings": embeddings,
+    "Older embeddings": older_embeddings,
+    "Usage": usage,
+    "Full queue": full_queue,
+    "Repetition": repetition,
+    "Cloud": cloud,
+}
+
+
+@pytest.mark.parametrize("subject", DIFFERENCES)
+def test_a_difference_from_a_bare_ollama_is_as_the_page_says(
+    subject: str, alice: Caller, ollama: FakeOllama, priced: Any
+) -> None:
+    DIFFERENCES[subject](Stage(alice, ollama))
+
+
+def test_every_difference_on_the_page_is_tested() -> None:
+    section = PAGE.split("## Beside a bare Ollama")[1].split("\n## ")[0]
+    assert set(re.findall(r"^\| ([A-Z][a-z ]+) \|", section, re.MULTILINE)) == set(DIFFERENCES)

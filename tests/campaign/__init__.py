@@ -1,1 +1,0 @@
-"""Proof by destruction: slow, violent tests that run by `make campaign`, not with every change."""

@@ -1,0 +1,309 @@
+"""The gateway as it runs, with a proxy between it and the model server, and the books at the end.
+
+Whatever a test destroys: when it has ended every hold has ended, every request that was admitted
+has one usage row, and no sum differs from another.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.db import connection
+
+from billing import reconciliation
+from billing.models import Hold, TokenUsage
+from tests.conftest import new_caller, set_price
+from tests.fakes.ollama import FakeOllama
+from tests.fakes.proxy import Proxy
+from tests.faults.fuzz_run import LastError, hung
+from tests.flow.conftest import eventually, gateway_env
+from tests.servers.client import BROKEN, RawClient
+from tests.servers.gunicorn import Gunicorn
+from tests.servers.nginx import MISSING, Nginx
+
+# Short enough to test, long enough for a busy machine; a lease shorter than every deadline, so that
+# a hold that is not kept alive would be swept under a running answer.
+DEADLINES = {
+    "UPSTREAM_FIRST_LINE_SECONDS": "3",
+    "UPSTREAM_SILENCE_SECONDS": "2",
+    "UPSTREAM_TOTAL_SECONDS": "5",
+    "GATEWAY_WORKERS": "2",
+    "GATEWAY_THREADS": "32",
+    "HOLD_LEASE_SECONDS": "1.5",
+    "CLIENT_SECONDS": "2",
+}
+
+
+@dataclass
+class House:
+    """A running gateway, the model server behind it, and the proxy between them."""
+
+    server: Gunicorn
+    ollama: FakeOllama
+    proxy: Proxy
+    env: dict[str, str]
+    # Where clients call: the gateway itself, or what stands in front of it.
+    url: str
+    nginx: Nginx | None = None
+
+    @property
+    def way(self) -> str:
+        return "through nginx" if self.nginx else "direct"
+
+    def client(self, timeout: float = 10.0, receive_buffer: int | None = None) -> RawClient:
+        return RawClient(self.url, timeout, receive_buffer)
+
+
+@contextlib.contextmanager
+def started(behind_nginx: bool = False, **more: str) -> Iterator[House]:
+    """A gateway with two workers, on the tests' own database."""
+    with contextlib.ExitStack() as stack:
+        ollama = stack.enter_context(FakeOllama())
+        proxy = stack.enter_context(Proxy(ollama.port))
+        journal = stack.enter_context(tempfile.TemporaryDirectory(prefix="journal-"))
+        here = {"OLLAMA_BASE": proxy.url, "JOURNAL_DIR": journal}
+        env = gateway_env(ollama, **DEADLINES) | here | more
+        server = stack.enter_context(Gunicorn(env))
+        front = stack.enter_context(Nginx(server.port)) if behind_nginx else None
+        yield House(server, ollama, proxy, env, front.url if front else server.url, front)
+
+
+@pytest.fixture(scope="module")
+def running(request: Any, django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+    """A gateway for all tests of a file; see BOTH_WAYS."""
+    with started(behind_nginx=getattr(request, "param", False)) as house:
+        yield house
+
+
+def ways() -> list[Any]:
+    """Parameters for a fixture that starts a gateway: the way to it, and whether nginx is on it."""
+    without = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+    return [pytest.param(False, id="direct"), pytest.param(True, id="nginx", marks=without)]
+
+
+# As a file's `pytestmark`: each of its tests runs straight to the gateway, and through nginx.
+BOTH_WAYS = pytest.mark.parametrize("running", ways(), indirect=True)
+
+
+@pytest.fixture
+def house(running: House, transactional_db: None) -> Iterator[House]:
+    """A gateway with an empty database, for one test; the books balance after it."""
+    set_right(running)
+    yield running
+    set_right(running)
+    books_balance()
+
+
+@pytest.fixture
+def key(transactional_db: None) -> str:
+    """The key of a customer with credit, for a model with a price."""
+    set_price("llama3", "0.002", "0.004")
+    return new_caller("Alice").secret
+
+
+def set_right(house: House) -> None:
+    house.proxy.cut()
+    house.proxy.heal()
+    house.ollama.reset()
+
+
+def books_balance(seconds: float = 10.0) -> None:
+    """Every hold ends within some seconds, with one usage row each, and every sum is right."""
+    eventually(lambda: not Hold.objects.filter(state="open").exists(), seconds)
+    assert TokenUsage.objects.count() == Hold.objects.count()
+    broken = {check.name: found for check, found in reconciliation.differences() if found}
+    assert not broken
+
+
+# --- The application in this process --------------------------------------------------------------
+
+
+@pytest.fixture
+def careless(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Keep connections, and wait for no disk: what is tried is not the database. End what hangs."""
+    before = signal.signal(signal.SIGALRM, hung)
+    monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", None)
+    if connection.vendor == "sqlite":
+        quick = "PRAGMA journal_mode=WAL; PRAGMA synchronous=OFF;"
+        monkeypatch.setitem(connection.settings_dict["OPTIONS"], "init_command", quick)
+    connection.close()
+    yield
+    connection.close()
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def errors(monkeypatch: pytest.MonkeyPatch) -> LastError:
+    """Take the place of every log: thousands of refusals are written there."""
+    last = LastError()
+    # Not by levels and handlers, of which pytest adds some later.
+    monkeypatch.setattr(logging.Logger, "handle", lambda _, record: last.keep(record))
+    return last
+
+
+# --- Asking, and what a client makes of the answer ----------------------------------------------
+
+
+@dataclass
+class Seen:
+    """What a client has in its hands when the connection has nothing more to give."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+    ended_properly: bool
+    seconds: float
+
+    @property
+    def lines(self) -> list[bytes]:
+        return self.body.splitlines()
+
+    @property
+    def looks_complete(self) -> bool:
+        return self.status == 200 and looks_complete(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The error object that ends the body."""
+        found: dict[str, Any] = json.loads(self.lines[-1])
+        assert set(found) == {"error", "code", "request_id"}, found
+        return found
+
+
+def looks_complete(body: bytes) -> bool:
+    """Tell whether a client of any family would take this stream for a whole answer."""
+    marks = (b"data: [DONE]", b"event: message_stop", b"event: response.completed")
+    return any(mark in body for mark in marks) or any(map(_is_last, body.splitlines()))
+
+
+def _is_last(line: bytes) -> bool:
+    try:
+        found = json.loads(line)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and found.get("done") is True
+
+
+def ask(
+    house: House,
+    key: str,
+    path: str = "/api/generate",
+    *,
+    stream: bool = True,
+    timeout: float = 15,
+    **fields: Any,
+) -> Seen:
+    """Ask by a client of Ollama's family and read whatever comes, to its end."""
+    body = {"model": "llama3", "prompt": "hello there", "stream": stream, **fields}
+    began = time.monotonic()
+    with house.client(timeout) as client:
+        client.post(path, body, key=key)
+        return read(client, began)
+
+
+def read(client: RawClient, began: float) -> Seen:
+    head = client.read_head()
+    body, ended_properly = b"", True
+    try:
+        while (line := client.read_line()) is not None:
+            body += line + b"\n"
+    except BROKEN:
+        ended_properly = False
+    return Seen(head.status, head.headers, body, ended_properly, time.monotonic() - began)
+
+
+def is_error(seen: Seen, status: int, code: str) -> bool:
+    return (seen.status, seen.error["code"], seen.looks_complete) == (status, code, False)
+
+
+def is_broken_off(seen: Seen, code: str) -> bool:
+    """Tell whether a stream that had begun ended with an error in the band."""
+    return is_error(seen, 200, code) and seen.ended_properly
+
+
+def costs_nothing(*outcomes: str) -> bool:
+    row = the_row()
+    return (row.billed, row.cost) == (False, Decimal(0)) and row.outcome in outcomes
+
+
+def nothing_happened(house: House) -> bool:
+    return house.ollama.requests == [] and not Hold.objects.exists()
+
+
+def the_row(seconds: float = 10.0) -> TokenUsage:
+    """Return the only usage row, waiting for it."""
+    eventually(TokenUsage.objects.exists, seconds)
+    return TokenUsage.objects.get()
+
+
+def in_parallel(each: Iterable[Any], do: Callable[[Any], Any], seconds: float = 60.0) -> list[Any]:
+    """Do it with each at the same time; what came of it, in the order in which it came."""
+    found: list[Any] = []
+    threads = [threading.Thread(target=lambda one=one: found.append(do(one))) for one in each]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(seconds)
+    assert len(found) == len(threads)
+    return found
+
+
+def figure(text: str) -> None:
+    """Print a figure for the promises page; standard error comes through test processes."""
+    print(f"\nFIGURE {text}", file=sys.stderr)
+
+
+# --- Processes ----------------------------------------------------------------------------------
+
+
+def resident_mb(pid: int) -> float:
+    """How much memory a process holds, in megabytes."""
+    return _status(pid, "VmRSS:") / 1024
+
+
+def peak_mb(pid: int) -> float:
+    """The most memory that a process has held, in megabytes."""
+    return _status(pid, "VmHWM:") / 1024
+
+
+def thread_count(pid: int) -> int:
+    return int(_status(pid, "Threads:"))
+
+
+def open_files(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+@contextlib.contextmanager
+def growing_less_than(megabytes: float, house: House, what: str) -> Iterator[None]:
+    """No worker ever holds so much more than before, not even for a moment."""
+    before = {pid: resident_mb(pid) for pid in house.server.worker_pids()}
+    for pid in before:
+        Path(f"/proc/{pid}/clear_refs").write_text("5")  # Forget the peak.
+    yield
+    growth = max(peak_mb(pid) - held for pid, held in before.items())
+    figure(f"{what}, {house.way}: {growth:+.1f} MB at the peak")
+    assert growth < megabytes
+
+
+def _status(pid: int, name: str) -> float:
+    with open(f"/proc/{pid}/status") as file:
+        [line] = [line for line in file if line.startswith(name)]
+    return float(line.split()[1])
+
+
+def percentile(values: list[float], percent: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * percent / 100))]

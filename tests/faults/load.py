@@ -1,0 +1,97 @@
+"""Streams under way and crowds of short requests, and what may be said of their answers."""
+
+import itertools
+import threading
+from collections.abc import Iterator
+from decimal import Decimal
+
+from tests.fakes.ollama import Received
+from tests.faults.conftest import percentile
+from tests.faults.site import Producer, Seen, Site, ask, until
+
+# No two prompts of a site have the same number, whoever sends them; drivers count from 1.
+NUMBERS: Iterator[int] = itertools.count(10**5)
+
+
+class Streams:
+    """Some streams under way, each in a thread; the model server has begun them all."""
+
+    def __init__(self, place: Site, url: str, count: int, pieces: int, pause: float = 0.05) -> None:
+        self.seen: list[Seen] = []
+        numbers = list(itertools.islice(NUMBERS, count))
+        self._threads = [
+            threading.Thread(
+                target=lambda n=n: self.seen.append(ask(url, place.key, n, pieces, pause, 90))
+            )
+            for n in numbers
+        ]
+        before = len(place.ollama.requests)
+        for thread in self._threads:
+            thread.start()
+        # Others may ask meanwhile.
+        until(lambda: numbers_in(place.ollama.requests[before:]).issuperset(numbers), 20)
+
+    def wait(self) -> list[Seen]:
+        for thread in self._threads:
+            thread.join(90)
+        assert len(self.seen) == len(self._threads), "a stream has no end"
+        return self.seen
+
+
+def numbers_in(requests: list[Received]) -> set[int]:
+    prompts = (one.json["prompt"] for one in requests if one.path == "/api/generate")
+    return {int(prompt.split()[0]) for prompt in prompts}
+
+
+def ask_many(url: str, key: str, count: int) -> list[Seen]:
+    """Ask for short answers, all at once."""
+    seen: list[Seen] = []
+
+    def one(number: int) -> None:
+        seen.append(ask(url, key, number, timeout=90))
+
+    numbers = list(itertools.islice(NUMBERS, count))
+    threads = [threading.Thread(target=one, args=(number,)) for number in numbers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+    return seen
+
+
+def refused_in_time(refused: list[Seen], seconds: float, most: float = 0) -> None:
+    """Each says 503 and when to come back; 95 of 100 within `seconds`, all within `most`."""
+    assert refused
+    for one in refused:
+        assert (one.status, one.error) == (503, "database_unavailable"), one
+        assert one.retry_after, one
+    taken = [one.seconds for one in refused]
+    print(f"\n{len(refused)} refused in {percentile(taken, 50):.1f} s (p50),", end=" ")
+    print(f"{percentile(taken, 95):.1f} s (p95), {max(taken):.1f} s at most;", end=" ")
+    assert percentile(taken, 95) < seconds and max(taken) < (most or seconds), sorted(taken)
+
+
+def whole_with_usage(seen: list[Seen]) -> None:
+    assert seen and all(one.done and one.usage for one in seen), seen
+
+
+def whole_and_billed(place: Site, producer: Producer, seen: list[Seen]) -> None:
+    """Each response is complete, and billed = delivered = reported = produced."""
+    whole_with_usage(seen)
+    place.books_balance()
+    rows = place.rows()
+    for one in seen:
+        row, usage = rows[one.request_id], one.usage
+        assert usage and row.outcome == "complete", (one, row)
+        made = producer.produced[one.number].written
+        assert row.completion_tokens == one.pieces == made == usage["completion_tokens"], (one, row)
+        assert row.cost == Decimal(usage["cost"]), (one, row)
+
+
+def served_or_refused(seen: list[Seen], at_least: int) -> None:
+    """What had begun went on to its end, and only new requests were refused: not all of them."""
+    for one in seen:
+        assert one.done or (one.status == 503 and one.retry_after), one
+    done = sum(one.done for one in seen)
+    print(f"\n{done} answers whole, {len(seen) - done} requests refused", end=" ")
+    assert done >= at_least, f"only {done} of {len(seen)} answers"

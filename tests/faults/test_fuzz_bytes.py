@@ -1,0 +1,152 @@
+"""No bytes make a 5xx: requests broken below the level of a request, sent to a real gunicorn.
+
+Each is answered or its connection is closed. One answer in the 500s is no fault: 501, which
+gunicorn itself says to a transfer coding that it does not know. FUZZ_BYTES: how many. SEED: which.
+"""
+
+import contextlib
+import os
+import re
+import socket
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import pytest
+from django.urls import get_resolver
+
+from accounts.models import CUSTOMER_SCOPES
+from tests.conftest import new_caller
+from tests.faults.conftest import House, ask, figure, started
+from tests.faults.fuzz import fuzzed, good, routes
+from tests.faults.fuzz_bytes import spoiled
+from tests.faults.oracle import INTERNALS, Witness
+
+SEED = os.environ.get("SEED", "19")
+NUMBER = int(os.environ.get("FUZZ_BYTES", "4000"))
+ROUTES = [*dict.fromkeys(routes(get_resolver()))]
+CLIENTS = 16
+SHOWN = 10
+# A client that is not done is cut after a second; whoever waits as long as this is forgotten.
+FORGOTTEN_AFTER = 20.0
+# Nothing more is awaited when this long nothing came after an answer.
+QUIET = 0.3
+
+# What is logged when something was thrown that nobody caught, and what is never logged.
+UNFORESEEN = re.compile("Unforeseen error|Error handling request|Internal Server|Exception in")
+KEY = re.compile("olg_[0-9a-f]{64}")
+STATUS = re.compile(rb"HTTP/1\.\d (\d{3}) ")
+
+
+@pytest.fixture(scope="module")
+def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+    with started(CLIENT_SECONDS="1") as house:
+        yield house
+
+
+@pytest.fixture
+def keys(transactional_db: None, priced: Any) -> list[bytes]:
+    scopes = [*CUSTOMER_SCOPES, "models"]
+    callers = [new_caller("Alice", "1000000"), new_caller("Olga", "1000000", scopes)]
+    return [caller.secret.encode() for caller in callers]
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a client got for its bytes."""
+
+    name: str
+    request: bytes
+    answers: bytes
+    closed: bool
+
+    @property
+    def statuses(self) -> list[int]:
+        return [int(status) for status in STATUS.findall(self.answers)]
+
+    @property
+    def complaint(self) -> str:
+        """What is wrong with it, or nothing."""
+        for status in self.statuses:
+            if status >= 500 and not is_gunicorns_own(status, self.answers):
+                return f"answered {status}"
+        if not self.closed and not self.statuses:
+            return "neither answered nor closed"
+        found = INTERNALS.search(self.answers)
+        return f"tells of the inside: {found[0]!r}" if found else ""
+
+    def __str__(self) -> str:
+        shown = [
+            each if len(each) < 3_000 else each[:3_000] for each in (self.request, self.answers)
+        ]
+        return f"{self.complaint}: {self.name}\n  sent {shown[0]!r}\n  got {shown[1]!r}"
+
+
+def is_gunicorns_own(status: int, answers: bytes) -> bool:
+    return status == 501 and b"Unsupported transfer coding" in answers
+
+
+def say(house: House, name: str, keys: list[bytes]) -> Told:
+    """Send the bytes of a name; return all that came back until nothing more did."""
+    dice = Random(name)
+    make = dice.choice((good, fuzzed))
+    request = spoiled(make(dice.choice(ROUTES), dice.choice(keys), dice), dice)
+    with socket.create_connection(("127.0.0.1", house.server.port), FORGOTTEN_AFTER) as sock:
+        # It may be refused before it is all sent.
+        with contextlib.suppress(OSError):
+            sock.sendall(request)
+            if dice.random() < 0.2:
+                sock.shutdown(socket.SHUT_WR)
+        answers, closed = heard(sock)
+    return Told(name, request, answers, closed)
+
+
+def heard(sock: socket.socket) -> tuple[bytes, bool]:
+    """Return what comes, and whether the connection was closed after it."""
+    found, deadline = b"", time.monotonic() + FORGOTTEN_AFTER
+    while time.monotonic() < deadline:
+        sock.settimeout(QUIET if found else FORGOTTEN_AFTER)
+        try:
+            piece = sock.recv(65_536)
+        except TimeoutError:
+            return found, False
+        except ConnectionError:
+            return found, True
+        if not piece:
+            return found, True
+        found += piece
+    return found, False
+
+
+def test_no_bytes_make_a_5xx(house: House, keys: list[bytes]) -> None:
+    pids, witness = sorted(house.server.worker_pids()), Witness(house.ollama)
+    began = time.monotonic()
+
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        names = [f"{SEED}-{n}" for n in range(NUMBER)]
+        told = list(clients.map(lambda name: say(house, name, keys), names))
+
+    statuses = Counter(status for each in told for status in each.statuses)
+    silent = sum(not each.statuses for each in told)
+    figure(
+        f"P19 {len(told):,} requests of broken bytes (SEED={SEED}) in "
+        f"{time.monotonic() - began:.0f} s: {dict(sorted(statuses.items()))}, closed: {silent:,}"
+    )
+    failed = {each.complaint: str(each) for each in told if each.complaint}
+    assert not failed, "\n\n".join([*failed.values()][:SHOWN])
+    assert not witness.complaints, witness.complaints[:SHOWN]
+    assert statuses[200] * 10 > NUMBER, "hardly anything was answered"
+    assert ask(house, keys[0].decode()).looks_complete
+    assert sorted(house.server.worker_pids()) == pids
+    log = house.server.log()
+    assert not UNFORESEEN.search(log), lines_about(UNFORESEEN, log)
+    assert not KEY.search(log), lines_about(KEY, log)
+
+
+def lines_about(pattern: re.Pattern[str], log: str) -> str:
+    found = [line for line in log.splitlines() if pattern.search(line)]
+    return "\n".join(found[:SHOWN])

@@ -1,0 +1,90 @@
+"""A wall clock that steps ends no running response, and lets no request pass a cap."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.load import Streams, ask_many, whole_and_billed
+from tests.faults.site import DATABASES, Producer, Site, site
+from tests.servers.clock import MISSING, Clock
+from tests.servers.gunicorn import manage
+
+pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
+
+LEASE = 3  # Seconds, as a site has it.
+HOURS = 3600
+
+needs_compiler = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+@pytest.fixture
+def producer() -> Producer:
+    return Producer()
+
+
+@pytest.fixture(params=DATABASES)
+def place(request: pytest.FixtureRequest, producer: Producer) -> Iterator[Site]:
+    with site(request.param) as made:
+        made.ollama.answer("/api/generate", producer)
+        yield made
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Clock:
+    return Clock(tmp_path)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shift", [-2 * HOURS, 2 * HOURS])
+def test_a_clock_that_steps_under_streams_ends_none(
+    place: Site, producer: Producer, clock: Clock, shift: int
+) -> None:
+    """On SQLite the database's clock steps, too."""
+    place.more = {**place.more, **clock.env}
+    with place.gateway() as server:
+        time.sleep(LEASE / 2 + 1)
+        streams = Streams(place, server.url, 8, pieces=150)
+        time.sleep(1)
+        clock.set(shift)
+        seen = streams.wait()
+        log = server.log()
+
+    assert "was orphaned" not in log
+    whole_and_billed(place, producer, seen)
+
+
+MONTH = 31 * 24 * HOURS
+MOST = 12  # Requests that the cap may let pass before it is reached.
+CAP = """
+from accounts.models import Account
+from billing import ledger
+cap = ledger.open_budget(Account.objects.get(), "tokens", "month")
+ledger.set_limit(cap, 4000)
+"""
+
+
+@needs_compiler
+def test_a_cap_holds_after_the_clock_was_in_the_next_month(place: Site, clock: Clock) -> None:
+    """PostgreSQL has a clock of its own, which stays right; SQLite's is the gateway's."""
+    made = manage(place.env, "shell", "--no-imports", "-c", CAP)
+    assert made.returncode == 0, made.stderr
+    more: dict[str, Any] = clock.env
+    with place.gateway(**more) as server:
+        before = [ask_many(server.url, place.key, 1)[0] for _ in range(MOST)]
+        clock.set(MONTH)
+        ahead = ask_many(server.url, place.key, 1)[0]
+        clock.set(0)
+        after = ask_many(server.url, place.key, 30)
+
+    assert before[0].done and before[-1].status == 429, before
+    assert ahead.done == (place.postgres is None)
+    assert [one.status for one in after] == [429] * 30
+    proved = manage(place.env, "reconcile")
+    assert proved.returncode == (1 if ahead.done else 0), proved.stdout
+    assert ("has not begun" in proved.stdout) == ahead.done
+    # The site's books are proved in the end by a clock that has passed that month.
+    place.more = {**place.more, **clock.env}
+    clock.set(2 * MONTH)

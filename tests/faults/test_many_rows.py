@@ -1,0 +1,31 @@
+"""`reconcile` reads each table once: many rows take it longer, and not longer for each row."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from bench.many_rows import fill
+from tests.faults.site import DATABASES, Site, site
+from tests.servers.gunicorn import manage
+
+pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
+
+ROWS = 200_000
+# What a statement may take: a join that reads a table again for each row takes hours.
+LONGEST_STATEMENT = "?options=-c%20statement_timeout%3D60s"
+
+
+@pytest.fixture(params=DATABASES)
+def place(request: pytest.FixtureRequest) -> Iterator[Site]:
+    with site(request.param) as made:
+        yield made
+
+
+def test_reconcile_of_many_rows_ends(place: Site) -> None:
+    fill(place, ROWS)
+    url = place.url + (LONGEST_STATEMENT if place.postgres else "")
+
+    proved = manage({**place.env, "DATABASE_URL": url}, "reconcile", timeout=600)
+
+    assert proved.returncode == 0, proved.stdout + proved.stderr
+    assert f"newest id {ROWS} " in proved.stdout

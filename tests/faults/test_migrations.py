@@ -1,0 +1,93 @@
+"""The schema changes while the gateway serves: it waits for a moment, or says 503; no 500.
+
+The first release has no older schema, so its own last migration is taken back and made again (it
+drops and creates triggers, and takes the locks for that), and what a later one may do is done by
+hand: a column more, an index more.
+"""
+
+import contextlib
+import sqlite3
+import time
+from collections.abc import Iterator
+
+import psycopg
+import pytest
+
+from tests.faults.load import served_or_refused
+from tests.faults.site import DATABASES, Drivers, Producer, Site, compare, site, until
+from tests.servers.gunicorn import manage
+
+pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
+
+# A stream takes 0.3 s; what a migration may add to it on a busy machine.
+LONGEST = 5
+ADDITIVE = [
+    "ALTER TABLE token_usages ADD COLUMN future text NULL",
+    "ALTER TABLE billing_hold ADD COLUMN future integer NULL",
+    "ALTER TABLE billing_budget ADD COLUMN future integer NULL",
+    "CREATE INDEX future_index ON token_usages (future)",
+    "CREATE INDEX future_hold_index ON billing_hold (future)",
+]
+
+
+@pytest.fixture
+def producer() -> Producer:
+    return Producer()
+
+
+@pytest.fixture(params=DATABASES)
+def place(request: pytest.FixtureRequest, producer: Producer) -> Iterator[Site]:
+    with site(request.param) as made:
+        made.ollama.answer("/api/generate", producer)
+        yield made
+
+
+def migrate(place: Site, *target: str) -> float:
+    began = time.monotonic()
+    done = manage(place.env, "migrate", *target, "-v", "0", "--no-input")
+    assert done.returncode == 0, done.stderr
+    return time.monotonic() - began
+
+
+def change_schema(place: Site, statement: str) -> int:
+    """Ask for a lock for one second at most, so that writers never wait for longer behind us; ask
+    again until it is had. How often."""
+    for attempt in range(1, 50):
+        with contextlib.suppress(psycopg.errors.LockNotAvailable, sqlite3.OperationalError):
+            if place.postgres:
+                with psycopg.connect(place.url, autocommit=True) as connection:
+                    connection.execute("SET lock_timeout = '1s'")
+                    connection.execute(statement)
+            else:
+                place.query(statement)
+            return attempt
+    raise AssertionError(f"no lock was had for {statement}")
+
+
+def test_a_migration_under_load_fails_no_request(place: Site, producer: Producer) -> None:
+    with place.gateway() as server:
+        with Drivers(lambda: server.url, place.key, 8, lambda: (10, 0.02)) as drivers:
+            until(lambda: len(drivers.seen) > 8, 20)
+            back = migrate(place, "billing", "0001")
+            on = migrate(place)
+            tries = [change_schema(place, statement) for statement in ADDITIVE]
+            after = len(drivers.seen)
+            until(lambda: len(drivers.seen) > after + 16, 20)
+        log = server.log()
+
+    slowest = max(one.seconds for one in drivers.seen)
+    print(f"\nback in {back:.1f} s, on in {on:.1f} s, tries for locks {tries};", end=" ")
+    print(f"the slowest of {len(drivers.seen)} streams took {slowest:.1f} s", end=" ")
+    assert "Traceback" not in log, log[-3000:]
+    served_or_refused(drivers.seen, at_least=30)
+    assert slowest < LONGEST
+    place.books_balance()
+    compare(drivers.seen, producer, place.rows())
+
+
+def test_the_guards_stand_again_after_it(place: Site) -> None:
+    migrate(place, "billing", "0001")
+    migrate(place)
+
+    with pytest.raises(Exception, match="append-only"):
+        place.query("UPDATE model_prices SET prompt_price = 0")

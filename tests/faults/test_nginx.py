@@ -1,0 +1,55 @@
+"""What nginx answers by itself, in the shape of the gateway's errors."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.faults.conftest import (
+    House,
+    ask,
+    is_error,
+    nothing_happened,
+    started,
+)
+from tests.flow.conftest import eventually
+from tests.servers.nginx import MISSING
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+# limit_conn in deploy/nginx.conf.
+CONNECTIONS = 128
+HALF = "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\n\r\n{"
+
+
+@pytest.fixture(scope="module")
+def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+    with started(behind_nginx=True) as house:
+        yield house
+
+
+def test_too_many_connections_of_one_address_are_told_to_come_back(house: House, key: str) -> None:
+    crowd = [house.client() for _ in range(CONNECTIONS)]
+    for client in crowd:
+        client.send(HALF.encode())
+    time.sleep(0.2)
+
+    seen = ask(house, key)
+    for client in crowd:
+        client.close()
+
+    assert is_error(seen, 429, "too_many_connections") and int(seen.headers["retry-after"]) > 0
+    assert seen.headers["content-type"] == "application/json" and nothing_happened(house)
+    eventually(lambda: ask(house, key).looks_complete)
+
+
+# The last test of this file: it takes the gateway away.
+def test_a_gateway_that_is_stopped_is_a_503_that_says_when_to_come_back(
+    house: House, key: str
+) -> None:
+    house.server.stop()
+
+    seen = ask(house, key)
+
+    assert is_error(seen, 503, "gateway_stopping") and int(seen.headers["retry-after"]) > 0
+    assert seen.headers["content-type"] == "application/json" and nothing_happened(house)

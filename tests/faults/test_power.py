@@ -1,0 +1,137 @@
+"""A power cut, as far as it can be played: what is in the files at one moment is all there is.
+
+The gateway is stopped in its tracks (SIGSTOP), its files are copied without SQLite's shared memory,
+it goes on. Each copy is then what a machine finds when it comes up again. What the kernel had not
+yet brought to the disk is in the copies all the same: that FULL and fsync do so is SQLite's and the
+kernel's promise, not proved here. A copy of files that are being written is nobody's promise.
+"""
+
+import contextlib
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.site import Drivers, Producer, Seen, Site, compare, site, until
+from tests.servers.gunicorn import Gunicorn, manage
+
+pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
+
+COPIES = int(os.environ.get("COPIES", "10"))
+SEED = os.environ.get("SEED") or str(random.SystemRandom().randrange(10**6))
+FILES = ("gateway.sqlite3", "gateway.sqlite3-wal")
+# In one process: to start one takes longer than what it does.
+RECOVER = """
+from django.core.management import call_command
+call_command("settle_holds")
+call_command("reconcile")
+"""
+
+
+@dataclass
+class Copy:
+    """What was on the disk, and what clients had seen by then."""
+
+    folder: Path
+    seen: list[Seen]
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.folder / FILES[0]}"
+
+
+@contextlib.contextmanager
+def stopped(server: Gunicorn) -> Iterator[None]:
+    """No process of the gateway does anything."""
+    pids = [server.pid, *server.worker_pids()]
+    try:
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        until(lambda: all(is_stopped(pid) for pid in pids), 5)
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether every thread of a process has come to a halt."""
+    states = [
+        (task / "stat").read_text().rpartition(")")[2].split()[0]
+        for task in Path(f"/proc/{pid}/task").iterdir()
+    ]
+    return set(states) == {"T"}
+
+
+def copy_of(place: Site, drivers: Drivers, number: int) -> Copy:
+    folder = place.home / f"copy-{number}"
+    folder.mkdir()
+    # What had ended before; more may be on its way to a client, and is in the files as well.
+    seen = [one for one in list(drivers.seen) if one.done]
+    for name in FILES:
+        shutil.copy(place.home / name, folder / name)
+    if (place.home / "journal").exists():
+        shutil.copytree(place.home / "journal", folder / "journal")
+    return Copy(folder, seen)
+
+
+def brought_up(place: Site, copy: Copy) -> Site:
+    """What an operator does after a power cut, which is nothing that he must do."""
+    found = Site(copy.folder, copy.url, place.ollama, key=place.key, more=place.more)
+    assert found.query("PRAGMA integrity_check") == [("ok",)]
+    done = manage(found.env, "shell", "--no-imports", "-c", RECOVER)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not found.open_holds(), done.stdout
+    return found
+
+
+def test_what_is_on_the_disk_at_any_moment_is_enough() -> None:
+    """Each try to settle fails by chance, so that endings are in the journal as well."""
+    dice, producer = random.Random(SEED), Producer()
+    print(f"\nSEED={SEED}", end=" ")
+    more: dict[str, Any] = {"FAILS": "settle", "FAIL_CHANCE": "0.6"}
+    with site("sqlite") as place:
+        place.ollama.answer("/api/generate", producer)
+        copies, torn = [], None
+        with place.gateway("tests.faults.faulty_wsgi", **more) as server:
+            shape = lambda: (dice.randint(1, 20), dice.choice([0, 0.005, 0.03]))  # noqa: E731
+            with Drivers(lambda: server.url, place.key, 8, shape) as drivers:
+                until(lambda: len(drivers.seen) > 8, 20)
+                for number in range(COPIES):
+                    time.sleep(dice.uniform(0.1, 0.8))
+                    with stopped(server):
+                        copies.append(copy_of(place, drivers, number))
+                torn = copy_of(place, drivers, COPIES)
+
+        kept = [Site(copy.folder, copy.url, place.ollama).journal_lines() for copy in copies]
+        for copy in copies:
+            found = brought_up(place, copy)
+            compare(copy.seen, producer, found.rows())
+        print(f"{COPIES} copies; {[len(copy.seen) for copy in copies]} ends seen before each,")
+        print(f"{kept} endings in their journals; every one is in the books", end=" ")
+        print(f"(a copy of files being written: {what_of(torn)})", end=" ")
+        assert len(copies[-1].seen) > 20 and any(kept)
+        place.settle_holds()  # What was in the journal when the gateway was stopped.
+        place.books_balance()
+        compare(drivers.seen, producer, place.rows())
+        outcomes = Counter(row.outcome for row in place.rows().values())
+        assert outcomes["complete"] >= len(copies[-1].seen)
+
+
+def what_of(torn: Copy) -> str:
+    """Said, not asserted: no database promises anything of it."""
+    try:
+        with contextlib.closing(sqlite3.connect(torn.folder / FILES[0])) as database:
+            [(word,)] = database.execute("PRAGMA integrity_check(1)").fetchall()
+            return str(word)
+    except sqlite3.DatabaseError as error:
+        return str(error)

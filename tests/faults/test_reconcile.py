@@ -1,0 +1,103 @@
+"""`reconcile` while the gateway serves, and after somebody has changed a number behind its back."""
+
+import time
+from collections.abc import Iterator
+from uuid import UUID
+
+import pytest
+
+from tests.faults.load import served_or_refused
+from tests.faults.site import DATABASES, Drivers, Producer, Site, compare, site
+from tests.servers.gunicorn import manage
+
+pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
+
+
+@pytest.fixture
+def producer() -> Producer:
+    return Producer()
+
+
+@pytest.fixture(params=DATABASES)
+def place(request: pytest.FixtureRequest, producer: Producer) -> Iterator[Site]:
+    with site(request.param) as made:
+        made.ollama.answer("/api/generate", producer)
+        yield made
+
+
+def test_reconcile_sees_one_moment_of_a_gateway_that_serves(
+    place: Site, producer: Producer
+) -> None:
+    """Else it would find a hold settled and its row not yet there, and raise a false alarm."""
+    open_meanwhile, rows = [], []
+    with (
+        place.gateway() as server,
+        Drivers(lambda: server.url, place.key, 8, lambda: (5, 0.01)) as drivers,
+    ):
+        for _ in range(5):
+            time.sleep(0.5)
+            before = len(place.rows())
+            proved = manage(place.env, "reconcile")
+            assert proved.returncode == 0, proved.stdout
+            open_meanwhile.append(place.open_holds())
+            rows.append(len(place.rows()) - before)
+
+    print(f"\nrows written while it read: {rows}; open holds after: {open_meanwhile}", end=" ")
+    assert all(rows), "nothing was written meanwhile, so nothing was proved"
+    place.books_balance()
+    served_or_refused(drivers.seen, at_least=20)
+    compare(drivers.seen, producer, place.rows())
+
+
+GUARDS = {
+    "sqlite": ("DROP TRIGGER token_usages_update", None),
+    "postgresql": (
+        "ALTER TABLE token_usages DISABLE TRIGGER token_usages_rows",
+        "ALTER TABLE token_usages ENABLE TRIGGER token_usages_rows",
+    ),
+}
+CHANGE = "UPDATE token_usages SET {} WHERE request_id = '{{id}}'"
+HOLD = "UPDATE billing_hold SET state = '{}' WHERE request_id = '{{id}}'"
+# What somebody may do who gets at the tables, what puts it right again, and what is named. The
+# database itself refuses a cost that is not tokens times prices; so a forger changes both.
+TAMPERING = [
+    (
+        CHANGE.format("completion_price = completion_price - 1, cost = cost - completion_tokens"),
+        CHANGE.format("completion_price = completion_price + 1, cost = cost + completion_tokens"),
+        "usage row {id}: prices differ",
+    ),
+    (
+        CHANGE.format("prompt_tokens = prompt_tokens - 1, cost = cost - prompt_price"),
+        CHANGE.format("prompt_tokens = prompt_tokens + 1, cost = cost + prompt_price"),
+        "roll-up",
+    ),
+    (HOLD.format("open"), HOLD.format("settled"), "usage row {id}: without a hold that has ended"),
+]
+
+
+def test_reconcile_names_the_row_that_somebody_changed(place: Site) -> None:
+    with (
+        place.gateway() as server,
+        Drivers(lambda: server.url, place.key, 2, lambda: (3, 0.0)) as drivers,
+    ):
+        time.sleep(1)
+    assert any(one.done for one in drivers.seen)
+    place.books_balance()
+    found = place.query("SELECT request_id FROM token_usages WHERE billed ORDER BY 1 LIMIT 1")
+    name = str(found[0][0])
+    off, on = GUARDS["postgresql" if place.postgres else "sqlite"]
+
+    with pytest.raises(Exception, match="append-only"):
+        place.query(TAMPERING[0][0].format(id=name))
+    place.query(off)
+    with pytest.raises(Exception, match="cost_follows_from_row"):
+        place.query(CHANGE.format("cost = cost - 1").format(id=name))
+    for spoil, mend, said in TAMPERING:
+        place.query(spoil.format(id=name))
+        proved = manage(place.env, "reconcile")
+        assert proved.returncode == 1, (spoil, proved.stdout)
+        assert said.format(id=UUID(name)) in proved.stdout, (spoil, proved.stdout)
+        place.query(mend.format(id=name))
+    if on:
+        place.query(on)
+    place.books_balance()

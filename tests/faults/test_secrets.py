@@ -1,0 +1,244 @@
+"""Planted canaries: no key, secret, prompt or answer is ever found where it does not belong.
+
+A run that provokes every kind of error we know: what gunicorn and nginx log, what the error bodies
+say, and what the admin and the API show to others is searched for what only the caller may know.
+"""
+
+import contextlib
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import Client
+
+from accounts.models import ApiKey
+from tests.conftest import Caller, new_caller, set_price
+from tests.fakes.script import Line, Raw, Reset, Stall, Status, error_line, reply, tokens
+from tests.faults.conftest import House, ask, books_balance, started, ways
+from tests.servers.client import BROKEN
+from tests.servers.gunicorn import Gunicorn
+
+GENERATE = "/api/generate"
+SECRET_KEY = "canary-secret-key-" + secrets.token_hex(24)
+PROMPT = "canary-prompt-" + secrets.token_hex(8)
+ANSWER = "canary-answer-" + secrets.token_hex(8)
+PASSWORD = "canary-password-" + secrets.token_hex(8)
+# A fault of ours, in the middle of a view, with everything at hand that a traceback could show.
+BROKEN_URL = "postgres://canary:" + PASSWORD + "@127.0.0.1:9/nowhere"
+
+
+@pytest.fixture(scope="module", params=ways())
+def running(request: Any, django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+    with started(behind_nginx=request.param, SECRET_KEY=SECRET_KEY) as house:
+        yield house
+
+
+@pytest.fixture
+def alice(house: House) -> Caller:
+    set_price("llama3", "0.002", "0.004")
+    return new_caller("Alice")
+
+
+FAULTS: dict[str, list[Any]] = {
+    "500 that repeats the prompt": reply({"error": f"cannot render {PROMPT}"}, 500),
+    "400 that repeats the prompt": reply({"error": f"invalid prompt {PROMPT}"}, 400),
+    "503 that repeats the prompt": reply({"error": f"busy with {PROMPT}"}, 503),
+    "a redirect": [Status(307, {"Location": f"http://127.0.0.1:1/?{PROMPT}"})],
+    "an error line": [tokens([ANSWER], done=False), error_line(f"lost {PROMPT} {ANSWER}")],
+    "not JSON": [tokens([ANSWER], done=False), Line(f"<b>{ANSWER}</b>".encode())],
+    "not an object": [Line(f'["{ANSWER}"]'.encode())],
+    "counts that are text": tokens([ANSWER], prompt=ANSWER, count=ANSWER),
+    "types that are wrong": [Line({"response": {"x": ANSWER}, "done": "x"}), Reset()],
+    "half a line": [Raw(f'{{"response": "{ANSWER}'.encode())],
+    "silence": [tokens([ANSWER], done=False), Stall()],
+}
+
+BODIES = {
+    "not JSON": f'{{"model": "llama3", "prompt": "{PROMPT}',
+    "a key twice": f'{{"model": "llama3", "prompt": "{PROMPT}", "prompt": "{PROMPT}"}}',
+    "a lookalike key": f'{{"model": "llama3", "prompt": "x", "PROMPT": "{PROMPT}"}}',
+    "a wrong type": f'{{"model": "llama3", "prompt": ["{PROMPT}"]}}',
+    "a wrong image": f'{{"model": "llama3", "prompt": "x", "images": ["{PROMPT}"]}}',
+    "a wrong role": f'{{"model": "llama3", "messages": [{{"role": "x", "content": "{PROMPT}"}}]}}',
+    "wrong options": f'{{"model": "llama3", "prompt": "{PROMPT}", "options": {{"seed": "x"}}}}',
+    "an unknown model": f'{{"model": "nobody", "prompt": "{PROMPT}"}}',
+}
+
+
+def provoke(house: House, caller: Caller) -> list[bytes]:
+    """Every fault there is; returns the bodies of the errors."""
+    found = []
+    for fault in FAULTS.values():
+        house.ollama.answer(GENERATE, fault)
+        for stream in (True, False):
+            seen = ask(house, caller.secret, stream=stream, prompt=PROMPT)
+            # What was delivered before an error is the caller's own.
+            if not (seen.looks_complete or seen.status == 200 and not stream):
+                found.append(seen.lines[-1])
+    for path in (GENERATE, "/chat", "/v1/chat/completions", "/v1/messages", "/api/embed"):
+        found += [refused(house, path, body, caller.secret) for body in BODIES.values()]
+    for header in (caller.secret[:-1], f"{caller.secret}, x", f"x{caller.secret}", '" OR 1=1'):
+        found.append(refused(house, GENERATE, BODIES["an unknown model"], header))
+    found.append(refused(house, f"/usage/history?from={caller.secret}", "", caller.secret))
+    found.append(refused(house, f"/nowhere?key={caller.secret}&prompt={PROMPT}", "", "x"))
+    house.proxy.down()
+    found.append(ask(house, caller.secret, prompt=PROMPT).body)
+    house.proxy.up()
+    return found
+
+
+def refused(house: House, path: str, body: str, key: str) -> bytes:
+    with house.client() as client:
+        client.request("POST" if body else "GET", path, body.encode(), key=key)
+        status = client.read_head().status
+        # Some families do not know a field, and so do not mind it.
+        assert status < 500, (path, body, status)
+        answer = client.read_all()
+        return answer if status >= 400 else b""
+
+
+def leaks(text: str, caller: Caller, *more: str) -> list[str]:
+    """Every canary that stands in a text, named, not shown."""
+    canaries = {
+        "key": caller.secret,
+        "half of the key": caller.secret[6:40],
+        "digest": str(caller.key.digest),
+        "SECRET_KEY": SECRET_KEY,
+        "database password": PASSWORD,
+        "prompt": PROMPT,
+        "answer": ANSWER,
+    } | {word: word for word in more}
+    return [name for name, value in canaries.items() if value in text]
+
+
+def test_no_error_and_no_log_tells_a_secret(house: House, alice: Caller) -> None:
+    bodies = provoke(house, alice)
+
+    assert len(bodies) > 50
+    for body in bodies:
+        assert not leaks(body.decode(), alice, "/work", "/srv", "Traceback", ".py"), body
+    logs = house.server.log() + (house.nginx.log() if house.nginx else "")
+    assert "POST /api/generate" in logs, "nothing was logged, so nothing was proved"
+    assert not leaks(logs, alice)
+
+
+def test_no_page_of_the_back_office_shows_a_secret(
+    house: House, alice: Caller, settings: Any
+) -> None:
+    settings.SECRET_KEY = SECRET_KEY  # The gateway's; the pages are made in this process.
+    house.ollama.answer(GENERATE, tokens([ANSWER]))
+    ask(house, alice.secret, prompt=PROMPT)
+    User.objects.create_superuser("olga", password=PASSWORD)
+    browser = Client(raise_request_exception=False)
+    browser.force_login(User.objects.get(username="olga"))
+
+    pages = ["/admin/"]
+    seen: set[str] = set()
+    while pages and len(seen) < 80:
+        page = pages.pop()
+        seen.add(page)
+        answer = browser.get(page)
+        assert answer.status_code < 500, page
+        html = b"" if answer.streaming else answer.content
+        assert not leaks(html.decode(errors="replace"), alice), page
+        links = re.findall(rb'href="(/admin/[^"?#]*)"', html)
+        pages += [link for each in links if (link := each.decode()) not in seen | {*pages}]
+    assert len(seen) > 20 and any("usage" in page for page in seen)
+
+
+def test_no_row_of_the_database_holds_a_secret_or_a_prompt(house: House, alice: Caller) -> None:
+    """Every value of every table, as a dump of it would show: faults and good answers alike."""
+    provoke(house, alice)
+    house.ollama.answer(GENERATE, tokens([ANSWER]))
+    assert ask(house, alice.secret, prompt=PROMPT).looks_complete
+    books_balance()
+
+    tables = everything_written()
+
+    assert len(tables["token_usages"]) > 10 and len(tables) > 10
+    for name, rows in tables.items():
+        found = leaks("\n".join(rows), alice)
+        # A key is kept as its digest, by which it is found, in the one table of keys.
+        assert found in ([], ["digest"] if name == ApiKey._meta.db_table else []), (name, found)
+
+
+def everything_written() -> dict[str, list[str]]:
+    tables = {}
+    with connection.cursor() as cursor:
+        for name in connection.introspection.table_names(cursor):
+            cursor.execute(f"SELECT * FROM {connection.ops.quote_name(name)}")
+            tables[name] = [repr(row) for row in cursor.fetchall()]
+    return tables
+
+
+@pytest.mark.parametrize("path", ["/usage", "/usage/history", "/models", "/healthz", "/readyz"])
+def test_no_answer_of_the_api_tells_a_secret(house: House, alice: Caller, path: str) -> None:
+    house.ollama.answer(GENERATE, tokens([ANSWER]))
+    ask(house, alice.secret, prompt=PROMPT)
+
+    with house.client() as client:
+        client.get(path, key=alice.secret)
+        client.read_head()
+        assert not leaks(client.read_all().decode(), alice, "/work")
+
+
+# A bug in every place where one hurts: each raises with all it knows in its message.
+BUGS = """
+from config.wsgi import application
+import billing.ledger, gateway.validation.policy, gateway.relay.metered_stream
+def bug(*args, **kwargs):
+    open({fired!r}, "a").write("fired")
+    raise {error}
+{place} = bug
+"""
+PLACES = [
+    "gateway.validation.policy.build",
+    "billing.ledger.hold",
+    "billing.ledger.settle",
+    "gateway.relay.metered_stream.MeteredStream._next_chunk",
+]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", ["RuntimeError('a bug')", "OperationalError('no database')"])
+def test_a_traceback_shows_lines_of_code_and_no_values(
+    house: House, alice: Caller, place: str, kind: str, tmp_path: Any
+) -> None:
+    if house.nginx:
+        pytest.skip("nginx has no part in it")
+    error = f"__import__('django.db', fromlist=['x']).{kind}" if "Operational" in kind else kind
+    fired = tmp_path / "fired"
+    bug = BUGS.format(error=error, place=place, fired=str(fired))
+    (tmp_path / "buggy.py").write_text(bug)
+    house.ollama.answer(GENERATE, tokens([ANSWER]))
+
+    with buggy(house, tmp_path) as broken:
+        seen = ask(broken, alice.secret, prompt=PROMPT)
+        log = broken.server.log()
+
+    assert fired.exists(), "the bug was never met, so nothing was proved"
+    last = seen.lines[-1].decode()
+    assert not leaks(last, alice, "a bug", "no database", "Traceback") or seen.looks_complete
+    assert not leaks(log, alice)
+
+
+@contextlib.contextmanager
+def buggy(house: House, folder: Any) -> Iterator[House]:
+    env = house.env | {"PYTHONPATH": str(folder), "GATEWAY_WORKERS": "1"}
+    with Gunicorn(env, app="buggy") as server:
+        yield House(server, house.ollama, house.proxy, env, server.url)
+
+
+def test_a_database_that_is_gone_tells_nobody_its_password(house: House, alice: Caller) -> None:
+    if connection.vendor != "postgresql":
+        pytest.skip("SQLite has no password")
+    env = house.env | {"DATABASE_URL": BROKEN_URL, "GATEWAY_WORKERS": "1"}
+    with Gunicorn(env) as server, contextlib.suppress(*BROKEN):
+        gone = House(server, house.ollama, house.proxy, env, server.url)
+        seen = ask(gone, alice.secret, prompt=PROMPT)
+        assert seen.status == 503 and not leaks(seen.body.decode(), alice, "127.0.0.1")
+        assert not leaks(server.log(), alice)

@@ -1,0 +1,106 @@
+"""SQLite is locked by another writer, or its disk is full: nothing is lost or billed twice."""
+
+import contextlib
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.faults.load import Streams, ask_many, refused_in_time, whole_with_usage
+from tests.faults.site import Producer, Seen, Site, compare, fill, site, small_disk, until
+
+pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
+
+STREAMS = 8
+
+
+@pytest.fixture
+def producer() -> Producer:
+    return Producer()
+
+
+@pytest.fixture
+def embedded(producer: Producer) -> Iterator[Site]:
+    with site("sqlite") as made:
+        made.ollama.answer("/api/generate", producer)
+        yield made
+
+
+@contextlib.contextmanager
+def locked(place: Site) -> Iterator[None]:
+    """Another writer holds the lock."""
+    path = place.url.removeprefix("sqlite:///")
+    with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as writer:
+        writer.execute("BEGIN IMMEDIATE")
+        yield
+        writer.execute("ROLLBACK")
+
+
+def test_a_lock_held_for_a_while_is_waited_for(embedded: Site, producer: Producer) -> None:
+    asked: list[Seen] = []
+    with embedded.gateway() as server:
+        streams = Streams(embedded, server.url, STREAMS, pieces=20)
+        with locked(embedded):
+            crowd = threading.Thread(
+                target=lambda: asked.extend(ask_many(server.url, embedded.key, 8))
+            )
+            crowd.start()
+            time.sleep(3)
+        crowd.join(60)
+        seen = streams.wait()
+
+    whole_with_usage(seen)
+    whole_with_usage(asked)
+    embedded.books_balance()
+    compare(seen + asked, producer, embedded.rows())
+
+
+def test_a_lock_held_too_long_refuses_what_is_new_and_keeps_what_is_under_way(
+    embedded: Site, producer: Producer
+) -> None:
+    with embedded.gateway() as server:
+        streams = Streams(embedded, server.url, STREAMS, pieces=20)
+        with locked(embedded):
+            refused = ask_many(server.url, embedded.key, 8)
+            seen = streams.wait()
+        until(lambda: not embedded.journal_lines(), 30)
+        refused_in_time(refused, 30)
+        whole_with_usage(seen)
+        embedded.books_balance()
+        compare(refused + seen, producer, embedded.rows())
+
+
+@pytest.mark.parametrize("journal_too", [False, True])
+def test_a_full_disk_refuses_what_is_new_and_loses_nothing(
+    tmp_path: Path, producer: Producer, journal_too: bool
+) -> None:
+    """Where the journal's disk is full as well, endings wait in memory; the answer then ends
+    without its `usage`, since that would promise what is not on any disk."""
+    with small_disk(tmp_path / "disk", 8) as disk:
+        elsewhere: dict[str, Any] = {}
+        if not journal_too:
+            elsewhere["JOURNAL_DIR"] = str(tmp_path / "journal")
+        with site("sqlite", home=disk, **elsewhere) as place:
+            place.ollama.answer("/api/generate", producer)
+            with place.gateway() as server:
+                whole_with_usage(ask_many(server.url, place.key, 1))
+                streams = Streams(place, server.url, STREAMS, pieces=30)
+                ballast = fill(disk, 0)
+                seen = streams.wait()
+                refused = ask_many(server.url, place.key, 4)
+                ballast.unlink()
+                until(lambda: ask_many(server.url, place.key, 1)[0].done)
+                place.books_balance()
+
+            refused_in_time([one for one in refused if not one.done], 8)
+            assert len(seen) == STREAMS and all(one.done for one in seen)
+            assert place.query("PRAGMA integrity_check") == [("ok",)]
+            rows = place.rows()
+            for one in seen:
+                row, made = rows[one.request_id], producer.produced[one.number]
+                assert (row.prompt_tokens, row.completion_tokens) == (made.prompt_tokens, 30)
+                assert one.usage or journal_too
