@@ -14,7 +14,7 @@ from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
 from accounts import last_used
-from accounts.connections import give_back
+from accounts.connections import release_connection
 from accounts.models import ApiKey
 
 # A prefix that secret scanners know and 256 random bits. What does not look like this is refused
@@ -44,7 +44,7 @@ class KeyAuthentication(TokenAuthentication):
         digest = hash_token(token.decode("ascii"))
         keys = ApiKey.objects.select_related("account", "user")
         key = keys.filter(digest=digest).first()
-        give_back()
+        release_connection()
         now = timezone.now()
         if key is None:
             raise AuthenticationFailed(BAD_KEY)

@@ -13,7 +13,7 @@ from django.http import HttpRequest, HttpResponseBase
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
 
-def give_back() -> None:
+def release_connection() -> None:
     """Give this thread's connection back to its pool, unless a transaction needs it.
 
     One to SQLite, which has no pool, is kept: to open it anew costs more than a transaction.
@@ -22,13 +22,13 @@ def give_back() -> None:
         connection.close()
 
 
-def give_back_after_view(get_response: GetResponse) -> GetResponse:
+def release_after_view(get_response: GetResponse) -> GetResponse:
     """Middleware: what remains of a request is to write its answer, as fast as the client reads."""
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
         try:
             return get_response(request)
         finally:
-            give_back()
+            release_connection()
 
     return middleware

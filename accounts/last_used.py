@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.db import Error
 
-from accounts.connections import give_back
+from accounts.connections import release_connection
 from accounts.models import ApiKey
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ def flush(**_signal: Any) -> None:
         logger.warning("Could not write when keys were last used: %s", type(error).__name__)
     finally:
         # Django's own giving back was before this: it would stay with the idle thread.
-        give_back()
+        release_connection()
 
 
 def _take() -> dict[int, datetime]:

@@ -12,7 +12,7 @@ import requests
 
 from bench.figures import Figure, Figures
 from embedded.server import EmbeddedServer
-from tests.faults.site import Site, issue_key, site
+from tests.harness.deployment import Deployment, deploy, issue_key
 from tests.servers.gunicorn import Gunicorn, manage
 
 MODEL = "smollm2:135m"
@@ -28,12 +28,12 @@ Ask = Callable[[str, str], float]
 def isolation() -> Figures:
     with (
         EmbeddedServer(port=0, parallel=4) as engine,
-        site("sqlite", OLLAMA_BASE=engine.url, ISOLATE_PROMPTS="on") as place,
-        place.gateway() as server,
+        deploy("sqlite", OLLAMA_BASE=engine.url, ISOLATE_PROMPTS="on") as deployment,
+        deployment.gateway() as server,
     ):
-        manage(place.env, "set_price", MODEL, "--input", "0.001")
+        manage(deployment.env, "set_price", MODEL, "--input", "0.001")
         ask, dice = asking(server), random.Random(25)
-        isolated, open_to_all = pair(place, "on"), pair(place, "off")
+        isolated, open_to_all = pair(deployment, "on"), pair(deployment, "off")
         apart = [one_round(ask, dice, *isolated) for _ in range(ROUNDS)]
         shared = [one_round(ask, dice, *open_to_all) for _ in range(CONTROL_ROUNDS)]
     return [
@@ -43,14 +43,14 @@ def isolation() -> Figures:
     ]
 
 
-def pair(place: Site, isolated: str) -> tuple[str, str]:
+def pair(deployment: Deployment, isolated: str) -> tuple[str, str]:
     """Return the keys of two new accounts."""
     keys = []
     for name in (f"Alice, isolated {isolated}", f"Bob, isolated {isolated}"):
         options = ("--credit", "1", "--isolate-prompts", isolated)
-        made = manage(place.env, "create_account", name, *options)
+        made = manage(deployment.env, "create_account", name, *options)
         assert made.returncode == 0, made.stderr
-        keys.append(issue_key(place, name))
+        keys.append(issue_key(deployment, name))
     return keys[0], keys[1]
 
 

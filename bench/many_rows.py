@@ -6,7 +6,7 @@ python -m bench.many_rows --rows 1000000 --database postgresql
 import argparse
 import time
 
-from tests.faults.site import DATABASES, Site, site
+from tests.harness.deployment import DATABASES, Deployment, deploy
 from tests.servers.gunicorn import manage
 
 PROMPT, COMPLETION, DAYS = 100, 50, 60
@@ -48,10 +48,10 @@ FILL = [
 ]
 
 
-def fill(place: Site, rows: int) -> None:
-    vendor = "postgresql" if place.postgres else "sqlite"
+def fill(deployment: Deployment, rows: int) -> None:
+    vendor = "postgresql" if deployment.postgres else "sqlite"
     for statement in FILL:
-        place.query(
+        deployment.query(
             statement.format(
                 request=REQUEST[vendor],
                 moment=MOMENT[vendor],
@@ -62,7 +62,7 @@ def fill(place: Site, rows: int) -> None:
                 tokens=PROMPT + COMPLETION,
             )
         )
-    place.query("ANALYZE")
+    deployment.query("ANALYZE")
 
 
 def main() -> None:
@@ -70,12 +70,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--database", choices=DATABASES, default="postgresql")
     given = parser.parse_args()
-    with site(given.database) as place:
+    with deploy(given.database) as deployment:
         began = time.monotonic()
-        fill(place, given.rows)
+        fill(deployment, given.rows)
         print(f"{given.rows:,} rows made in {time.monotonic() - began:.1f} s")
         began = time.monotonic()
-        proved = manage(place.env, "reconcile", timeout=1200)
+        proved = manage(deployment.env, "reconcile", timeout=1200)
         print(proved.stdout + proved.stderr)
         print(f"reconcile: {time.monotonic() - began:.1f} s")
 

@@ -17,8 +17,17 @@ from bench.isolation import isolation
 from bench.proofs import NOT_PROMISED, PROOFS
 from tests.fakes.script import Stall, Wait, tokens
 from tests.faults.conftest import percentile, resident_mb
-from tests.faults.site import Drivers, Producer, Site, ask, compare, issue_key, site, until
 from tests.faults.test_crash_loop import FAULT_CHANCE, STREAMS, Victim, kill_until
+from tests.harness.deployment import (
+    Deployment,
+    Drivers,
+    Producer,
+    ask,
+    compare,
+    deploy,
+    issue_key,
+    until,
+)
 from tests.servers.client import RawClient
 from tests.servers.gunicorn import Gunicorn, manage
 
@@ -32,18 +41,18 @@ PATH = "/api/generate"
 def crashes(database: str) -> Figures:
     """P1, P2, P3, P21: kill -9 under eight streams, then compare the books of all three."""
     dice, producer = random.Random(1), Producer()
-    with site(database) as place:
-        place.ollama.answer(PATH, producer)
-        victim = Victim(place, dice, FAULT_CHANCE)
+    with deploy(database) as deployment:
+        deployment.ollama.answer(PATH, producer)
+        victim = Victim(deployment, dice, FAULT_CHANCE)
         try:
             shape = lambda: (dice.randint(1, 25), dice.choice([0, 0.01]))  # noqa: E731
-            with Drivers(lambda: victim.server.url, place.key, STREAMS, shape) as drivers:
+            with Drivers(lambda: victim.server.url, deployment.key, STREAMS, shape) as drivers:
                 kill_until(victim, dice, KILLS // 2)
             victim.disarm()
-            took = place.books_balance(60)
+            took = deployment.books_balance(60)
         finally:
             victim.server.stop()
-        rows = place.rows()  # Fails where a request has two.
+        rows = deployment.rows()  # Fails where a request has two.
         compare(drivers.seen, producer, rows)
     kills, done = victim.deaths.total(), sum(one.done for one in drivers.seen)
     lost, late = f"0 of {done}, {kills} kills", f"{took:.1f} s after the last kill"
@@ -58,14 +67,14 @@ def crashes(database: str) -> Figures:
 # --- Credit --------------------------------------------------------------------------------------
 
 
-def credit(place: Site, server: Gunicorn) -> Figures:
+def credit(deployment: Deployment, server: Gunicorn) -> Figures:
     """P4: fifty at once against credit for some."""
     cost = (2 * 103 + 4 * 16) / 1_000_000  # About what one takes; more than one is held for it.
-    poor = manage(place.env, "create_account", "Poor", "--credit", f"{cost * 40:f}")
+    poor = manage(deployment.env, "create_account", "Poor", "--credit", f"{cost * 40:f}")
     assert poor.returncode == 0, poor.stderr
-    key = issue_key(place, "Poor")
+    key = issue_key(deployment, "Poor")
     go_on, statuses = threading.Event(), Counter[int]()
-    place.ollama.answer(PATH, Wait(go_on), tokens("ab"))
+    deployment.ollama.answer(PATH, Wait(go_on), tokens("ab"))
     threads = [
         threading.Thread(target=lambda n=n: statuses.update([ask(server.url, key, n, 16).status]))
         for n in range(50)
@@ -75,7 +84,7 @@ def credit(place: Site, server: Gunicorn) -> Figures:
     until(lambda: statuses[402], 20)
     time.sleep(2)
     balance = 'SELECT max(spent + held - "limit") FROM billing_budget'
-    beyond = int(place.query(balance)[0][0])
+    beyond = int(deployment.query(balance)[0][0])
     go_on.set()
     for thread in threads:
         thread.join(60)
@@ -86,23 +95,23 @@ def credit(place: Site, server: Gunicorn) -> Figures:
 # --- Leaving, and a model server that is gone ----------------------------------------------------
 
 
-def leaving(place: Site, server: Gunicorn) -> Figures:
+def leaving(deployment: Deployment, server: Gunicorn) -> Figures:
     """P6: from the client's leaving to the end of the model server's connection."""
-    silent = [left_after(place, server, 0) for _ in range(LEAVERS)]
-    streaming = [left_after(place, server, 2) for _ in range(LEAVERS)]
+    silent = [left_after(deployment, server, 0) for _ in range(LEAVERS)]
+    streaming = [left_after(deployment, server, 2) for _ in range(LEAVERS)]
     return [
         within("P6", f"leaving stops the model, {name}, p99", percentile(seconds, 99), 1)
         for name, seconds in (("silent", silent), ("streaming", streaming))
     ]
 
 
-def left_after(place: Site, server: Gunicorn, lines: int) -> float:
+def left_after(deployment: Deployment, server: Gunicorn, lines: int) -> float:
     script = [tokens(["x"] * lines, done=False)] if lines else []
-    place.ollama.answer(PATH, *script, Stall(), times=1)
-    before = len(place.ollama.requests)
+    deployment.ollama.answer(PATH, *script, Stall(), times=1)
+    before = len(deployment.ollama.requests)
     with RawClient(server.url) as client:
-        client.post(PATH, {"model": "llama3", "prompt": "hi"}, key=place.key)
-        received = place.ollama.wait_for(before + 1)[-1]
+        client.post(PATH, {"model": "llama3", "prompt": "hi"}, key=deployment.key)
+        received = deployment.ollama.wait_for(before + 1)[-1]
         if lines:
             client.read_head()
             for _ in range(lines):
@@ -112,11 +121,11 @@ def left_after(place: Site, server: Gunicorn, lines: int) -> float:
     return (received.left_at or left) - left
 
 
-def gone(place: Site, server: Gunicorn) -> Figures:
+def gone(deployment: Deployment, server: Gunicorn) -> Figures:
     """P8: a model server that refuses connections."""
-    place.ollama.down()
-    took = [ask(server.url, place.key, n) for n in range(20)]
-    place.ollama.up()
+    deployment.ollama.down()
+    took = [ask(server.url, deployment.key, n) for n in range(20)]
+    deployment.ollama.up()
     worst = max(one.seconds for one in took)
     assert {one.status for one in took} == {503}
     return [within("P8", "a dead Ollama is said at once, worst", worst, 0.2)]
@@ -125,13 +134,13 @@ def gone(place: Site, server: Gunicorn) -> Figures:
 # --- A full gateway ------------------------------------------------------------------------------
 
 
-def full(place: Site, server: Gunicorn) -> Figures:
+def full(deployment: Deployment, server: Gunicorn) -> Figures:
     """P9: what is asked while every thread of two workers has a stream."""
     go_on = threading.Event()
-    place.ollama.answer(PATH, tokens("a", done=False), Wait(go_on), tokens("b"))
-    with place.gateway(GATEWAY_WORKERS="2", GATEWAY_THREADS=str(STREAMS)) as small:
-        busy = fill_threads(small, place.key, 2 * STREAMS)
-        refused = [ask(small.url, place.key, n) for n in range(REFUSALS)]
+    deployment.ollama.answer(PATH, tokens("a", done=False), Wait(go_on), tokens("b"))
+    with deployment.gateway(GATEWAY_WORKERS="2", GATEWAY_THREADS=str(STREAMS)) as small:
+        busy = fill_threads(small, deployment.key, 2 * STREAMS)
+        refused = [ask(small.url, deployment.key, n) for n in range(REFUSALS)]
         go_on.set()
         for client in busy:
             client.close()
@@ -163,11 +172,12 @@ def fill_threads(server: Gunicorn, key: str, count: int) -> list[RawClient]:
 # --- What it adds --------------------------------------------------------------------------------
 
 
-def overhead(place: Site, server: Gunicorn) -> Figures:
+def overhead(deployment: Deployment, server: Gunicorn) -> Figures:
     """P13: the first line and the whole of an answer, asked of us and of the model server."""
-    place.ollama.answer(PATH, tokens(["x"] * 500))
+    deployment.ollama.answer(PATH, tokens(["x"] * 500))
     ours, theirs = (
-        [timed(url, place.key) for _ in range(FIRSTS)] for url in (server.url, place.ollama.url)
+        [timed(url, deployment.key) for _ in range(FIRSTS)]
+        for url in (server.url, deployment.ollama.url)
     )
     first = [one[0] for one in ours]
     bare = statistics.median(one[0] for one in theirs)
@@ -192,17 +202,17 @@ def timed(url: str, key: str) -> tuple[float, float]:
     return first, time.monotonic() - began
 
 
-def memory(place: Site, server: Gunicorn) -> Figures:
+def memory(deployment: Deployment, server: Gunicorn) -> Figures:
     """P23: what the workers grow by while many streams are in flight."""
     pids, go_on = server.worker_pids(), threading.Event()
     before = sum(map(resident_mb, pids))
-    place.ollama.answer(PATH, tokens("ab", done=False), Wait(go_on), tokens("cd"))
+    deployment.ollama.answer(PATH, tokens("ab", done=False), Wait(go_on), tokens("cd"))
     threads = [
-        threading.Thread(target=ask, args=(server.url, place.key, n)) for n in range(IN_FLIGHT)
+        threading.Thread(target=ask, args=(server.url, deployment.key, n)) for n in range(IN_FLIGHT)
     ]
     for thread in threads:
         thread.start()
-    until(lambda: place.ollama.in_flight >= IN_FLIGHT, 30)
+    until(lambda: deployment.ollama.in_flight >= IN_FLIGHT, 30)
     each = (sum(map(resident_mb, pids)) - before) / IN_FLIGHT
     go_on.set()
     for thread in threads:
@@ -213,10 +223,10 @@ def memory(place: Site, server: Gunicorn) -> Figures:
 # --- Restarts ------------------------------------------------------------------------------------
 
 
-def reload(place: Site, server: Gunicorn) -> Figures:
+def reload(deployment: Deployment, server: Gunicorn) -> Figures:
     """P14: HUP while short requests come."""
-    place.ollama.answer(PATH, tokens("abc"))
-    with Drivers(lambda: server.url, place.key, 6, lambda: (3, 0.0)) as drivers:
+    deployment.ollama.answer(PATH, tokens("abc"))
+    with Drivers(lambda: server.url, deployment.key, 6, lambda: (3, 0.0)) as drivers:
         old = set(server.worker_pids())
         server.signal(signal.SIGHUP)
         until(lambda: len(set(server.worker_pids()) - old) == 2, 20)
@@ -229,30 +239,30 @@ def reload(place: Site, server: Gunicorn) -> Figures:
 def database_restarts() -> Figures:
     """P15: PostgreSQL stopped and started under eight streams."""
     producer = Producer()
-    with site("postgresql") as place, place.gateway() as server:
-        assert place.postgres
-        place.ollama.answer(PATH, producer)
-        with Drivers(lambda: server.url, place.key, STREAMS, lambda: (20, 0.02)) as drivers:
+    with deploy("postgresql") as deployment, deployment.gateway() as server:
+        assert deployment.postgres
+        deployment.ollama.answer(PATH, producer)
+        with Drivers(lambda: server.url, deployment.key, STREAMS, lambda: (20, 0.02)) as drivers:
             for _ in range(RESTARTS):
                 time.sleep(1.5)
-                place.postgres.restart()
+                deployment.postgres.restart()
             time.sleep(2)
-        place.books_balance()
-        compare(drivers.seen, producer, place.rows())
+        deployment.books_balance()
+        compare(drivers.seen, producer, deployment.rows())
     cut = sum(not one.done and one.status == 200 for one in drivers.seen)
     done = sum(one.done for one in drivers.seen)
     measured = f"0 rows lost or doubled of {done}; {cut} streams cut"
     return [Figure("P15", f"{RESTARTS} database restarts lose nothing", "0", measured, not cut)]
 
 
-def revoking(place: Site, server: Gunicorn) -> Figures:
+def revoking(deployment: Deployment, server: Gunicorn) -> Figures:
     """P20: from the end of the command to the first 401, of both workers, and to the end of the
     answers that run on the key."""
-    place.ollama.answer(PATH, tokens("abc"), times=1)
-    key = issue_key(place)
-    number = int(place.query("SELECT max(id) FROM accounts_apikey")[0][0])
+    deployment.ollama.answer(PATH, tokens("abc"), times=1)
+    key = issue_key(deployment)
+    number = int(deployment.query("SELECT max(id) FROM accounts_apikey")[0][0])
     assert ask(server.url, key, 1).done
-    place.ollama.answer(PATH, tokens(["x"] * 2000, pause=0.01))
+    deployment.ollama.answer(PATH, tokens(["x"] * 2000, pause=0.01))
     ended: list[float] = []
 
     def run(n: int) -> None:
@@ -262,8 +272,8 @@ def revoking(place: Site, server: Gunicorn) -> Figures:
     threads = [threading.Thread(target=run, args=(n,)) for n in range(STREAMS)]
     for thread in threads:
         thread.start()
-    until(lambda: place.ollama.in_flight == STREAMS)
-    done = manage(place.env, "revoke_key", str(number))
+    until(lambda: deployment.ollama.in_flight == STREAMS)
+    done = manage(deployment.env, "revoke_key", str(number))
     began = time.monotonic()
     assert done.returncode == 0, done.stderr
     late = sum(ask(server.url, key, n).status != 401 for n in range(20))
@@ -286,13 +296,13 @@ def main() -> int:
             print(figure, flush=True)
         found.extend(figures)
 
-    with site("sqlite") as place, place.gateway() as server:
-        ask(server.url, place.key, 1)
-        parts: list[Callable[[Site, Gunicorn], Figures]]
+    with deploy("sqlite") as deployment, deployment.gateway() as server:
+        ask(server.url, deployment.key, 1)
+        parts: list[Callable[[Deployment, Gunicorn], Figures]]
         parts = [overhead, memory, leaving, gone, full, credit, revoking, reload]
         for part in parts:
-            place.ollama.reset()
-            note(part(place, server))
+            deployment.ollama.reset()
+            note(part(deployment, server))
     note(database_restarts())
     for database in ("sqlite", "postgresql"):
         note(crashes(database))

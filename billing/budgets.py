@@ -100,7 +100,7 @@ def charge(reservation: Reservation, row: TokenUsage, held_in: tuple[tuple[int, 
             )
 
 
-def give_back(held: Hold) -> None:
+def release(held: Hold) -> None:
     """Give back all that was held, in every budget and month that gave it."""
     for budget in _mine(held.account_id, held.key_id):
         amount = to_pico(held.amount) if budget.unit == Budget.Unit.MONEY else held.tokens

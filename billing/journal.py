@@ -1,8 +1,8 @@
 """What could not be settled while the database was away, kept on this machine's disk.
 
 An append-only file for each process, a line for each answer that ended, on the disk before the
-client sees the end. The keeper replays it when the database is back, and takes over the files of
-processes that died. Replaying twice is harmless: the ledger's gate lets each hold end once.
+client sees the end. The lease thread replays it when the database is back, and takes over the files
+of processes that died. Replaying twice is harmless: the ledger's gate lets each hold end once.
 
 Each line names its database, since gateways of several may share a folder, and carries its whole
 reservation, since an older backup may have been restored meanwhile.

@@ -24,32 +24,32 @@ logger = logging.getLogger(__name__)
 FORGET_EVERY_SECONDS = 600.0
 
 
-class Producing(Protocol):
+class InFlight(Protocol):
     """What is known of an answer on its way."""
 
     @property
     def produced(self) -> int: ...
 
 
-class Keeper:
+class LeaseRenewer:
     def __init__(self) -> None:
-        self._kept: dict[UUID, Producing] = {}
+        self._in_flight: dict[UUID, InFlight] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         # Until then a lease that has run out proves nothing.
         self._believes_leases_after = 0.0
         self._forgets_after = 0.0
 
-    def keep(self, request_id: UUID, answer: Producing) -> None:
+    def add(self, request_id: UUID, answer: InFlight) -> None:
         """Renew a hold's lease from now on."""
         with self._lock:
-            self._kept[request_id] = answer
+            self._in_flight[request_id] = answer
         if settings.KEEP_LEASES:
             self.start()
 
-    def drop(self, request_id: UUID) -> None:
+    def remove(self, request_id: UUID) -> None:
         with self._lock:
-            self._kept.pop(request_id, None)
+            self._in_flight.pop(request_id, None)
 
     def start(self) -> None:
         """Start the thread unless it runs. Only in a process that will not fork any more."""
@@ -57,7 +57,7 @@ class Keeper:
             if self._thread is None:
                 # The database may just be back; let others renew their leases first.
                 self._distrust_leases(settings.HOLD_LEASE_SECONDS / 2)
-                thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+                thread = threading.Thread(target=self._run, name="leases", daemon=True)
                 thread.start()
                 self._thread = thread
 
@@ -68,11 +68,13 @@ class Keeper:
         """Renew our leases, then settle what the journal holds, then orphans: in this order, since
         what stands in a journal is known better than what an orphan is thought to have used."""
         with self._lock:
-            produced = {request_id: answer.produced for request_id, answer in self._kept.items()}
+            produced = {
+                request_id: answer.produced for request_id, answer in self._in_flight.items()
+            }
         ledger.renew(produced, timedelta(seconds=settings.HOLD_LEASE_SECONDS))
         journal.replay(settle_from_journal)
-        lapsed = time.monotonic() > self._believes_leases_after
-        recovery.settle_all(lapsed=lapsed, served=produced.keys())
+        expired = time.monotonic() > self._believes_leases_after
+        recovery.settle_abandoned(expired=expired, served=produced.keys())
         if time.monotonic() >= self._forgets_after:
             idempotency.forget_expired()
             self._forgets_after = time.monotonic() + FORGET_EVERY_SECONDS
@@ -87,7 +89,7 @@ class Keeper:
                 self._distrust_leases(settings.HOLD_LEASE_SECONDS)
                 logger.warning("Leases are not renewed: %s", type(error).__name__)
             except Exception:
-                logger.exception("The keeper failed; it goes on")
+                logger.exception("Lease renewal failed; it continues")
             finally:
                 connection.close()
             # Three chances to renew before a lease runs out.
@@ -107,4 +109,4 @@ def settle_from_journal(settlement: Settlement) -> Fate:
     return Fate.REFUSED
 
 
-keeper = Keeper()
+lease_renewer = LeaseRenewer()

@@ -179,7 +179,7 @@ def discard(request_id: UUID) -> bool:
     deleted, _by_model = Hold.objects.filter(pk=request_id, state=Hold.State.OPEN).delete()
     if not deleted:
         return False  # Somebody settled it meanwhile.
-    budgets.give_back(held)
+    budgets.release(held)
     return True
 
 

@@ -10,9 +10,9 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import Q
 
-from accounts.connections import give_back
+from accounts.connections import release_connection
 from billing import budgets, clock, journal, ledger, price_book, pricing, processes
-from billing.leases import keeper
+from billing.leases import lease_renewer
 from billing.models import TokenUsage
 from billing.money import from_pico, to_pico
 from billing.reservations import Reservation, Settlement
@@ -37,7 +37,7 @@ class LedgerMeter:
 
     def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
         found = price_book.all_in_force(clock.now(), models)
-        give_back()
+        release_connection()
         return {
             name: Offer(price.prompt_per_1k, price.completion_per_1k, settings.CURRENCY)
             for name, price in found.items()
@@ -47,7 +47,7 @@ class LedgerMeter:
         try:
             budgets.require_credit(account_id)
         finally:
-            give_back()
+            release_connection()
 
     def open(self, demand: Demand) -> None:
         """Pin the price, hold the most it can come to; raise Refused."""
@@ -62,8 +62,8 @@ class LedgerMeter:
             worker=processes.identity(),
             lease=timedelta(seconds=settings.HOLD_LEASE_SECONDS),
         )
-        keeper.keep(self.request_id, self)
-        give_back()
+        lease_renewer.add(self.request_id, self)
+        release_connection()
 
     def progress(self, completion_tokens: int) -> None:
         self.produced = completion_tokens
@@ -82,8 +82,8 @@ class LedgerMeter:
             return self._keep_for_later(settlement)
         finally:
             # Not before it is settled or in the journal: what nobody keeps may be swept.
-            keeper.drop(self.request_id)
-            give_back()
+            lease_renewer.remove(self.request_id)
+            release_connection()
 
     def _keep_for_later(self, settlement: Settlement) -> Receipt | None:
         """Put a settlement into the journal; its price is pinned, so its cost is known."""
@@ -108,8 +108,8 @@ class LedgerMeter:
             self.close(Usage(), outcome)
             return
         self._reservation = None
-        keeper.drop(self.request_id)
-        give_back()
+        lease_renewer.remove(self.request_id)
+        release_connection()
 
     def abandon(self) -> None:
         """Give back a hold that no answer used."""

@@ -9,7 +9,7 @@ from billing.meter import LedgerMeter
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
 
-def hand_over_meter(get_response: GetResponse) -> GetResponse:
+def attach_meter(get_response: GetResponse) -> GetResponse:
     def middleware(request: HttpRequest) -> HttpResponseBase:
         meter = LedgerMeter(request.id)  # type: ignore[attr-defined]
         request.meter = meter  # type: ignore[attr-defined]

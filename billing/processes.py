@@ -41,12 +41,12 @@ def is_of_this_boot(worker: str) -> bool:
     return bool(boot) and boot == _boot()
 
 
-def is_known_dead(worker: str) -> bool:
+def has_exited(worker: str) -> bool:
     """Tell whether a process has ended; False where that cannot be known."""
     return _runs(worker) is False
 
 
-def may_still_run(worker: str) -> bool:
+def may_be_running(worker: str) -> bool:
     """Tell whether a process of this PID namespace runs, or cannot be looked at just now."""
     return _is_of_this_namespace(worker) and _runs(worker) is not False
 

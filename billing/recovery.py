@@ -21,13 +21,13 @@ NONE = timedelta()
 logger = logging.getLogger(__name__)
 
 
-def settle_all(*, lapsed: bool = True, served: Collection[UUID] = ()) -> int:
+def settle_abandoned(*, expired: bool = True, served: Collection[UUID] = ()) -> int:
     """Settle every orphan; return how many. Any number of processes may do so at once."""
-    return sum(_settle_or_report(hold) for hold in find(lapsed=lapsed, served=served))
+    return sum(_settle_or_report(hold) for hold in abandoned_holds(expired=expired, served=served))
 
 
-def find(*, lapsed: bool = True, served: Collection[UUID] = ()) -> Iterator[Hold]:
-    """Yield open holds whose worker is known to be dead, or (`lapsed`) whose lease has run out.
+def abandoned_holds(*, expired: bool = True, served: Collection[UUID] = ()) -> Iterator[Hold]:
+    """Yield open holds whose worker is known to be dead, or (`expired`) whose lease has run out.
 
     Never those `served` by this process: it may have been stopped since it renewed them.
 
@@ -36,14 +36,14 @@ def find(*, lapsed: bool = True, served: Collection[UUID] = ()) -> Iterator[Hold
     replayed, for there stands what they used. No longer than that: a process may run for ever and
     not know of a hold, where the answer to its commit was lost.
     """
-    dead, alive, journalled = cache(processes.is_known_dead), cache(_runs), cache(_has_journal)
+    dead, alive, journalled = cache(processes.has_exited), cache(_runs), cache(_has_journal)
     for hold in ledger.open_holds():
         if hold.request_id in served:
             continue
         # In this order: a worker that is dead by now writes no journal any more.
         is_dead = dead(hold.worker) and not journalled(hold.worker)
         waits = alive(hold.worker) or journalled(hold.worker)
-        if is_dead or (lapsed and _since_lease(hold) >= (GRACE if waits else NONE)):
+        if is_dead or (expired and _since_lease(hold) >= (GRACE if waits else NONE)):
             yield hold
 
 
@@ -58,7 +58,7 @@ def _since_lease(hold: Any) -> timedelta:
 
 def _runs(worker: str) -> bool:
     """Tell whether a worker is another of this machine that may run; ours were renewed just now."""
-    return worker != processes.identity() and processes.may_still_run(worker)
+    return worker != processes.identity() and processes.may_be_running(worker)
 
 
 def _has_journal(worker: str) -> bool:

@@ -19,10 +19,10 @@ def start() -> bool:
         if _started_in == os.getpid():
             return False
         _started_in = os.getpid()
-    from billing.leases import keeper
+    from billing.leases import lease_renewer
     from gateway.upstream import revocation
 
-    keeper.start()
+    lease_renewer.start()
     revocation.start()
     return True
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from config import environment, pauses
 from config.bodies import CLIENT_SECONDS
+from gateway.upstream.cancellation import disconnect_monitor
 
 # What this and its workers write (the database of SQLite, the journal) is its user's alone.
 os.umask(0o077)
@@ -106,10 +107,9 @@ def allow_open_files() -> None:
 def post_worker_init(worker: Any) -> None:
     """Start what runs beside the requests, now that there is no more forking."""
     from config import beside
-    from gateway.upstream.cancellation import watcher
 
     beside.start()
-    watcher.drain_when(lambda: not worker.alive)
+    disconnect_monitor.drain_when(lambda: not worker.alive)
     logging.getLogger("gunicorn.error").addFilter(shorten)
 
 

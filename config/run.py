@@ -127,7 +127,7 @@ def demo_key() -> str:
     from accounts.models import Account
 
     account = Account.objects.filter(name=DEMO_ACCOUNT).first()
-    if DEMO_KEY_FILE.exists() and opens_the_door(kept := DEMO_KEY_FILE.read_text().strip()):
+    if DEMO_KEY_FILE.exists() and is_usable(kept := DEMO_KEY_FILE.read_text().strip()):
         return kept
     if account is None:
         from django.core.management import call_command
@@ -143,7 +143,7 @@ def demo_key() -> str:
     return secret
 
 
-def opens_the_door(secret: str) -> bool:
+def is_usable(secret: str) -> bool:
     """Tell whether a key is known to this database and neither revoked nor expired."""
     from django.utils import timezone
     from knox.crypto import hash_token

@@ -55,7 +55,7 @@ MIDDLEWARE = [
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     # Above all that uses the database.
-    "accounts.connections.give_back_after_view",
+    "accounts.connections.release_after_view",
     "django.contrib.sessions.middleware.SessionMiddleware",
     "gateway.http.middleware.CheckedHost",
     "django.middleware.csrf.CsrfViewMiddleware",
@@ -63,7 +63,7 @@ MIDDLEWARE = [
     "django.contrib.messages.middleware.MessageMiddleware",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
     # Last, next to the view: hands each request its meter.
-    "billing.middleware.hand_over_meter",
+    "billing.middleware.attach_meter",
 ]
 
 ROOT_URLCONF = "config.urls"

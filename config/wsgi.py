@@ -7,11 +7,11 @@ from typing import Any
 from django.core.wsgi import get_wsgi_application
 
 from config import beside
-from gateway.http.media_types import forms_only
+from gateway.http.media_types import sanitize_content_type
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
-_django = forms_only(get_wsgi_application())
+_django = sanitize_content_type(get_wsgi_application())
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -19,7 +19,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
     return _django(environ, start_response)
 
 
-def bound_waiting() -> None:
+def limit_db_wait() -> None:
     """Let no request wait long for the database; a report on the command line may."""
     from django.conf import settings
     from django.db import connection
@@ -38,5 +38,5 @@ def read_addresses() -> None:
     get_resolver().url_patterns  # noqa: B018  # Read once, kept.
 
 
-bound_waiting()
+limit_db_wait()
 read_addresses()

@@ -14,7 +14,7 @@ from time import monotonic, sleep
 from typing import Any
 
 from embedded.model import EMBED_NAME, NAME, EngineMissing, Model
-from embedded.queueing import ClientLeft, Places
+from embedded.queueing import ClientDisconnected, Places
 
 # Tokens one request may hold, prompt and answer together. The model was trained on 8192; every
 # token costs 23 KB of memory in every slot.
@@ -133,8 +133,8 @@ class Engine:
         """Generate, handing every piece to `each` as it comes.
 
         `wanted` is asked between any two tokens; when it says no the work stops for real and
-        ClientLeft is raised. What `each` raises stops it too and is raised again here. A prompt
-        that is too long is cut, or raises PromptTooLong.
+        ClientDisconnected is raised. What `each` raises stops it too and is raised again here. A
+        prompt that is too long is cut, or raises PromptTooLong.
         """
         run = _Run(each, self._while_open(wanted))
         with self.places.one(run.wanted):
@@ -223,7 +223,7 @@ class _Run:
         if "error" in event:
             raise _engine_error(event["error"])
         if not self.wanted():
-            raise ClientLeft
+            raise ClientDisconnected
         if not event.get("choices"):
             return
         choice = event["choices"][0]

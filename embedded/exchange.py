@@ -9,7 +9,7 @@ from typing import Any
 
 from embedded.engine import EngineError
 from embedded.options import Refused
-from embedded.queueing import ClientLeft, QueueFull
+from embedded.queueing import ClientDisconnected, QueueFull
 
 MAX_BODY_BYTES = 32 * 1024 * 1024
 BUSY = "server busy, please try again.  maximum pending requests exceeded"
@@ -56,7 +56,7 @@ class Exchange(BaseHTTPRequestHandler):
             self._fail(error.status, error.message)
         except QueueFull:
             self._fail(503, BUSY)
-        except (ClientLeft, OSError):
+        except (ClientDisconnected, OSError):
             self.close_connection = True
         except Exception:
             logger.exception("The embedded engine failed to serve %s", self.path)

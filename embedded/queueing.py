@@ -9,7 +9,7 @@ from threading import Condition
 LOOK_EVERY = 0.1
 
 
-class ClientLeft(Exception):
+class ClientDisconnected(Exception):
     """Nobody is waiting for the answer any more."""
 
 
@@ -40,7 +40,7 @@ class Places:
 
     @contextmanager
     def one(self, wanted: Callable[[], bool]) -> Iterator[None]:
-        """Hold one place; raise ClientLeft when `wanted` says no first, or QueueFull."""
+        """Hold one place; raise ClientDisconnected when `wanted` says no first, or QueueFull."""
         self._take(wanted)
         try:
             yield
@@ -59,7 +59,7 @@ class Places:
                 while self._line[0] is not ticket or not self._free:
                     self._changed.wait(LOOK_EVERY)
                     if not wanted():
-                        raise ClientLeft
+                        raise ClientDisconnected
                 self._free -= 1
             finally:
                 self._line.remove(ticket)

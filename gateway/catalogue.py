@@ -25,7 +25,7 @@ ALIKE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
-class Shelf:
+class AllowedModels:
     """What one key may use: `allowed` names of models (empty: all), operators see everything."""
 
     allowed: frozenset[str]
@@ -40,10 +40,10 @@ class Shelf:
             raise Forbidden(f"This key may not use the model '{model}'.")
 
 
-def shelf(allowed: Collection[str], *, sees_all: bool) -> Shelf:
+def shelf(allowed: Collection[str], *, sees_all: bool) -> AllowedModels:
     """Return the shelf of a key whose allowed models may be spelled in any way."""
     # A name that is none stays, as the empty name: it allows nothing, and never everything.
-    return Shelf(frozenset(map(_canonical, allowed)), sees_all)
+    return AllowedModels(frozenset(map(_canonical, allowed)), sees_all)
 
 
 def canonical_name(spelled: str) -> str:
@@ -60,7 +60,7 @@ def names_of(listing: Mapping[str, Any]) -> list[str]:
 
 
 def visible(
-    listing: Mapping[str, Any], shelf: Shelf, offers: Mapping[str, Offer]
+    listing: Mapping[str, Any], shelf: AllowedModels, offers: Mapping[str, Offer]
 ) -> list[dict[str, Any]]:
     """Return the entries a key may see: allowed, for sale, and running in this house."""
     return [
@@ -115,7 +115,7 @@ def seconds(moment: Any) -> int:
         return 0
 
 
-def shown(facts: Mapping[str, Any], shelf: Shelf) -> dict[str, Any]:
+def shown(facts: Mapping[str, Any], shelf: AllowedModels) -> dict[str, Any]:
     """Return what a key may see of an answer of `/api/show`."""
     if shelf.sees_all:
         return dict(facts)

@@ -75,7 +75,9 @@ def _upstream_problem(address: str) -> str | None:
     if not HOST.fullmatch(parts.hostname):
         return "must name its host in plain letters"
     at = literal(parts.hostname)
-    return None if at is None or is_of_the_house(at) else f"must not be {at}, which is not private"
+    return (
+        None if at is None or is_private_address(at) else f"must not be {at}, which is not private"
+    )
 
 
 def literal(host: str) -> Address | None:
@@ -89,7 +91,7 @@ def literal(host: str) -> Address | None:
     return None
 
 
-def is_of_the_house(at: Address) -> bool:
+def is_private_address(at: Address) -> bool:
     """Tell whether prompts that go there stay in the house, and are not for a cloud's metadata."""
     if at.is_loopback:
         return True

@@ -11,7 +11,7 @@ GatewayError 500
 │   └── TooLarge 413
 ├── metering.Refused 402, 404, 409, 422, 429
 ├── AnswerTooLong 504         our limit, not the model server's silence
-├── ClientLeft 499            nobody reads it; it ends the work
+├── ClientDisconnected 499            nobody reads it; it ends the work
 ├── DatabaseDown 503
 ├── GatewayBusy 503           no thread to be had
 ├── GatewayStopping 503
@@ -103,7 +103,7 @@ class AnswerTooLong(GatewayError):
     )
 
 
-class ClientLeft(GatewayError):
+class ClientDisconnected(GatewayError):
     status, code = 499, "client_left"
     message = "The client closed the connection."
 

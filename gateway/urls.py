@@ -7,7 +7,7 @@ from gateway.dialects.ollama import LegacyEmbeddingsDialect
 from gateway.dialects.openai.dialect import CHAT, COMPLETIONS, EMBEDDINGS, RESPONSES
 from gateway.metering import Operation
 from gateway.views import health
-from gateway.views.inference import AnswerView
+from gateway.views.inference import InferenceView
 from gateway.views.models import (
     DeleteView,
     ListingView,
@@ -21,9 +21,9 @@ from gateway.views.models import (
 )
 
 rest = [
-    path("generate", AnswerView.as_view(dialect=REST, operation=Operation.GENERATE)),
-    path("chat", AnswerView.as_view(dialect=REST, operation=Operation.CHAT)),
-    path("embedding", AnswerView.as_view(dialect=REST, operation=Operation.EMBED)),
+    path("generate", InferenceView.as_view(dialect=REST, operation=Operation.GENERATE)),
+    path("chat", InferenceView.as_view(dialect=REST, operation=Operation.CHAT)),
+    path("embedding", InferenceView.as_view(dialect=REST, operation=Operation.EMBED)),
     path("models", PricedListingView.as_view()),
     path("models/pull", PullView.as_view(streams_by_default=False)),
     path("models/<path:model>", RestDeleteView.as_view()),
@@ -32,23 +32,25 @@ rest = [
 legacy = LegacyEmbeddingsDialect()
 
 openai = [
-    path("v1/chat/completions", AnswerView.as_view(dialect=CHAT, operation=Operation.CHAT)),
-    path("v1/completions", AnswerView.as_view(dialect=COMPLETIONS, operation=Operation.GENERATE)),
-    path("v1/embeddings", AnswerView.as_view(dialect=EMBEDDINGS, operation=Operation.EMBED)),
-    path("v1/responses", AnswerView.as_view(dialect=RESPONSES, operation=Operation.CHAT)),
+    path("v1/chat/completions", InferenceView.as_view(dialect=CHAT, operation=Operation.CHAT)),
+    path(
+        "v1/completions", InferenceView.as_view(dialect=COMPLETIONS, operation=Operation.GENERATE)
+    ),
+    path("v1/embeddings", InferenceView.as_view(dialect=EMBEDDINGS, operation=Operation.EMBED)),
+    path("v1/responses", InferenceView.as_view(dialect=RESPONSES, operation=Operation.CHAT)),
     path("v1/models", OpenAIListingView.as_view()),
     path("v1/models/<path:model>", OpenAIModelView.as_view()),
 ]
 
 anthropic = [
-    path("v1/messages", AnswerView.as_view(dialect=ANTHROPIC, operation=Operation.CHAT)),
+    path("v1/messages", InferenceView.as_view(dialect=ANTHROPIC, operation=Operation.CHAT)),
 ]
 
 ollama = [
-    path("api/generate", AnswerView.as_view(dialect=OLLAMA, operation=Operation.GENERATE)),
-    path("api/chat", AnswerView.as_view(dialect=OLLAMA, operation=Operation.CHAT)),
-    path("api/embed", AnswerView.as_view(dialect=OLLAMA, operation=Operation.EMBED)),
-    path("api/embeddings", AnswerView.as_view(dialect=legacy, operation=Operation.EMBED)),
+    path("api/generate", InferenceView.as_view(dialect=OLLAMA, operation=Operation.GENERATE)),
+    path("api/chat", InferenceView.as_view(dialect=OLLAMA, operation=Operation.CHAT)),
+    path("api/embed", InferenceView.as_view(dialect=OLLAMA, operation=Operation.EMBED)),
+    path("api/embeddings", InferenceView.as_view(dialect=legacy, operation=Operation.EMBED)),
     path("api/tags", ListingView.as_view(route="tags")),
     path("api/ps", ListingView.as_view(route="ps")),
     path("api/show", ShowView.as_view()),

@@ -16,7 +16,7 @@ from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
 from accounts import keys
-from accounts.admin.base import OfficeAdmin, column, figure, moment, operator
+from accounts.admin.base import BackofficeAdmin, column, figure, moment, operator
 from accounts.admin.keys import IN_FORCE, with_state
 from accounts.forms import AccountForm, IssueKeyForm
 from accounts.models import Account, ApiKey, Membership
@@ -51,7 +51,7 @@ class MemberInline(_Inline):
 
 
 @admin.register(Account)
-class AccountAdmin(OfficeAdmin):
+class AccountAdmin(BackofficeAdmin):
     list_display = [
         "name",
         column("state", "status", lambda account: account.get_status_display(), "status"),

@@ -53,7 +53,7 @@ class OwnLookups(_ModelAdmin):
         return super().get_object(request, object_id, from_field or None)
 
 
-class OfficeAdmin(OwnLookups):
+class BackofficeAdmin(OwnLookups):
     """A list and its pages. Rows are never deleted: bills and logs name them for ever."""
 
     # Wider than Django's own types, which know names of fields but not functions.
@@ -129,7 +129,7 @@ def _fits(field: forms.Field | None, value: Any) -> bool:
         return False
 
 
-class ReadOnlyAdmin(OfficeAdmin):
+class ReadOnlyAdmin(BackofficeAdmin):
     """Rows that only the gateway itself writes."""
 
     def has_add_permission(self, request: HttpRequest) -> bool:

@@ -13,7 +13,7 @@ from django.template.response import TemplateResponse
 from django.utils import timezone
 
 from accounts import keys
-from accounts.admin.base import OfficeAdmin, StateFilter, column, moment
+from accounts.admin.base import BackofficeAdmin, StateFilter, column, moment
 from accounts.models import Account, ApiKey, Scope
 
 IN_FORCE, SUSPENDED = "in force", "account suspended"
@@ -61,7 +61,7 @@ def models_of(key: ApiKey) -> str:
 
 
 @admin.register(ApiKey)
-class ApiKeyAdmin(OfficeAdmin):
+class ApiKeyAdmin(BackofficeAdmin):
     list_display = [
         "name",
         column("last_four", "ends in", lambda key: f"…{key.last_four}"),

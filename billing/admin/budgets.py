@@ -10,8 +10,8 @@ from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 
 from accounts.admin.base import (
+    BackofficeAdmin,
     Column,
-    OfficeAdmin,
     ReadOnlyAdmin,
     column,
     figure,
@@ -31,7 +31,7 @@ def amount(name: str) -> Column:
 
 
 @admin.register(Budget)
-class BudgetAdmin(OfficeAdmin):
+class BudgetAdmin(BackofficeAdmin):
     list_display = [
         column("kind", "kind", lambda budget: budget.kind),
         "account",

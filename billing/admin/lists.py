@@ -22,7 +22,7 @@ from accounts.admin.base import ReadOnlyAdmin
 CURSOR = "pk__lt"
 
 
-class EndlessChangeList(ChangeList):
+class KeysetChangeList(ChangeList):
     """Pages by a cursor. `older` is the address of the next page, if there is one."""
 
     older: str | None = None
@@ -110,7 +110,7 @@ def first_id(day: date) -> UUID:
     return UUID(int=int(midnight.timestamp() * 1000) << 80)
 
 
-class EndlessAdmin(ReadOnlyAdmin):
+class KeysetAdmin(ReadOnlyAdmin):
     """A read-only list of a table that grows with every request."""
 
     show_full_result_count = False
@@ -124,10 +124,10 @@ class EndlessAdmin(ReadOnlyAdmin):
         return not said.get(SEARCH_VAR) and any(name in said for name in self.narrowed_by_day)
 
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[ChangeList]:
-        return EndlessChangeList
+        return KeysetChangeList
 
 
-class RequestAdmin(EndlessAdmin):
+class RequestAdmin(KeysetAdmin):
     """Rows of single requests, found by the exact id that the answer carried."""
 
     search_fields = ["request_id"]

@@ -11,8 +11,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from accounts.admin.base import (
+    BackofficeAdmin,
     Column,
-    OfficeAdmin,
     StateFilter,
     column,
     figure,
@@ -62,7 +62,7 @@ def _of(row: ModelPrice, field: str) -> int:
 
 
 @admin.register(ModelPrice)
-class ModelPriceAdmin(OfficeAdmin):
+class ModelPriceAdmin(BackofficeAdmin):
     list_display = [
         "model",
         column("state", "state", lambda row: row.state),

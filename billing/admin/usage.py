@@ -11,7 +11,7 @@ from django.http import HttpRequest
 
 from accounts.admin.base import Column, column, figure, moment
 from billing.admin.figures import money, tokens
-from billing.admin.lists import CURSOR, DayFilter, EndlessAdmin, RequestAdmin, RequestDayFilter
+from billing.admin.lists import CURSOR, DayFilter, KeysetAdmin, RequestAdmin, RequestDayFilter
 from billing.models import Hold, TokenUsage, UsageDaily
 from billing.money import from_pico
 from gateway.metering import CountSource
@@ -163,7 +163,7 @@ class HoldAdmin(RequestAdmin):
 
 
 @admin.register(UsageDaily)
-class UsageDailyAdmin(EndlessAdmin):
+class UsageDailyAdmin(KeysetAdmin):
     list_display = [
         column("day", "day", lambda row: f"{row.day:%Y-%m-%d}"),
         CUSTOMER,

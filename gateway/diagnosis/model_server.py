@@ -15,7 +15,7 @@ from gateway.diagnosis import prompt_sharing
 from gateway.errors import GatewayError, UpstreamDown, UpstreamStalled
 from gateway.scheduling.inventory import Models, read
 from gateway.upstream import client
-from gateway.upstream.cancellation import Watch, watcher
+from gateway.upstream.cancellation import Cancellation, disconnect_monitor
 
 # 0.30.0 leaves cached tokens out of its counts, and older ones run models in another way.
 OLDEST = (0, 30, 1)
@@ -55,12 +55,12 @@ class Server:
         left = self._until - time.monotonic()
         if left <= 0:
             raise UpstreamStalled()
-        watch = Watch(None)
-        watcher.add(watch)
+        cancellation = Cancellation(None)
+        disconnect_monitor.add(cancellation)
         try:
-            return client.fetch(route, body, left, watch)
+            return client.fetch(route, body, left, cancellation)
         finally:
-            watch.end()
+            cancellation.detach()
 
 
 def examine(seconds: float, *, measure: bool = True) -> Iterator[Finding]:

@@ -14,7 +14,7 @@ class Renderer(Protocol):
 
     content_type: str
     # Whether a silent stream of this family can carry a sign of life.
-    keeps_alive: bool
+    supports_keepalive: bool
 
     def idle(self) -> bytes:
         """Return what keeps a silent connection open; only families that have such a thing are

@@ -22,7 +22,7 @@ from gateway.errors import BadRequest, GatewayError
 from gateway.metering import Operation, Receipt
 from gateway.upstream.chunk import Chunk
 from gateway.validation.inference_request import Prompt
-from gateway.validation.rules import refuse_lookalikes
+from gateway.validation.rules import reject_lookalikes
 
 # Where a model of the operator's really runs is nobody's business; the rest is debugging.
 PRIVATE = ("remote_model", "remote_host", "_debug_info", "error")
@@ -36,7 +36,7 @@ class OllamaDialect:
     """Requests and answers as Ollama's own API has them."""
 
     def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
-        refuse_lookalikes(body)
+        reject_lookalikes(body)
         return Prompt(
             operation=operation,
             model=model_of(body),
@@ -63,7 +63,7 @@ class OllamaRenderer:
     """Passes native objects on, with the client's own spelling of the model and the usage."""
 
     content_type = "application/x-ndjson"
-    keeps_alive = False  # A blank line or a comment breaks the clients of this family.
+    supports_keepalive = False  # A blank line or a comment breaks the clients of this family.
 
     def __init__(self, prompt: Prompt, request_id: str) -> None:
         self.prompt = prompt

@@ -18,14 +18,14 @@ from gateway.errors import BadRequest, GatewayError
 from gateway.metering import Operation, Receipt
 from gateway.upstream.chunk import Chunk
 from gateway.validation.inference_request import Prompt
-from gateway.validation.rules import refuse_lookalikes
+from gateway.validation.rules import reject_lookalikes
 
 
 class RestDialect:
     """Requests and answers of `/generate`, `/chat` and `/embedding`."""
 
     def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
-        refuse_lookalikes(body)
+        reject_lookalikes(body)
         asked = {Operation.GENERATE: "prompt", Operation.CHAT: "messages", Operation.EMBED: "input"}
         fields = dict(body)
         if operation is Operation.EMBED:
@@ -48,7 +48,7 @@ class RestRenderer:
     """Writes the same few fields for every operation: model, what was said, done, usage."""
 
     content_type = "application/x-ndjson"
-    keeps_alive = False
+    supports_keepalive = False
 
     def __init__(self, prompt: Prompt, request_id: str) -> None:
         self.prompt = prompt

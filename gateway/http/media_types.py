@@ -22,7 +22,7 @@ def has_forms(path: str) -> bool:
     return path.startswith(FORMS_BELOW)
 
 
-def forms_only(application: Application) -> Application:
+def sanitize_content_type(application: Application) -> Application:
     def shown(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         named = environ.get("CONTENT_TYPE", "") if has_forms(environ.get("PATH_INFO", "")) else ""
         form = FORM.match(named)

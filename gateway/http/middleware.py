@@ -20,7 +20,7 @@ def request_id(get_response: GetResponse) -> GetResponse:
         response = get_response(request)
         response["x-request-id"] = str(request.id)  # type: ignore[attr-defined]
         if request.path.startswith("/v1/"):
-            add_what_sdks_read(request.path, response, time.monotonic() - began)
+            add_sdk_headers(request.path, response, time.monotonic() - began)
         return response
 
     return middleware
@@ -64,7 +64,7 @@ def content_policy(get_response: GetResponse) -> GetResponse:
     return middleware
 
 
-def add_what_sdks_read(path: str, response: HttpResponseBase, seconds: float) -> None:
+def add_sdk_headers(path: str, response: HttpResponseBase, seconds: float) -> None:
     """Add the headers that OpenAI's and Anthropic's clients look for."""
     if path.startswith("/v1/messages"):
         response["request-id"] = response["x-request-id"]

@@ -13,11 +13,11 @@ from dataclasses import replace
 from typing import Any
 
 from gateway.errors import UpstreamBroke
-from gateway.upstream.cancellation import Watch
+from gateway.upstream.cancellation import Cancellation
 from gateway.upstream.chunk import Chunk
 from gateway.upstream.client import Answer
 
-Send = Callable[[dict[str, Any], Watch], Answer]
+Send = Callable[[dict[str, Any], Cancellation], Answer]
 Read = Callable[[bytes], Chunk]
 
 # Of the last part's fields these are the sums over all parts.
@@ -44,9 +44,9 @@ class EmbedParts:
         # None as soon as one part had no count that can be believed.
         self._prompt_tokens: int | None = 0
 
-    def send(self, watch: Watch) -> Answer:
+    def send(self, cancellation: Cancellation) -> Answer:
         """Return all parts as one answer; each is asked when the one before it has been read."""
-        return _PartedAnswer(self._parts, self._send, watch)
+        return _PartedAnswer(self._parts, self._send, cancellation)
 
     def read(self, line: bytes) -> Chunk:
         """Read one part, with its vectors; the last chunk has the counts of all."""
@@ -76,18 +76,18 @@ class EmbedParts:
 class _PartedAnswer(Answer):
     """The lines of all parts, one for each."""
 
-    def __init__(self, parts: list[dict[str, Any]], send: Send, watch: Watch) -> None:
+    def __init__(self, parts: list[dict[str, Any]], send: Send, cancellation: Cancellation) -> None:
         self._parts = parts
         self._send = send
-        self._watch = watch
+        self._cancellation = cancellation
         self._current: Answer | None = None
 
     def lines(self) -> Iterator[bytes]:
         for number, part in enumerate(self._parts):
             if number == 1:
                 # What bounds the whole was set at the first line; each call sets a limit anew.
-                self._watch.bound_whole()
-            self._current = self._send(part, self._watch)
+                self._cancellation.keep_deadline()
+            self._current = self._send(part, self._cancellation)
             lines = list(self._current.lines())
             self.close()
             if len(lines) != 1:

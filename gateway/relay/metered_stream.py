@@ -9,8 +9,9 @@ The promises kept here:
   the server calls when the response is over, written or not. A generator's `finally` would not
   do: it never runs for a generator that was never started.
 
-An answer belongs to the thread of its request; with a Pump, a second one reads its chunks. Any
-other breaks its connection off, through its Watch, and no more: the next read raises why.
+An answer belongs to the thread of its request; with a ReaderThread, a second one reads its chunks.
+Any other breaks its connection off, through its Cancellation, and no more: the next read raises
+why.
 """
 
 import contextlib
@@ -25,7 +26,7 @@ from gateway.dialects.base import Renderer
 from gateway.errors import (
     AnswerTooLong,
     BadRequest,
-    ClientLeft,
+    ClientDisconnected,
     GatewayBusy,
     GatewayError,
     GatewayStopping,
@@ -34,10 +35,10 @@ from gateway.errors import (
     UpstreamStalled,
 )
 from gateway.metering import Meter, Outcome, Receipt, Usage
-from gateway.relay.reader import Pump, Silence
+from gateway.relay.reader import IdleTimeout, ReaderThread
 from gateway.relay.response_memory import Share
-from gateway.relay.token_counter import Tally
-from gateway.upstream.cancellation import Watch
+from gateway.relay.token_counter import TokenCounter
+from gateway.upstream.cancellation import Cancellation
 from gateway.upstream.chunk import Chunk
 from gateway.upstream.client import Answer
 from gateway.upstream.protocol import truncated
@@ -45,12 +46,12 @@ from gateway.upstream.protocol import truncated
 logger = logging.getLogger(__name__)
 
 # How the model server is asked for one answer, and how a line of it is read.
-Send = Callable[[Watch], Answer]
+Send = Callable[[Cancellation], Answer]
 Read = Callable[[bytes], Chunk]
 
 OUTCOMES: dict[type[GatewayError], Outcome] = {
     AnswerTooLong: Outcome.ANSWER_TOO_LONG,
-    ClientLeft: Outcome.CLIENT_LEFT,
+    ClientDisconnected: Outcome.CLIENT_LEFT,
     GatewayBusy: Outcome.GATEWAY_FAILED,
     GatewayStopping: Outcome.GATEWAY_STOPPED,
     KeyRevoked: Outcome.KEY_REVOKED,
@@ -71,7 +72,7 @@ def _outcome_of(error: Exception, *, started: bool) -> Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class Timeouts:
     """How long an answer may be silent, how long it may take in all, and how long it may go on
     after its client has left in mid-stream, in seconds."""
 
@@ -87,25 +88,25 @@ class MeteredStream:
         self,
         *,
         meter: Meter,
-        tally: Tally,
+        counter: TokenCounter,
         renderer: Renderer,
-        watch: Watch,
-        patience: Patience | None = None,
+        cancellation: Cancellation,
+        patience: Timeouts | None = None,
         may_just_end: bool = True,
         parts: int = 1,
     ) -> None:
         """`may_just_end`: a proper end without a last chunk is an end, after at least one chunk.
         `parts`: in how many parts of one size the answer comes, where that is known."""
         self._meter = meter
-        self._tally = tally
+        self._counter = counter
         self._renderer = renderer
-        self._watch = watch
-        self._patience = patience or Patience(
+        self._cancellation = cancellation
+        self._patience = patience or Timeouts(
             silence=settings.UPSTREAM_SILENCE_SECONDS,
             total=settings.UPSTREAM_TOTAL_SECONDS,
             grace=settings.DISCONNECT_GRACE_MS / 1000,
         )
-        self._chunks: Generator[Chunk, None, None] | Pump = _nothing()
+        self._chunks: Generator[Chunk, None, None] | ReaderThread = _nothing()
         # Read by `begin`, not yet counted: nothing of it has been handed on.
         self._first: Chunk | None = None
         self._may_just_end = may_just_end
@@ -127,22 +128,22 @@ class MeteredStream:
         """
         try:
             chunks = self._open(send, read)
-            self._chunks = chunks if keep_alive is None else Pump(chunks, keep_alive)
+            self._chunks = chunks if keep_alive is None else ReaderThread(chunks, keep_alive)
             self._first = self._take()
-        except Silence:
+        except IdleTimeout:
             self._owes_sign_of_life = True
         except Exception as error:
             self._fail(error)
             raise
 
     def _open(self, send: Send, read: Read) -> Generator[Chunk, None, None]:
-        answer = send(self._watch)
+        answer = send(self._cancellation)
         chunk = None
         try:
             for line in answer.lines():
                 if chunk is None:
-                    self._watch.bound_silence(self._patience.silence)
-                    self._watch.break_off_after(self._patience.total, AnswerTooLong)
+                    self._cancellation.set_read_timeout(self._patience.silence)
+                    self._cancellation.set_deadline(self._patience.total, AnswerTooLong)
                 chunk = read(line)
                 yield chunk
             if chunk is not None and self._may_just_end and answer.is_framed:
@@ -163,14 +164,14 @@ class MeteredStream:
             return self._renderer.idle()
         try:
             chunk = self._take()
-            if self._watch.client_left:
+            if self._cancellation.client_left:
                 return self._renderer.failure(self._drain(chunk))
             chunk = self._count(chunk)
             if not chunk.done:
-                self._watch.grace = self._patience.grace
+                self._cancellation.grace = self._patience.grace
                 return self._renderer.chunk(chunk)
             return self._renderer.last(chunk, self._finish(chunk))
-        except Silence:
+        except IdleTimeout:
             return self._renderer.idle()
         except Exception as error:
             return self._renderer.failure(self._fail(error))
@@ -185,19 +186,19 @@ class MeteredStream:
                 self._share.add(chunks[-1])
             return self._renderer.whole(chunks, self._finish(chunks[-1]))
         except Exception as error:
-            self.give_back()
+            self.release()
             self._fail(error)
             raise
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         """Give back the room that a whole answer takes: it has been sent."""
-        self._share.give_back()
+        self._share.release()
 
     def close(self) -> None:
         """Let go of both connections; what has not ended by now ends because the client left."""
-        if self._watch.grace and not self._ended:
-            # The server could not write, and knew it before the Watch.
-            self._watch.leave()
+        if self._cancellation.grace and not self._ended:
+            # The server could not write, and knew it before the Cancellation.
+            self._cancellation.client_disconnected()
             self._drain()
         self._settle(Outcome.CLIENT_LEFT)
 
@@ -213,34 +214,34 @@ class MeteredStream:
 
     def _count(self, chunk: Chunk) -> Chunk:
         """Count a chunk and return it, or an end in its place."""
-        if self._tally.is_full and chunk.carries_output and not chunk.done:
+        if self._counter.over_limit and chunk.carries_output and not chunk.done:
             # The model server ignores the limit it was given; the hold covers no more.
             return truncated(chunk)
-        self._tally.add(chunk)
+        self._counter.add(chunk)
         if not self._is_whole:
             # After a crash a client of a whole response has nothing.
-            self._meter.progress(self._tally.written)
+            self._meter.progress(self._counter.written)
         return chunk
 
     def _drain(self, chunk: Chunk | None = None) -> GatewayError:
         """Settle a stream whose client has left: by the model server's counts if they come within
         the grace, as they do after a tool call, else by what was counted. What comes meanwhile is
         not counted, since nobody gets it."""
-        self._watch.bound_silence(self._patience.grace)
-        usage = self._tally.partial()
+        self._cancellation.set_read_timeout(self._patience.grace)
+        usage = self._counter.partial()
         give_up_at = time.monotonic() + 2 * self._patience.grace
         try:
             while chunk is None or not chunk.done:
                 if time.monotonic() > give_up_at:
-                    raise ClientLeft()
-                with contextlib.suppress(Silence):
+                    raise ClientDisconnected()
+                with contextlib.suppress(IdleTimeout):
                     chunk = self._take()
             usage = self._final_usage(chunk)
         except Exception as error:
             if not isinstance(error, GatewayError):
                 logger.error("The relay failed", exc_info=error)
         self._end(usage, Outcome.CLIENT_LEFT)
-        return ClientLeft()
+        return ClientDisconnected()
 
     # --- The end ----------------------------------------------------------------------------------
 
@@ -248,8 +249,8 @@ class MeteredStream:
         return self._end(self._final_usage(last), Outcome.COMPLETE)
 
     def _final_usage(self, last: Chunk) -> Usage:
-        usage = self._tally.final(last)
-        if self._tally.is_beyond(last.prompt_tokens):
+        usage = self._counter.final(last)
+        if self._counter.is_beyond(last.prompt_tokens):
             logger.warning(
                 "The model server counted %s prompt tokens, more than the prompt can have; %s are "
                 "billed.",
@@ -260,9 +261,9 @@ class MeteredStream:
 
     def _fail(self, error: Exception) -> GatewayError:
         """Settle an answer that broke, and return what the client is told."""
-        if self._watch.client_left and isinstance(error, GatewayError):
-            error = ClientLeft()  # Whatever ended it then, the client was first.
-        self._settle(_outcome_of(error, started=self._tally.started))
+        if self._cancellation.client_left and isinstance(error, GatewayError):
+            error = ClientDisconnected()  # Whatever ended it then, the client was first.
+        self._settle(_outcome_of(error, started=self._counter.started))
         if isinstance(error, GatewayError):
             if error.cause:
                 logger.warning("The model server failed: %s", error.cause)
@@ -271,7 +272,7 @@ class MeteredStream:
         return GatewayError()
 
     def _settle(self, outcome: Outcome) -> None:
-        self._end(self._tally.partial(delivered=not self._is_whole), outcome)
+        self._end(self._counter.partial(delivered=not self._is_whole), outcome)
 
     def _end(self, usage: Usage, outcome: Outcome) -> Receipt | None:
         """The only place that closes the meter; `_ended` lets it run once, so the first end stands.
@@ -283,7 +284,7 @@ class MeteredStream:
             return None
         self._ended = True
         try:
-            self._let_go()
+            self._release_connections()
         except Exception:
             logger.exception("A connection was not let go of in good order")
         finally:
@@ -292,18 +293,20 @@ class MeteredStream:
 
     def _close_meter(self, usage: Usage, outcome: Outcome) -> Receipt | None:
         """Leave no trace of a request that never reached the model server."""
-        if self._watch.reached_upstream:
+        if self._cancellation.reached_upstream:
             return self._meter.close(usage, outcome)
         self._meter.discard(outcome)
         return None
 
-    def _let_go(self) -> None:
-        if isinstance(self._chunks, Pump):
+    def _release_connections(self) -> None:
+        if isinstance(self._chunks, ReaderThread):
             # Its thread may be in a read, from which only this frees it. Harmless after a whole
-            # answer too: its last chunk is here, and nobody asks the Watch why it was cut any more.
-            self._watch.break_off(ClientLeft)
-        # The Watch before the answer: it must not break off what is being closed in good order.
-        self._watch.end()
+            # answer too: its last chunk is here, and nobody asks the Cancellation why it was cut
+            # any more.
+            self._cancellation.cancel(ClientDisconnected)
+        # The Cancellation before the answer: it must not break off what is being closed in good
+        # order.
+        self._cancellation.detach()
         self._chunks.close()
 
 

@@ -20,12 +20,12 @@ CAPACITY = 64
 LOOK_SECONDS = 0.5
 
 
-class Silence(Exception):
+class IdleTimeout(Exception):
     """Nothing came for the time that was to be waited."""
 
 
-class Pump:
-    """An iterator over the chunks that a thread reads. `next` raises Silence, or what the read
+class ReaderThread:
+    """An iterator over the chunks that a thread reads. `next` raises IdleTimeout, or what the read
     raised. Making one raises GatewayBusy where no thread is to be had."""
 
     def __init__(self, source: Generator[Chunk, None, None], patience: float) -> None:
@@ -39,14 +39,14 @@ class Pump:
             logger.error("An answer is refused: %s", error)
             raise GatewayBusy() from error
 
-    def __iter__(self) -> "Pump":
+    def __iter__(self) -> "ReaderThread":
         return self
 
     def __next__(self) -> Chunk:
         try:
             item = self._items.get(timeout=self._patience)
         except queue.Empty:
-            raise Silence from None
+            raise IdleTimeout from None
         if item is None:
             raise StopIteration
         if isinstance(item, Exception):

@@ -42,6 +42,6 @@ class Share:
         room.take(more, MAX_BYTES)
         self._taken += more
 
-    def give_back(self) -> None:
+    def release(self) -> None:
         taken, self._taken = self._taken, 0
         room.give(taken)

@@ -38,7 +38,7 @@ def _call_bytes(call: Mapping[str, Any]) -> int:
     return utf8_bytes(str(function.get("name") or "") + arguments)
 
 
-class Tally:
+class TokenCounter:
     """What one answer has used so far.
 
     `prompt_bound`: what the hold covers of the prompt. `has_format`: Ollama may run a thinking
@@ -79,7 +79,7 @@ class Tally:
         return min(self.produced, self.completion_bound)
 
     @property
-    def is_full(self) -> bool:
+    def over_limit(self) -> bool:
         """Tell whether more was produced than was allowed, beyond a parser's odd split."""
         return self.relayed >= self.completion_bound + SLACK
 

@@ -7,7 +7,7 @@ from gateway.scheduling import stuck_models
 from gateway.scheduling.inventory import HostInventory, inventory
 from gateway.scheduling.loads import Loads
 from gateway.upstream import client
-from gateway.upstream.cancellation import Watch
+from gateway.upstream.cancellation import Cancellation
 
 
 @dataclass
@@ -17,11 +17,11 @@ class Host:
     inventory: HostInventory
     loads: Loads
 
-    def send(self, route: str, body: dict[str, Any], watch: Watch) -> client.Answer:
+    def send(self, route: str, body: dict[str, Any], cancellation: Cancellation) -> client.Answer:
         """Ask a model, which is loaded first if it is not in memory; raise what `client.send`
         raises, or how the load failed."""
-        self.loads.ensure(body["model"], watch)
-        return stuck_models.send(route, body, watch)
+        self.loads.ensure(body["model"], cancellation)
+        return stuck_models.send(route, body, cancellation)
 
 
 _hosts: dict[str, Host] = {}

@@ -20,7 +20,7 @@ from gateway.errors import GatewayError, UpstreamBroke, UpstreamDown, UpstreamSt
 from gateway.scheduling.remembered import Remembered
 from gateway.scheduling.shared_call import StillRunning
 from gateway.upstream import client
-from gateway.upstream.cancellation import Watch
+from gateway.upstream.cancellation import Cancellation
 
 T = TypeVar("T")
 Listing = Mapping[str, Any]
@@ -101,24 +101,24 @@ class HostInventory:
         fresh = self.tags.known(settings.INVENTORY_SECONDS)
         return None if fresh is None else fresh.has(model)
 
-    def find(self, model: str, watch: Watch) -> bool:
+    def find(self, model: str, cancellation: Cancellation) -> bool:
         """Tell whether a model is installed; ask, if need be. True where it cannot be known.
 
-        Raises UpstreamDown, or why the Watch was broken off.
+        Raises UpstreamDown, or why the Cancellation was broken off.
         """
         found = self.installed(model)
         if found is None:
-            tags = self._look(self.tags, watch)
+            tags = self._look(self.tags, cancellation)
             found = tags is None or tags.has(model)
         return found
 
-    def names(self, watch: Watch, patience: float) -> Collection[str] | None:
+    def names(self, cancellation: Cancellation, patience: float) -> Collection[str] | None:
         """Return the models that are installed; None where that is not known so soon.
 
-        Raises how the look failed, or why the Watch was broken off.
+        Raises how the look failed, or why the Cancellation was broken off.
         """
         try:
-            return self.tags.get(watch, settings.INVENTORY_SECONDS, patience).digests.keys()
+            return self.tags.get(cancellation, settings.INVENTORY_SECONDS, patience).digests.keys()
         except StillRunning:
             return None
 
@@ -134,15 +134,15 @@ class HostInventory:
         fresh = self.ps.known(settings.INVENTORY_SECONDS)
         return None if fresh is None else self._is_among(model, fresh)
 
-    def find_loaded(self, model: str, watch: Watch) -> bool:
+    def find_loaded(self, model: str, cancellation: Cancellation) -> bool:
         """Tell whether a model is in memory; ask, if need be.
 
         A server that is silent may be loading one; one whose listing cannot be read is left alone.
-        Raises UpstreamDown, or why the Watch was broken off.
+        Raises UpstreamDown, or why the Cancellation was broken off.
         """
         found = self.loaded(model)
         if found is None:
-            ps = self._look(self.ps, watch)
+            ps = self._look(self.ps, cancellation)
             if ps is None:
                 return not isinstance(self.ps.failure(SILENT_SECONDS), UpstreamStalled)
             found = self._is_among(model, ps)
@@ -187,35 +187,35 @@ class HostInventory:
         self.tags.forget()
         self.ps.forget()
 
-    def _look(self, what: Remembered[T], watch: Watch) -> T | None:
+    def _look(self, what: Remembered[T], cancellation: Cancellation) -> T | None:
         """Return what the model server says now; None where that cannot be had soon."""
         failure = what.failure(SILENT_SECONDS)
         if failure is not None and not isinstance(failure, UpstreamDown):
             what.refresh(SILENT_SECONDS)
             return None
         try:
-            return what.get(watch, settings.INVENTORY_SECONDS, LOOK_SECONDS)
+            return what.get(cancellation, settings.INVENTORY_SECONDS, LOOK_SECONDS)
         except StillRunning:
             what.note_failure(UpstreamStalled())
         except UpstreamDown:
             raise
         except GatewayError:
-            if watch.cut:
+            if cancellation.reason:
                 raise
         return None
 
-    def _ask_tags(self, watch: Watch) -> Models:
-        return read(self._ask("tags", watch))
+    def _ask_tags(self, cancellation: Cancellation) -> Models:
+        return read(self._ask("tags", cancellation))
 
-    def _ask_ps(self, watch: Watch) -> Models:
-        ps = read(self._ask("ps", watch))
+    def _ask_ps(self, cancellation: Cancellation) -> Models:
+        ps = read(self._ask("ps", cancellation))
         self._contexts.update(ps.contexts)
         return ps
 
     def _ask(
-        self, route: str, watch: Watch, body: dict[str, Any] | None = None
+        self, route: str, cancellation: Cancellation, body: dict[str, Any] | None = None
     ) -> Mapping[str, Any]:
-        return client.fetch(route, body, LISTING_SECONDS, watch, self.base)
+        return client.fetch(route, body, LISTING_SECONDS, cancellation, self.base)
 
 
 # --- The one model server of the settings ---------------------------------------------------------

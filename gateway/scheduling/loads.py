@@ -18,7 +18,7 @@ from gateway.errors import BadRequest, GatewayError, UpstreamStalled
 from gateway.scheduling.inventory import LOOK_SECONDS, HostInventory, read
 from gateway.scheduling.shared_call import SharedCall
 from gateway.upstream import client
-from gateway.upstream.cancellation import Watch
+from gateway.upstream.cancellation import Cancellation
 
 logger = logging.getLogger(__name__)
 
@@ -34,61 +34,65 @@ class Loads:
         self._lock = threading.Lock()
         self._calls: dict[str, SharedCall[Refusal]] = {}
 
-    def ensure(self, model: str, watch: Watch) -> None:
+    def ensure(self, model: str, cancellation: Cancellation) -> None:
         """Wait until a model is in memory. One that is refused is left to the request itself, whose
         refusal says why.
 
-        Raises why the Watch was broken off, or how the load failed.
+        Raises why the Cancellation was broken off, or how the load failed.
         """
         if self._inventory.loaded(model):
             return
-        watch.break_off_after(settings.UPSTREAM_FIRST_LINE_SECONDS, UpstreamStalled)
-        if not self._inventory.find_loaded(model, watch):
-            self._wait(model, watch)
+        cancellation.set_deadline(settings.UPSTREAM_FIRST_LINE_SECONDS, UpstreamStalled)
+        if not self._inventory.find_loaded(model, cancellation):
+            self._wait(model, cancellation)
 
-    def load(self, model: str, watch: Watch) -> None:
+    def load(self, model: str, cancellation: Cancellation) -> None:
         """Load a model; raise what `ensure` raises, and a refusal."""
-        watch.break_off_after(settings.UPSTREAM_FIRST_LINE_SECONDS, UpstreamStalled)
-        refusal = self._wait(model, watch)
+        cancellation.set_deadline(settings.UPSTREAM_FIRST_LINE_SECONDS, UpstreamStalled)
+        refusal = self._wait(model, cancellation)
         if refusal is not None:
             raise refusal.with_traceback(None)
 
-    def unload(self, model: str, watch: Watch) -> None:
+    def unload(self, model: str, cancellation: Cancellation) -> None:
         """Have a model leave the memory when its running requests have ended."""
-        if watch.cut:
-            raise watch.cut()
+        if cancellation.reason:
+            raise cancellation.reason()
         call = SharedCall(self._unloading(model), outlives_waiters=True)
-        call.wait(call.start_and_join(), watch)
+        call.wait(call.start_and_join(), cancellation)
 
-    def _wait(self, model: str, watch: Watch) -> Refusal:
+    def _wait(self, model: str, cancellation: Cancellation) -> Refusal:
         """Wait for the load under way, or for a new one."""
-        if watch.cut:
-            raise watch.cut()
+        if cancellation.reason:
+            raise cancellation.reason()
         with self._lock:
             call = self._calls.get(model)
             event = call.join() if call is not None else None
             if call is None or event is None:
                 call = self._calls[model] = SharedCall(self._loading(model), outlives_waiters=True)
                 event = call.start_and_join()
-        return call.wait(event, watch)
+        return call.wait(event, cancellation)
 
-    def _loading(self, model: str) -> Callable[[Watch], Refusal]:
-        def work(watch: Watch) -> Refusal:
+    def _loading(self, model: str) -> Callable[[Cancellation], Refusal]:
+        def work(cancellation: Cancellation) -> Refusal:
             try:
-                return self._load(model, watch)
+                return self._load(model, cancellation)
             finally:
                 with self._lock:
                     self._calls.pop(model, None)
 
         return work
 
-    def _load(self, model: str, watch: Watch) -> Refusal:
+    def _load(self, model: str, cancellation: Cancellation) -> Refusal:
         began = time.monotonic()
         # An empty embed loads any model: no capability is checked.
         body = {"model": model, "input": []}
         try:
             client.fetch(
-                "embed", body, settings.UPSTREAM_FIRST_LINE_SECONDS, watch, self._inventory.base
+                "embed",
+                body,
+                settings.UPSTREAM_FIRST_LINE_SECONDS,
+                cancellation,
+                self._inventory.base,
             )
         except BadRequest as refusal:
             return refusal
@@ -96,21 +100,21 @@ class Loads:
             logger.warning("The model %s could not be loaded: %s", model, error.message)
             raise
         logger.info("The model %s was loaded in %.1f s.", model, time.monotonic() - began)
-        self._look_again(model, watch)
+        self._look_again(model, cancellation)
         return None
 
-    def _look_again(self, model: str, watch: Watch) -> None:
+    def _look_again(self, model: str, cancellation: Cancellation) -> None:
         try:
-            ps = read(client.fetch("ps", None, LOOK_SECONDS, watch, self._inventory.base))
+            ps = read(client.fetch("ps", None, LOOK_SECONDS, cancellation, self._inventory.base))
         except GatewayError:
             self._inventory.ps.forget()
         else:
             self._inventory.note_loaded(model, ps)
 
-    def _unloading(self, model: str) -> Callable[[Watch], None]:
-        def work(watch: Watch) -> None:
+    def _unloading(self, model: str) -> Callable[[Cancellation], None]:
+        def work(cancellation: Cancellation) -> None:
             body = {"model": model, "keep_alive": 0}
-            client.fetch("generate", body, LOOK_SECONDS, watch, self._inventory.base)
+            client.fetch("generate", body, LOOK_SECONDS, cancellation, self._inventory.base)
             self._inventory.ps.forget()
 
         return work

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from gateway.errors import ClientLeft, GatewayBusy, GatewayError
+from gateway.errors import ClientDisconnected, GatewayBusy, GatewayError
 from gateway.scheduling.shared_call import SharedCall
-from gateway.upstream.cancellation import Watch
+from gateway.upstream.cancellation import Cancellation
 
 T = TypeVar("T")
 NEVER = float("-inf")
@@ -17,7 +17,7 @@ NEVER = float("-inf")
 class Remembered(Generic[T]):
     """The last result of a question, and when it came. `ask` is called without a lock held."""
 
-    def __init__(self, ask: Callable[[Watch], T]) -> None:
+    def __init__(self, ask: Callable[[Cancellation], T]) -> None:
         self._ask = ask
         self._lock = threading.Lock()
         self._call: SharedCall[T] | None = None
@@ -37,19 +37,19 @@ class Remembered(Generic[T]):
         found = self._failure
         return found[1] if found and time.monotonic() - found[0] <= within else None
 
-    def get(self, watch: Watch, within: float, patience: float | None = None) -> T:
+    def get(self, cancellation: Cancellation, within: float, patience: float | None = None) -> T:
         """Return what was said at most `within` seconds ago; ask, and wait for it, if need be.
 
-        Raises why the Watch was broken off, what the call raised, or StillRunning after `patience`
-        seconds.
+        Raises why the Cancellation was broken off, what the call raised, or StillRunning after
+        `patience` seconds.
         """
         found = self.known(within)
         if found is not None:
             return found
-        if watch.cut:
-            raise watch.cut()
+        if cancellation.reason:
+            raise cancellation.reason()
         call, event = self._join()
-        return call.wait(event, watch, patience)
+        return call.wait(event, cancellation, patience)
 
     def refresh(self, every: float) -> None:
         """Ask in the background, unless that was done less than `every` seconds ago."""
@@ -87,14 +87,14 @@ class Remembered(Generic[T]):
     def _new_call(self) -> SharedCall[T]:
         generation = self._generation
         self._asked_at = time.monotonic()
-        return SharedCall(lambda watch: self._asked(watch, generation))
+        return SharedCall(lambda cancellation: self._asked(cancellation, generation))
 
-    def _asked(self, watch: Watch, generation: int) -> T:
+    def _asked(self, cancellation: Cancellation, generation: int) -> T:
         try:
-            value = self._ask(watch)
+            value = self._ask(cancellation)
         except GatewayError as error:
             # Where all who waited have left, nothing is known of the model server.
-            if generation == self._generation and not isinstance(error, ClientLeft):
+            if generation == self._generation and not isinstance(error, ClientDisconnected):
                 self.note_failure(error)
             raise
         if generation == self._generation:

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from gateway.errors import ClientLeft, GatewayBusy, GatewayError
-from gateway.upstream.cancellation import Watch, watcher
+from gateway.errors import ClientDisconnected, GatewayBusy, GatewayError
+from gateway.upstream.cancellation import Cancellation, disconnect_monitor
 
 logger = logging.getLogger(__name__)
 
@@ -24,10 +24,12 @@ class StillRunning(Exception):
 class SharedCall(Generic[T]):
     """A call under way. `outlives_waiters`: it goes on when the last one who waited has left."""
 
-    def __init__(self, work: Callable[[Watch], T], *, outlives_waiters: bool = False) -> None:
+    def __init__(
+        self, work: Callable[[Cancellation], T], *, outlives_waiters: bool = False
+    ) -> None:
         self._work = work
         self._outlives_waiters = outlives_waiters
-        self._watch = Watch(None)
+        self._cancellation = Cancellation(None)
         self._lock = threading.Lock()
         self._waiting: set[threading.Event] = set()
         self._result: T | None = None
@@ -61,20 +63,22 @@ class SharedCall(Generic[T]):
             self._waiting.add(event)
         return event
 
-    def wait(self, event: threading.Event, watch: Watch, seconds: float | None = None) -> T:
+    def wait(
+        self, event: threading.Event, cancellation: Cancellation, seconds: float | None = None
+    ) -> T:
         """Return the result to one who joined.
 
-        Raises why the Watch was broken off, what the call raised, or StillRunning.
+        Raises why the Cancellation was broken off, what the call raised, or StillRunning.
         """
         try:
-            with watch.wakes(event):
+            with cancellation.notifies(event):
                 event.wait(seconds)
         finally:
             self._leave(event)
-        if self._has_ended and not watch.cut:
+        if self._has_ended and not cancellation.reason:
             return self._outcome()
-        if watch.cut:
-            raise watch.cut()
+        if cancellation.reason:
+            raise cancellation.reason()
         raise StillRunning
 
     def _leave(self, event: threading.Event) -> None:
@@ -83,7 +87,7 @@ class SharedCall(Generic[T]):
             is_last = not self._waiting and not self.is_over and not self._outlives_waiters
             self.is_over = self.is_over or is_last
         if is_last:
-            self._watch.break_off(ClientLeft)
+            self._cancellation.cancel(ClientDisconnected)
 
     def _outcome(self) -> T:
         if self._error is not None:
@@ -93,15 +97,15 @@ class SharedCall(Generic[T]):
 
     def _run(self) -> None:
         try:
-            watcher.add(self._watch)
-            self._result = self._work(self._watch)
+            disconnect_monitor.add(self._cancellation)
+            self._result = self._work(self._cancellation)
         except GatewayError as error:
             self._error = error
         except Exception:
             logger.exception("A call to the model server failed")
             self._error = GatewayError()
         finally:
-            self._watch.end()
+            self._cancellation.detach()
             self._end()
 
     def _end(self) -> None:

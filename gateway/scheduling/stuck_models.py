@@ -20,7 +20,7 @@ from django.conf import settings
 
 from gateway.errors import GatewayError, UpstreamStalled
 from gateway.upstream import client
-from gateway.upstream.cancellation import Watch
+from gateway.upstream.cancellation import Cancellation
 
 logger = logging.getLogger(__name__)
 
@@ -116,13 +116,13 @@ def _answers(model: str) -> bool:
 # --- Answers --------------------------------------------------------------------------------------
 
 
-def send(route: str, body: dict[str, Any], watch: Watch) -> "client.Answer":
+def send(route: str, body: dict[str, Any], cancellation: Cancellation) -> "client.Answer":
     """Ask the model server as `client.send` does, and note what its model does."""
     has_schema = isinstance(body.get("format"), dict)
     try:
-        answer = client.send(route, body, watch)
+        answer = client.send(route, body, cancellation)
     except GatewayError:
-        if has_schema and watch.cut is not None:
+        if has_schema and cancellation.reason is not None:
             _table.left(body["model"])
         raise
     return _Noted(answer, body["model"], has_schema)

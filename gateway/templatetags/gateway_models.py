@@ -4,7 +4,7 @@ from django import template
 
 from gateway.errors import GatewayError
 from gateway.scheduling.inventory import inventory
-from gateway.upstream.cancellation import Watch
+from gateway.upstream.cancellation import Cancellation
 
 register = template.Library()
 
@@ -16,7 +16,7 @@ SECONDS = 2.0
 def installed_models() -> list[str] | None:
     """Return the canonical names of the models that can be served; None if nobody can tell."""
     try:
-        names = inventory().names(Watch(None), SECONDS)
+        names = inventory().names(Cancellation(None), SECONDS)
     except GatewayError:
         return None
     return None if names is None else sorted(names)

@@ -29,7 +29,7 @@ from gateway.errors import (
     UpstreamStalled,
 )
 from gateway.upstream import error_mapping
-from gateway.upstream.cancellation import Watch
+from gateway.upstream.cancellation import Cancellation
 
 logger = logging.getLogger(__name__)
 
@@ -70,14 +70,15 @@ _current = threading.local()
 
 
 def _hold(connection: HTTPConnection) -> None:
-    """Hand a connection that was just made to the request's Watch, and give what is sent on it the
-    patience for the first line: `requests` would give the whole prompt the time to connect."""
-    watch: Watch | None = getattr(_current, "watch", None)
-    if watch is not None and connection.sock is not None:
+    """Hand a connection that was just made to the request's Cancellation, and give what is sent on
+    it the patience for the first line: `requests` would give the whole prompt the time to
+    connect."""
+    cancellation: Cancellation | None = getattr(_current, "cancellation", None)
+    if cancellation is not None and connection.sock is not None:
         # Both: urllib3 sets the socket's from the connection's again, once for TLS.
         connection.timeout = _current.patience
         connection.sock.settimeout(_current.patience)
-        watch.attach(connection.sock)
+        cancellation.attach(connection.sock)
 
 
 class _Connection(HTTPConnection):
@@ -140,10 +141,10 @@ class Answer:
     """An answer being read. `lines` ends where the answer ends; `close` breaks it off."""
 
     def __init__(
-        self, response: requests.Response, watch: Watch, longest: int | None = None
+        self, response: requests.Response, cancellation: Cancellation, longest: int | None = None
     ) -> None:
         self._response = response
-        self._watch = watch
+        self._cancellation = cancellation
         self._longest = longest or MAX_LINE_BYTES
         # Whether HTTP says where the answer ends. Where only the close of the connection ends it,
         # an end cannot be told from a break.
@@ -153,7 +154,7 @@ class Answer:
         """Yield the answer's lines, cut at the byte `\\n` only; the last may lack its newline.
         Blank lines are skipped.
 
-        Raises UpstreamBroke, UpstreamStalled, or why the Watch broke it off.
+        Raises UpstreamBroke, UpstreamStalled, or why the Cancellation broke it off.
         """
         buffer = bytearray()
         while piece := self._read():
@@ -170,21 +171,22 @@ class Answer:
         yield from self._rest(bytes(buffer))
 
     def _rest(self, rest: bytes) -> Iterator[bytes]:
-        """Yield what stands after the last newline; raise why the Watch broke the answer off.
+        """Yield what stands after the last newline; raise why the Cancellation broke the answer
+        off.
 
         Where only the close ends an answer, our break-off reads like its end. What is left is then
         half a line, unless it was the whole last one that came in the same moment.
         """
-        if rest.strip() and not (self._watch.cut and _is_half(rest)):
+        if rest.strip() and not (self._cancellation.reason and _is_half(rest)):
             yield rest
-        if self._watch.cut:
-            raise self._watch.cut()
+        if self._cancellation.reason:
+            raise self._cancellation.reason()
 
     def _read(self) -> bytes:
         try:
             return bytes(self._response.raw.read1(READ_BYTES, decode_content=False))
         except BREAKS as error:
-            raise _as_gateway_error(error, self._watch) from error
+            raise _as_gateway_error(error, self._cancellation) from error
 
     def close(self) -> None:
         self._response.close()
@@ -201,24 +203,24 @@ def _is_half(line: bytes) -> bool:
 def send(
     route: str,
     body: dict[str, Any] | None,
-    watch: Watch,
+    cancellation: Cancellation,
     patience: float | None = None,
     base: str | None = None,
 ) -> Answer:
     """Ask the model server and return its answer once its status line is there.
 
     `patience`: seconds to wait for that, and `base`: the model server's address, instead of the
-    settings. Raises why the Watch broke it
+    settings. Raises why the Cancellation broke it
     off, before anything is sent if it was by then; UpstreamDown if nobody listens, UpstreamStalled,
     UpstreamBroke, or what its refusal means.
     """
-    if watch.cut:
-        raise watch.cut()
+    if cancellation.reason:
+        raise cancellation.reason()
     patience = patience or settings.UPSTREAM_FIRST_LINE_SECONDS
-    watch.break_off_after(patience, UpstreamStalled)
-    response = _request(route, body, watch, patience, base or settings.OLLAMA_BASE)
+    cancellation.set_deadline(patience, UpstreamStalled)
+    response = _request(route, body, cancellation, patience, base or settings.OLLAMA_BASE)
     if response.status_code == 200:
-        return Answer(response, watch, MAX_STREAM_LINE_BYTES if route in STREAMS else None)
+        return Answer(response, cancellation, MAX_STREAM_LINE_BYTES if route in STREAMS else None)
     try:
         raise _refused(response, (body or {}).get("model", ""))
     finally:
@@ -226,10 +228,10 @@ def send(
 
 
 def _request(
-    route: str, body: dict[str, Any] | None, watch: Watch, patience: float, base: str
+    route: str, body: dict[str, Any] | None, cancellation: Cancellation, patience: float, base: str
 ) -> requests.Response:
     method, path = ROUTES[route]
-    _current.watch, _current.patience = watch, patience
+    _current.cancellation, _current.patience = cancellation, patience
     try:
         return _session.request(
             method,
@@ -240,9 +242,9 @@ def _request(
             stream=True,
         )
     except BREAKS as error:
-        raise _as_gateway_error(error, watch) from error
+        raise _as_gateway_error(error, cancellation) from error
     finally:
-        _current.watch = None
+        _current.cancellation = None
 
 
 def _refused(response: requests.Response, model: str) -> GatewayError:
@@ -257,10 +259,10 @@ def _refused(response: requests.Response, model: str) -> GatewayError:
     return error_mapping.from_status(response.status_code, text, model)
 
 
-def _as_gateway_error(error: Exception, watch: Watch) -> GatewayError:
+def _as_gateway_error(error: Exception, cancellation: Cancellation) -> GatewayError:
     """Translate a fault of the connection to the most specific error of ours."""
-    if watch.cut:
-        return watch.cut()
+    if cancellation.reason:
+        return cancellation.reason()
     if _waited_too_long(error):
         return UpstreamStalled()
     if isinstance(error, (requests.ConnectTimeout, NewConnectionError)) or _never_connected(error):
@@ -290,15 +292,15 @@ def fetch(
     route: str,
     body: dict[str, Any] | None = None,
     seconds: float = 30.0,
-    watch: Watch | None = None,
+    cancellation: Cancellation | None = None,
     base: str | None = None,
 ) -> dict[str, Any]:
     """Return the JSON object of a call that does not stream; empty for an empty body.
 
-    With a Watch that is looked after, `seconds` bound the whole; else each silence. Raises what
-    `send` raises.
+    With a Cancellation that is looked after, `seconds` bound the whole; else each silence. Raises
+    what `send` raises.
     """
-    answer = send(route, body, watch or Watch(None), patience=seconds, base=base)
+    answer = send(route, body, cancellation or Cancellation(None), patience=seconds, base=base)
     try:
         return _json_object(b"".join(answer.lines()))
     finally:

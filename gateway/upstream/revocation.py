@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from accounts import keys
 from gateway.errors import KeyRevoked
-from gateway.upstream.cancellation import watcher
+from gateway.upstream.cancellation import disconnect_monitor
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +43,14 @@ def _run() -> None:
 
 def look() -> None:
     """Break off the running answers of keys that are no longer in force."""
-    running = [(watch.key_id, watch) for watch in watcher.running() if watch.key_id is not None]
+    running = [
+        (cancellation.key_id, cancellation)
+        for cancellation in disconnect_monitor.running()
+        if cancellation.key_id is not None
+    ]
     if not running:
         return
-    in_force = keys.in_force({key_id for key_id, _watch in running}, timezone.now())
-    for key_id, watch in running:
+    in_force = keys.in_force({key_id for key_id, _cancellation in running}, timezone.now())
+    for key_id, cancellation in running:
         if key_id not in in_force:
-            watch.break_off(KeyRevoked)
+            cancellation.cancel(KeyRevoked)

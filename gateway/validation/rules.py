@@ -56,13 +56,13 @@ def apply(rules: Mapping[str, Rule], fields: Any, where: str, limits: Limits) ->
     """Return the fields that have a rule, each checked by it; null counts as absent."""
     if not isinstance(fields, dict):
         raise BadRequest(f"'{where.rstrip('.')}' must be an object.")
-    refuse_lookalikes(fields, where)
+    reject_lookalikes(fields, where)
     asked = {name: rule for name, rule in rules.items() if fields.get(name) is not None}
     checked = {name: rule(fields[name], where + name, limits) for name, rule in asked.items()}
     return {name: value for name, value in checked.items() if value is not None}
 
 
-def refuse_lookalikes(fields: Mapping[str, Any], where: str = "") -> None:
+def reject_lookalikes(fields: Mapping[str, Any], where: str = "") -> None:
     """Raise BadRequest for a key that is a known one but for its case or a folded letter."""
     for key in fields:
         folded = key.casefold()

@@ -14,7 +14,7 @@ from rest_framework.request import Request
 from gateway.errors import GatewayError, UpstreamStalled
 from gateway.scheduling.inventory import inventory
 from gateway.scheduling.shared_call import StillRunning
-from gateway.upstream.cancellation import watch_client
+from gateway.upstream.cancellation import track_client
 from gateway.views.inference import client_of
 
 OK, UNREACHABLE = "ok", "unreachable"
@@ -101,14 +101,14 @@ def _upstream(request: Request) -> str:
     version = inventory().version
     if version.failure(READY_SECONDS) is not None:
         return UNREACHABLE
-    watch = watch_client(client_of(request))
+    cancellation = track_client(client_of(request))
     try:
-        version.get(watch, READY_SECONDS, UPSTREAM_SECONDS)
+        version.get(cancellation, READY_SECONDS, UPSTREAM_SECONDS)
     except StillRunning:
         version.note_failure(UpstreamStalled())
         return UNREACHABLE
     except GatewayError:
         return UNREACHABLE
     finally:
-        watch.end()
+        cancellation.detach()
     return OK

@@ -15,10 +15,10 @@ from rest_framework.views import APIView
 
 from accounts.models import ApiKey, Scope
 from gateway import catalogue
-from gateway.catalogue import Shelf, canonical_name, shelf
+from gateway.catalogue import AllowedModels, canonical_name, shelf
 from gateway.dialects import OLLAMA
 from gateway.dialects.base import Dialect, Renderer
-from gateway.errors import ClientLeft, GatewayError, ModelNotFound
+from gateway.errors import ClientDisconnected, GatewayError, ModelNotFound
 from gateway.http import idempotency
 from gateway.metering import (
     Demand,
@@ -32,11 +32,11 @@ from gateway.metering import (
 )
 from gateway.relay import embedding_batches
 from gateway.relay.metered_stream import MeteredStream, Read, Send
-from gateway.relay.token_counter import Tally
+from gateway.relay.token_counter import TokenCounter
 from gateway.scheduling import hosts
 from gateway.scheduling.inventory import effective_context, inventory
 from gateway.upstream import protocol
-from gateway.upstream.cancellation import Watch, has_hung_up, watch_client
+from gateway.upstream.cancellation import Cancellation, has_disconnected, track_client
 from gateway.validation import isolation, load_requests, policy
 from gateway.validation.bodies import reading
 from gateway.validation.inference_request import Prompt
@@ -47,7 +47,7 @@ from gateway.validation.schemas import SchemaBounds
 LISTING_SECONDS = 1.0
 
 
-class AnswerView(APIView):
+class InferenceView(APIView):
     """One address where a model answers: which family speaks, what is asked."""
 
     dialect: Dialect = OLLAMA
@@ -59,15 +59,16 @@ class AnswerView(APIView):
         with reading(request._request, can_pay) as body:
             prompt = self.dialect.parse(self.operation, body)
             model = canonical_name(prompt.model)
-            shelf_of(request).check(model)
+            allowed_models_of(request).check(model)
             renderer = self.dialect.renderer(prompt, request_id(request))
             context = effective_context(model)
             job = policy.build(prompt, model, limits(), salt_of(request), context)
             named = idempotency.of(request._request, body)
         if load_requests.is_load_request(prompt):
             return self.answer_load(request, model, prompt, renderer)
-        if has_left(request):
-            raise ClientLeft()  # In the queue for a thread: nothing is held, nothing written.
+        if has_disconnected_client(request):
+            # It left in the queue for a thread: nothing is held and no row is written.
+            raise ClientDisconnected()
         require_installed(request, prompt, model)
         meter = meter_of(request)
         parts = embedding_batches.parts_of(job.body, settings.EMBED_BATCH_INPUTS)
@@ -77,19 +78,19 @@ class AnswerView(APIView):
             raise NotPriced(prompt.model, model_alike(request, model)) from None
         stream = MeteredStream(
             meter=meter,
-            tally=Tally(
+            counter=TokenCounter(
                 job.prompt_estimate,
                 job.completion_bound,
                 prompt_bound=job.prompt_bound,
                 has_format="format" in job.body,
             ),
             renderer=renderer,
-            watch=watch_of(request),
+            cancellation=cancellation_of(request),
             parts=len(parts),
         )
         stream.begin(
             *way_to_ask(prompt, parts, model),
-            keep_alive=sign_of_life(prompt, renderer),
+            keep_alive=keepalive_interval(prompt, renderer),
         )
         return respond(stream, prompt, renderer)
 
@@ -113,11 +114,11 @@ class AnswerView(APIView):
 def load_or_unload(request: Request, prompt: Prompt, model: str) -> None:
     """Do what an operator's request without a prompt asks for; raise GatewayError."""
     loads = hosts.host().loads
-    with watching(request) as watch:
+    with tracking(request) as cancellation:
         if load_requests.is_unload_request(prompt):
-            loads.unload(model, watch)
+            loads.unload(model, cancellation)
         else:
-            loads.load(model, watch)
+            loads.load(model, cancellation)
 
 
 def way_to_ask(prompt: Prompt, parts: list[dict[str, Any]], model: str) -> tuple[Send, Read]:
@@ -140,8 +141,8 @@ def require_installed(request: Request, prompt: Prompt, model: str) -> None:
     known = inventory()
     if known.installed(model):
         return
-    with watching(request) as watch:
-        if known.find(model, watch):
+    with tracking(request) as cancellation:
+        if known.find(model, cancellation):
             return
     if model in meter_of(request).offers([model]):
         raise ModelNotFound(prompt.model)
@@ -163,21 +164,21 @@ def usable_models(request: Request) -> Callable[[str], bool]:
 
 
 def may_use(request: Request, model: str) -> bool:
-    return shelf_of(request).has(model)
+    return allowed_models_of(request).has(model)
 
 
 def installed_models(request: Request) -> Collection[str] | None:
     """Return the canonical names of the models that run here; None if nobody can tell soon."""
-    with watching(request) as watch:
+    with tracking(request) as cancellation:
         try:
-            return inventory().names(watch, LISTING_SECONDS)
+            return inventory().names(cancellation, LISTING_SECONDS)
         except GatewayError:
             return None
 
 
-def sign_of_life(prompt: Prompt, renderer: Renderer) -> float | None:
+def keepalive_interval(prompt: Prompt, renderer: Renderer) -> float | None:
     """Return after how many seconds of silence a client gets a sign of life; None for never."""
-    return settings.KEEP_ALIVE_SECONDS if prompt.stream and renderer.keeps_alive else None
+    return settings.KEEP_ALIVE_SECONDS if prompt.stream and renderer.supports_keepalive else None
 
 
 class WholeResponse(HttpResponse):
@@ -185,11 +186,11 @@ class WholeResponse(HttpResponse):
 
     def __init__(self, stream: MeteredStream) -> None:
         super().__init__(stream.whole(), content_type="application/json")
-        self._give_back = stream.give_back
+        self._release = stream.release
 
     def close(self) -> None:
         super().close()
-        self._give_back()
+        self._release()
 
 
 def respond(stream: MeteredStream, prompt: Prompt, renderer: Renderer) -> HttpResponseBase:
@@ -261,7 +262,7 @@ def salt_of(request: Request) -> str:
     return "" if wanted is False else isolation.salt_of(account.pk, settings.SECRET_KEY)
 
 
-def shelf_of(request: Request) -> Shelf:
+def allowed_models_of(request: Request) -> AllowedModels:
     key = key_of(request)
     return shelf(key.allowed_models, sees_all=key.allows(Scope.MODELS))
 
@@ -270,25 +271,25 @@ def request_id(request: Request) -> str:
     return str(getattr(request._request, "id", ""))
 
 
-def has_left(request: Request) -> bool:
+def has_disconnected_client(request: Request) -> bool:
     """Tell whether the request's client is gone already."""
     client = client_of(request)
-    return client is not None and has_hung_up(client.fileno())
+    return client is not None and has_disconnected(client.fileno())
 
 
-def watch_of(request: Request) -> Watch:
+def cancellation_of(request: Request) -> Cancellation:
     """Watch the request's client."""
-    return watch_client(client_of(request), key_of(request).pk)
+    return track_client(client_of(request), key_of(request).pk)
 
 
 @contextmanager
-def watching(request: Request) -> Iterator[Watch]:
+def tracking(request: Request) -> Iterator[Cancellation]:
     """Watch the request's client while something short is waited for."""
-    watch = watch_of(request)
+    cancellation = cancellation_of(request)
     try:
-        yield watch
+        yield cancellation
     finally:
-        watch.end()
+        cancellation.detach()
 
 
 def client_of(request: Request) -> socket.socket | None:

@@ -14,8 +14,8 @@ from gateway import catalogue, names
 from gateway.dialects import fields, ollama
 from gateway.errors import BadRequest, Forbidden, ModelNotFound
 from gateway.metering import NullMeter, Offer, Operation
-from gateway.relay.metered_stream import MeteredStream, Patience
-from gateway.relay.token_counter import Tally
+from gateway.relay.metered_stream import MeteredStream, Timeouts
+from gateway.relay.token_counter import TokenCounter
 from gateway.scheduling.inventory import inventory
 from gateway.scheduling.remembered import Remembered
 from gateway.upstream import client, protocol
@@ -23,19 +23,19 @@ from gateway.upstream.chunk import Chunk
 from gateway.validation.bodies import read_object
 from gateway.validation.inference_request import Prompt
 from gateway.views.inference import (
+    allowed_models_of,
+    cancellation_of,
     key_of,
     meter_of,
     request_id,
     respond,
-    shelf_of,
-    watch_of,
-    watching,
+    tracking,
 )
 
 T = TypeVar("T")
 
 # A large model takes hours over a thin line, and minutes of silence to be verified.
-PULL_PATIENCE = Patience(silence=1800.0, total=float("inf"))
+PULL_TIMEOUTS = Timeouts(silence=1800.0, total=float("inf"))
 
 
 class ListingView(APIView):
@@ -48,7 +48,7 @@ class ListingView(APIView):
         known = inventory()
         listing = latest(request, known.ps if self.route == "ps" else known.tags).listing
         offers = meter_of(request).offers(catalogue.names_of(listing))
-        entries = catalogue.visible(listing, shelf_of(request), offers)
+        entries = catalogue.visible(listing, allowed_models_of(request), offers)
         note = {} if entries else self.why_empty(request)
         return JsonResponse(self.present(entries, offers) | note)
 
@@ -90,7 +90,7 @@ class OpenAIModelView(APIView):
         name = catalogue.canonical_name(model)
         listing = latest(request, inventory().tags).listing
         offers = meter_of(request).offers([name])
-        for entry in catalogue.visible(listing, shelf_of(request), offers):
+        for entry in catalogue.visible(listing, allowed_models_of(request), offers):
             if catalogue.name_of(entry) == name:
                 return JsonResponse(catalogue.openai_model(entry))
         raise ModelNotFound(model)
@@ -104,7 +104,7 @@ class ShowView(APIView):
     def post(self, request: Request) -> HttpResponse:
         spelled = fields.model_of(read_object(request._request))
         model = catalogue.canonical_name(spelled)
-        shelf = shelf_of(request)
+        shelf = allowed_models_of(request)
         shelf.check(model)
         if not shelf.sees_all and model not in meter_of(request).offers([model]):
             raise ModelNotFound(spelled)
@@ -124,8 +124,8 @@ class VersionView(APIView):
 
 def latest(request: Request, what: Remembered[T]) -> T:
     """Return what the model server says now, or said a moment ago, to a client that waits."""
-    with watching(request) as watch:
-        return what.get(watch, settings.INVENTORY_SECONDS)
+    with tracking(request) as cancellation:
+        return what.get(cancellation, settings.INVENTORY_SECONDS)
 
 
 # --- Operators ------------------------------------------------------------------------------------
@@ -145,10 +145,10 @@ class PullView(APIView):
         renderer = ollama.ProgressRenderer(prompt, request_id(request))
         stream = MeteredStream(
             meter=NullMeter(),
-            tally=Tally(0, 0),
+            counter=TokenCounter(0, 0),
             renderer=renderer,
-            watch=watch_of(request),
-            patience=PULL_PATIENCE,
+            cancellation=cancellation_of(request),
+            patience=PULL_TIMEOUTS,
             may_just_end=False,
         )
         stream.begin(
@@ -182,8 +182,8 @@ class DeleteView(APIView):
     def delete(self, request: Request, model: str = "") -> HttpResponse:
         spelled = model or fields.model_of(read_object(request._request))
         model = catalogue.canonical_name(spelled)
-        with watching(request) as watch:
-            client.fetch("delete", {"model": model}, watch=watch)
+        with tracking(request) as cancellation:
+            client.fetch("delete", {"model": model}, cancellation=cancellation)
         inventory().forget()
         return self.deleted(spelled)
 

@@ -13,7 +13,7 @@ from accounts import keys
 from accounts.models import Account, ApiKey, Membership
 from billing.models import Budget, Hold, TokenUsage
 from gateway import urls
-from gateway.views.inference import AnswerView
+from gateway.views.inference import InferenceView
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.gateway.test_malformed import addresses
@@ -22,7 +22,7 @@ ANSWERS = [
     f"/{pattern.pattern}"
     for pattern in urls.urlpatterns
     if isinstance(pattern, URLPattern)
-    and getattr(pattern.callback, "view_class", None) is AnswerView
+    and getattr(pattern.callback, "view_class", None) is InferenceView
 ]
 # What every family reads its prompt from.
 ASKED = {

@@ -7,7 +7,7 @@ from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory
 
-from accounts.connections import give_back, give_back_after_view
+from accounts.connections import release_after_view, release_connection
 from accounts.models import ApiKey
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -28,7 +28,7 @@ def test_an_answer_is_written_without_one(
     rf: RequestFactory, view: Callable[[HttpRequest], HttpResponse]
 ) -> None:
     try:
-        give_back_after_view(view)(rf.get("/"))
+        release_after_view(view)(rf.get("/"))
     except ValueError:
         assert view is fails
 
@@ -38,6 +38,6 @@ def test_an_answer_is_written_without_one(
 def test_a_transaction_keeps_its_own() -> None:
     with transaction.atomic():
         ApiKey.objects.exists()
-        give_back()
+        release_connection()
 
         assert not ApiKey.objects.exists()

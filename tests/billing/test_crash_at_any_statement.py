@@ -218,7 +218,7 @@ def answers_a_request(caller: Caller) -> Act:
         meter.open(demand_of(caller))
         opened.append(True)
         with contextlib.suppress(OperationalError, NobodyThoughtOfThis):
-            # The keeper's thread does this, and goes on.
+            # The lease thread does this, and goes on.
             ledger.renew({meter.request_id: PRODUCED}, timedelta(minutes=1))
         told.append(meter.close(COUNTED, Outcome.COMPLETE))
 
@@ -232,7 +232,7 @@ def answers_a_request(caller: Caller) -> Act:
         if cut.failure is not KILLED and not opened:
             # The process lives, but nobody keeps the lease of what it could not see being opened.
             with machine_running_for(recovery.GRACE):
-                recovery.settle_all()
+                recovery.settle_abandoned()
         assert all(receipt and receipt.cost == COST for receipt in told), cut
         return rows_of(meter.request_id) == ended(cut)
 
@@ -278,7 +278,7 @@ def sweeps_orphans(caller: Caller) -> Act:
     def holds_true(_cut: Cut) -> bool:
         return all(rows_of(one.request_id) == [("expired", ORPHANS_COST)] for one in meters)
 
-    return Act(leases.Keeper().tick, holds_true)
+    return Act(leases.LeaseRenewer().tick, holds_true)
 
 
 def replays_a_journal(caller: Caller) -> Act:
@@ -294,7 +294,7 @@ def replays_a_journal(caller: Caller) -> Act:
     def holds_true(_cut: Cut) -> bool:
         return all(rows_of(one) == [("complete", COST)] for one in ids)
 
-    return Act(leases.Keeper().tick, holds_true)
+    return Act(leases.LeaseRenewer().tick, holds_true)
 
 
 def settles_what_was_expired_too_early(caller: Caller) -> Act:
@@ -302,7 +302,7 @@ def settles_what_was_expired_too_early(caller: Caller) -> Act:
     meter, told = LedgerMeter(new_request_id()), []
     meter.open(demand_of(caller))
     ledger.renew({meter.request_id: PRODUCED}, timedelta())
-    recovery.settle_all()
+    recovery.settle_abandoned()
 
     def run() -> None:
         told.append(meter.close(COUNTED, Outcome.COMPLETE))
@@ -450,7 +450,7 @@ def perform(scene: Scene, caller: Caller, cut: Cut) -> Cut:
         act = scene(caller)
         with cutting(cut):
             act.run()
-    leases.Keeper().tick()
+    leases.LeaseRenewer().tick()
     assert act.holds_true(cut), cut
     assert not ledger.open_holds().exists(), cut
     assert not [found for _check, found in reconciliation.differences() if found], cut

@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from billing import idempotency
-from billing.leases import Keeper
+from billing.leases import LeaseRenewer
 from billing.models import Hold, IdempotencyKey, TokenUsage
 from tests.conftest import Caller, new_caller, set_price
 from tests.fakes.ollama import FakeOllama
@@ -260,7 +260,7 @@ def test_expired_keys_are_removed_in_the_background(alice: Caller, ollama: FakeO
     expire()
     post(alice, "/chat", "k2", **CHAT)
 
-    Keeper().tick()
+    LeaseRenewer().tick()
 
     assert IdempotencyKey.objects.count() == 1
     assert idempotency.forget_expired() == 0

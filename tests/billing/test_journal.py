@@ -193,9 +193,9 @@ def test_no_sweeper_takes_what_stands_in_the_journal_of_the_dead(
         place = processes.identity().rpartition("/")[0]
         Hold.objects.filter(pk=hold.pk).update(worker=f"{place}/{local}")
         process.kill()
-    assert processes.is_known_dead(Hold.objects.get().worker)
+    assert processes.has_exited(Hold.objects.get().worker)
 
-    assert recovery.settle_all() == 0
+    assert recovery.settle_abandoned() == 0
 
     journal.replay(leases.settle_from_journal)
     assert TokenUsage.objects.get().outcome == "complete" and books_balance()
@@ -208,9 +208,9 @@ def test_a_journal_that_nobody_can_replay_is_not_waited_for_for_ever(
     (folder / f"{processes.file_name(hold.worker)}.stuck.ndjson").mkdir()
 
     with database_time(hold.lease_until + timedelta(minutes=59)):
-        assert recovery.settle_all() == 0
+        assert recovery.settle_abandoned() == 0
     with database_time(hold.lease_until + timedelta(minutes=61)):
-        assert recovery.settle_all() == 1
+        assert recovery.settle_abandoned() == 1
 
 
 @pytest.mark.usefixtures("priced")
@@ -222,7 +222,7 @@ def test_an_answer_under_way_when_the_database_goes_is_whole_and_billed_later(
     assert Hold.objects.get().state == "open"
 
     away.undo()
-    leases.Keeper().tick()
+    leases.LeaseRenewer().tick()
 
     row = TokenUsage.objects.get()
     assert f"{row.cost:f}" == answer["usage"]["cost"] and row.outcome == "complete"
@@ -308,7 +308,7 @@ def test_lines_of_another_database_are_left_alone(
 
     assert "2 lines of the journal are of another database" in said and str(other) in said
     assert [path.read_text() for path in folder.iterdir()] == [before]
-    leases.Keeper().tick()
+    leases.LeaseRenewer().tick()
     assert caplog.text.count("is of another database") == 1
     assert Hold.objects.get().state == "open" and not TokenUsage.objects.exists()
 
@@ -423,7 +423,7 @@ def test_a_cost_beyond_64_bits_stops_no_other_line(
     usage = Usage(10**19, 4, CountSource.UPSTREAM, started=True)
     written(Settlement(reserved(absurd), usage, Outcome.COMPLETE, billed=True), settlement(good))
 
-    leases.Keeper().tick()
+    leases.LeaseRenewer().tick()
 
     assert TokenUsage.objects.get().request_id == good.request_id and books_balance()
     [aside] = folder.iterdir()

@@ -44,7 +44,7 @@ def expired(caller: Caller, produced: int) -> LedgerMeter:
     meter.open(Demand(*ids, Operation.CHAT, "llama3:latest", 100, 25, 100))
     ledger.renew({meter.request_id: produced}, timedelta(seconds=30))
     with machine_running_for(LONGER):
-        assert recovery.settle_all() == 1
+        assert recovery.settle_abandoned() == 1
     return meter
 
 
@@ -87,7 +87,7 @@ def test_what_is_free_after_all_is_given_back(alice: Caller) -> None:
 def test_many_who_settle_late_bill_the_difference_once(alice: Caller, priced: ModelPrice) -> None:
     hold = reserve(alice, priced)
     with database_time(hold.lease_until):
-        assert recovery.settle_all() == 1
+        assert recovery.settle_abandoned() == 1
     won: list[bool] = []
 
     in_threads(8, lambda: won.append(finish(hold) is not None))
@@ -104,11 +104,11 @@ def test_an_ending_in_the_journal_of_another_host_is_billed_in_the_end(
     hold = reserve(alice, priced)
     usage = Usage(10, 5, CountSource.UPSTREAM, started=True)
     with database_time(hold.lease_until):
-        assert recovery.settle_all() == 1
+        assert recovery.settle_abandoned() == 1
     journal.write(Settlement(reserved(hold), usage, Outcome.COMPLETE, billed=True))
 
     for _ in range(2):
-        leases.Keeper().tick()
+        leases.LeaseRenewer().tick()
 
     assert sum(row.cost for row in TokenUsage.objects.all()) == Decimal("0.00004")
     assert TokenUsage.objects.count() == 2 and books_balance()
@@ -123,7 +123,7 @@ def test_the_difference_counts_in_the_month_in_which_it_is_billed(
     hold = reserve(alice, priced, now=NOVEMBER)
     Hold.objects.update(progress=3)
     with database_time(NOVEMBER + timedelta(seconds=31)):
-        assert recovery.settle_all() == 1
+        assert recovery.settle_abandoned() == 1
 
     finish(hold, 40, 50, now=DECEMBER)
 

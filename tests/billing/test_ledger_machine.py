@@ -130,7 +130,7 @@ class Ledger(RuleBasedStateMachine):
     @rule()
     def sweep(self) -> None:
         """Another process finds the worker of all holds dead."""
-        self.happen(recovery.settle_all, self._all_are_swept)
+        self.happen(recovery.settle_abandoned, self._all_are_swept)
 
     def _all_are_swept(self) -> None:
         self.settled |= {one: left.cost_when_swept for one, left in self.open.items()}

@@ -44,18 +44,18 @@ def test_a_process_of_which_only_its_parent_took_no_note_is_dead() -> None:
         stat = Path(f"/proc/{process.pid}/stat").read_text()
         name = processes.identity().rpartition("/")[0] + f"/{process.pid}-{stat.split()[21]}"
 
-        assert processes.is_known_dead(name) and not processes.may_still_run(name)
+        assert processes.has_exited(name) and not processes.may_be_running(name)
 
 
 @pytest.mark.parametrize("worker", ["", "elsewhere/1/1-1", "a/b/c/1/2", "host/x/y", "///"])
 def test_of_other_machines_nothing_is_known(worker: str) -> None:
-    assert not processes.is_known_dead(worker)
+    assert not processes.has_exited(worker)
 
 
 def test_a_lease_that_ran_out_is_settled(alice: Caller, priced: ModelPrice) -> None:
     orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
 
-    assert recovery.settle_all() == 1
+    assert recovery.settle_abandoned() == 1
 
     row = TokenUsage.objects.get()
     assert (row.outcome, row.billed, alice.wallet.held) == ("expired", False, 0)
@@ -65,7 +65,7 @@ def test_a_lease_that_ran_out_is_settled(alice: Caller, priced: ModelPrice) -> N
 def test_a_dead_worker_is_not_waited_for(alice: Caller, priced: ModelPrice) -> None:
     orphan(alice, priced, worker=dead_worker(), produced=7)
 
-    assert recovery.settle_all() == 1
+    assert recovery.settle_abandoned() == 1
 
     row = TokenUsage.objects.get()
     assert (row.billed, row.completion_tokens, row.count_source) == (True, 7, "estimated")
@@ -74,7 +74,7 @@ def test_a_dead_worker_is_not_waited_for(alice: Caller, priced: ModelPrice) -> N
 
 def test_a_lease_renewed_meanwhile_is_left_alone(alice: Caller, priced: ModelPrice) -> None:
     orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
-    [found] = recovery.find()
+    [found] = recovery.abandoned_holds()
     ledger.renew({found.request_id: 3}, timedelta(seconds=30))
 
     assert not recovery._settle(found)
@@ -88,7 +88,7 @@ def test_a_keeper_that_just_started_believes_no_lease(
     monkeypatch.setattr(threading, "Thread", Mock())
     orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
     dead = orphan(alice, priced, worker=dead_worker())
-    fresh = leases.Keeper()
+    fresh = leases.LeaseRenewer()
     fresh.start()
 
     fresh.tick()
@@ -113,9 +113,9 @@ def test_a_wall_clock_that_steps_ends_no_lease_of_this_machine(
     hold = orphan(alice, priced, worker=worker)
 
     with database_time(hold.opened_at + timedelta(hours=hours)):
-        assert recovery.settle_all() == 0
+        assert recovery.settle_abandoned() == 0
         with machine_running_for(timedelta(hours=2)):
-            assert recovery.settle_all() == 1
+            assert recovery.settle_abandoned() == 1
 
 
 def test_a_lease_of_another_machine_runs_by_the_clock_of_the_database(
@@ -123,11 +123,11 @@ def test_a_lease_of_another_machine_runs_by_the_clock_of_the_database(
 ) -> None:
     hold = orphan(alice, priced)
     with machine_running_for(timedelta(days=1)), database_time(hold.opened_at):
-        assert recovery.settle_all() == 0
+        assert recovery.settle_abandoned() == 0
     with database_time(hold.lease_until - timedelta(seconds=1)):
-        assert recovery.settle_all() == 0
+        assert recovery.settle_abandoned() == 0
     with database_time(hold.lease_until + timedelta(seconds=1)):
-        assert recovery.settle_all() == 1
+        assert recovery.settle_abandoned() == 1
 
 
 def test_our_own_clock_decides_nothing(
@@ -140,7 +140,7 @@ def test_our_own_clock_decides_nothing(
     monkeypatch.setattr(timezone, "now", lambda: wrong)
     hold = orphan(alice, priced)
 
-    assert recovery.settle_all() == 0
+    assert recovery.settle_abandoned() == 0
     assert hold.opened_at < wrong - timedelta(hours=1)
     row = finish(hold)
     assert hold.opened_at <= row.settled_at < wrong - timedelta(hours=1)
@@ -153,9 +153,9 @@ def test_a_process_that_runs_does_not_keep_a_hold_for_ever(
     orphan(alice, priced, worker=SIBLING)
 
     with machine_running_for(timedelta(minutes=60)):
-        assert recovery.settle_all() == 0
+        assert recovery.settle_abandoned() == 0
     with machine_running_for(timedelta(minutes=61)):
-        assert recovery.settle_all() == 1
+        assert recovery.settle_abandoned() == 1
 
 
 def test_what_this_process_serves_it_never_settles(alice: Caller, priced: ModelPrice) -> None:
@@ -163,14 +163,14 @@ def test_what_this_process_serves_it_never_settles(alice: Caller, priced: ModelP
     hold = orphan(alice, priced, worker=processes.identity())
 
     with machine_running_for(timedelta(hours=2)):
-        assert recovery.settle_all(served={hold.request_id}) == 0
-        assert recovery.settle_all() == 1
+        assert recovery.settle_abandoned(served={hold.request_id}) == 0
+        assert recovery.settle_abandoned() == 1
 
 
 def test_a_hold_that_is_served_is_left_alone(alice: Caller, priced: ModelPrice) -> None:
     orphan(alice, priced, worker=processes.identity())
 
-    assert recovery.settle_all() == 0
+    assert recovery.settle_abandoned() == 0
     assert Hold.objects.get().state == "open"
 
 
@@ -187,7 +187,7 @@ def test_one_that_cannot_be_settled_does_not_keep_the_others(
 
     monkeypatch.setattr(ledger, "settle", settle)
 
-    assert recovery.settle_all() == 1
+    assert recovery.settle_abandoned() == 1
 
 
 def test_a_tick_renews_what_is_kept_and_notes_what_was_produced(
@@ -197,8 +197,8 @@ def test_a_tick_renews_what_is_kept_and_notes_what_was_produced(
         produced = 42
 
     hold = orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
-    keeping = leases.Keeper()
-    keeping.keep(hold.request_id, Answer())
+    keeping = leases.LeaseRenewer()
+    keeping.add(hold.request_id, Answer())
 
     keeping.tick()
 

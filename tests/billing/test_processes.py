@@ -38,10 +38,10 @@ def name_of(process: "subprocess.Popen[str]") -> str:
 def test_a_process_that_runs_is_alive_until_it_ends() -> None:
     with started() as process:
         name = name_of(process)
-        assert not processes.is_known_dead(name) and processes.may_still_run(name)
+        assert not processes.has_exited(name) and processes.may_be_running(name)
         process.kill()
 
-    assert processes.is_known_dead(name) and not processes.may_still_run(name)
+    assert processes.has_exited(name) and not processes.may_be_running(name)
 
 
 @needs_root
@@ -51,10 +51,10 @@ def test_of_a_process_in_another_pid_namespace_nothing_is_known() -> None:
         name = name_of(process)
         assert name.rpartition("/")[2].startswith("1-"), name
         assert processes.is_of_this_boot(name)
-        assert not processes.is_known_dead(name) and not processes.may_still_run(name)
+        assert not processes.has_exited(name) and not processes.may_be_running(name)
         process.kill()
 
-    assert not processes.is_known_dead(name)
+    assert not processes.has_exited(name)
 
 
 @needs_root
@@ -66,7 +66,7 @@ def test_a_process_hidden_from_another_user_is_not_dead() -> None:
         "processes.identity()\n"
         f"os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
         "assert not os.path.exists(f'/proc/{sys.argv[2]}')\n"
-        "print(processes.is_known_dead(sys.argv[1]), processes.may_still_run(sys.argv[1]))"
+        "print(processes.has_exited(sys.argv[1]), processes.may_be_running(sys.argv[1]))"
     )
     hide = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
     with started() as process:
@@ -84,7 +84,7 @@ def test_a_reused_process_number_is_another_process() -> None:
     place, _slash, local = processes.identity().rpartition("/")
     number, _dash, _started = local.partition("-")
 
-    assert processes.is_known_dead(f"{place}/{number}-1")
+    assert processes.has_exited(f"{place}/{number}-1")
 
 
 def test_an_earlier_boot_of_the_same_machine_is_another_machine() -> None:
@@ -92,7 +92,7 @@ def test_an_earlier_boot_of_the_same_machine_is_another_machine() -> None:
     earlier = f"{host}/{boot[::-1]}/{namespace}/{local}"
 
     assert not processes.is_of_this_boot(earlier)
-    assert not processes.is_known_dead(earlier) and not processes.may_still_run(earlier)
+    assert not processes.has_exited(earlier) and not processes.may_be_running(earlier)
 
 
 def test_where_proc_is_of_another_namespace_nothing_is_known(
@@ -103,6 +103,6 @@ def test_where_proc_is_of_another_namespace_nothing_is_known(
     monkeypatch.setattr(os, "readlink", lambda _path: "1")
     try:
         name = processes.identity()
-        assert not processes.is_known_dead(name) and not processes.may_still_run(name)
+        assert not processes.has_exited(name) and not processes.may_be_running(name)
     finally:
         processes._namespace.cache_clear()

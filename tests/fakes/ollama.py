@@ -90,7 +90,7 @@ class FakeOllama:
         self._forget()
 
     def __enter__(self) -> Self:
-        self._watcher = _start(self._watch)
+        self._watcher = _start(self._cancellation)
         self.up()
         return self
 
@@ -278,7 +278,7 @@ class FakeOllama:
                 self._epoll.unregister(handle)
                 self._changed.notify_all()
 
-    def _watch(self) -> None:
+    def _cancellation(self) -> None:
         """Notice at once who leaves, also while its script sleeps."""
         while not self._stopped.is_set():
             if self._epoll.poll(0.05):

@@ -5,7 +5,7 @@ FAULT_LOG: a file to which each death writes its place first. FAULT_SEED: makes 
 same again, as far as threads are.
 
 FAILS: `settle` makes each try to settle fail, FAIL_CHANCE of them, as if the database were away for
-that moment; the keeper's tries do not.
+that moment; those of the background thread do not.
 
 The product has no hook for this: its functions are wrapped here.
 """
@@ -42,18 +42,18 @@ def die_perhaps(point: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _in_keeper() -> bool:
-    return threading.current_thread().name == "keeper"
+def _in_background() -> bool:
+    return threading.current_thread().name == "leases"
 
 
-def _wrap(owner: Any, name: str, before: str = "", after: str = "", keeper: str = "") -> None:
+def _wrap(owner: Any, name: str, before: str = "", after: str = "", background: str = "") -> None:
     honest: Callable[..., Any] = getattr(owner, name)
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if not _in_keeper():
+        if not _in_background():
             die_perhaps(before)
         found = honest(*args, **kwargs)
-        die_perhaps(keeper if _in_keeper() else after)
+        die_perhaps(background if _in_background() else after)
         return found
 
     setattr(owner, name, wrapped)
@@ -63,9 +63,9 @@ def _arm() -> None:
     from billing import leases, ledger
 
     _wrap(ledger, "hold", after="after_hold")
-    _wrap(ledger, "_roll_up", after="in_settle", keeper="in_sweeper")
+    _wrap(ledger, "_roll_up", after="in_settle", background="in_sweeper")
     _wrap(ledger, "settle", before="before_settle", after="after_settle")
-    _wrap(leases, "settle_from_journal", keeper="in_replay")
+    _wrap(leases, "settle_from_journal", background="in_replay")
 
 
 def _let_settling_fail(chance: float) -> None:
@@ -76,7 +76,7 @@ def _let_settling_fail(chance: float) -> None:
     honest = ledger.settle
 
     def settle(*args: Any, **kwargs: Any) -> Any:
-        if not _in_keeper() and _dice.random() < chance:
+        if not _in_background() and _dice.random() < chance:
             raise OperationalError("away for a moment")
         return honest(*args, **kwargs)
 

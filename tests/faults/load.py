@@ -7,7 +7,7 @@ from decimal import Decimal
 
 from tests.fakes.ollama import Received
 from tests.faults.conftest import percentile
-from tests.faults.site import Producer, Seen, Site, ask, until
+from tests.harness.deployment import Deployment, Producer, Seen, ask, until
 
 # No two prompts of a site have the same number, whoever sends them; drivers count from 1.
 NUMBERS: Iterator[int] = itertools.count(10**5)
@@ -16,20 +16,22 @@ NUMBERS: Iterator[int] = itertools.count(10**5)
 class Streams:
     """Some streams under way, each in a thread; the model server has begun them all."""
 
-    def __init__(self, place: Site, url: str, count: int, pieces: int, pause: float = 0.05) -> None:
+    def __init__(
+        self, deployment: Deployment, url: str, count: int, pieces: int, pause: float = 0.05
+    ) -> None:
         self.seen: list[Seen] = []
         numbers = list(itertools.islice(NUMBERS, count))
         self._threads = [
             threading.Thread(
-                target=lambda n=n: self.seen.append(ask(url, place.key, n, pieces, pause, 90))
+                target=lambda n=n: self.seen.append(ask(url, deployment.key, n, pieces, pause, 90))
             )
             for n in numbers
         ]
-        before = len(place.ollama.requests)
+        before = len(deployment.ollama.requests)
         for thread in self._threads:
             thread.start()
         # Others may ask meanwhile.
-        until(lambda: numbers_in(place.ollama.requests[before:]).issuperset(numbers), 20)
+        until(lambda: numbers_in(deployment.ollama.requests[before:]).issuperset(numbers), 20)
 
     def wait(self) -> list[Seen]:
         for thread in self._threads:
@@ -75,11 +77,11 @@ def whole_with_usage(seen: list[Seen]) -> None:
     assert seen and all(one.done and one.usage for one in seen), seen
 
 
-def whole_and_billed(place: Site, producer: Producer, seen: list[Seen]) -> None:
+def whole_and_billed(deployment: Deployment, producer: Producer, seen: list[Seen]) -> None:
     """Each response is complete, and billed = delivered = reported = produced."""
     whole_with_usage(seen)
-    place.books_balance()
-    rows = place.rows()
+    deployment.books_balance()
+    rows = deployment.rows()
     for one in seen:
         row, usage = rows[one.request_id], one.usage
         assert usage and row.outcome == "complete", (one, row)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.site import Drivers, Producer, Site, site
+from tests.harness.deployment import Deployment, Drivers, Producer, deploy
 from tests.servers.gunicorn import ROOT, manage
 
 pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
@@ -28,12 +28,17 @@ def command(title: str) -> str:
     return found[1]
 
 
-def run(script: str, place: Site, folder: Path, **more: str) -> None:
+def run(script: str, deployment: Deployment, folder: Path, **more: str) -> None:
     path = os.environ["PATH"]
     programs = [str(Path(sys.executable).parent)]
-    if place.postgres:
-        programs.append(str(place.postgres.program("pg_dump").parent))
-    env = {**os.environ, **place.env, "PATH": ":".join([*programs, path]), "BACKUP": str(folder)}
+    if deployment.postgres:
+        programs.append(str(deployment.postgres.program("pg_dump").parent))
+    env = {
+        **os.environ,
+        **deployment.env,
+        "PATH": ":".join([*programs, path]),
+        "BACKUP": str(folder),
+    }
     done = subprocess.run(
         ["bash", "-eu", "-c", script],
         cwd=ROOT,
@@ -46,39 +51,43 @@ def run(script: str, place: Site, folder: Path, **more: str) -> None:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest) -> Iterator[Site]:
-    with site(request.param) as made:
+def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
+    with deploy(request.param) as made:
         made.ollama.answer("/api/generate", Producer())
         yield made
 
 
-def restored_url(place: Site) -> str:
+def restored_url(deployment: Deployment) -> str:
     """The address of an empty database beside the first."""
-    if place.postgres:
-        return place.postgres.create("restored")
-    return f"sqlite:///{place.home / 'restored.sqlite3'}"
+    if deployment.postgres:
+        return deployment.postgres.create("restored")
+    return f"sqlite:///{deployment.home / 'restored.sqlite3'}"
 
 
-def test_a_backup_under_load_restores_and_reconciles(place: Site, tmp_path: Path) -> None:
-    name = "PostgreSQL" if place.postgres else "SQLite"
+def test_a_backup_under_load_restores_and_reconciles(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    name = "PostgreSQL" if deployment.postgres else "SQLite"
     with (
-        place.gateway() as server,
-        Drivers(lambda: server.url, place.key, 8, lambda: (5, 0.01)),
+        deployment.gateway() as server,
+        Drivers(lambda: server.url, deployment.key, 8, lambda: (5, 0.01)),
     ):
         time.sleep(1.5)
-        run(command(f"Backup: {name}"), place, tmp_path)
+        run(command(f"Backup: {name}"), deployment, tmp_path)
         time.sleep(0.5)
-    place.books_balance()
-    url, began = restored_url(place), time.monotonic()
+    deployment.books_balance()
+    url, began = restored_url(deployment), time.monotonic()
 
-    run(command(f"Restore: {name}"), place, tmp_path, DATABASE_URL=url)
+    run(command(f"Restore: {name}"), deployment, tmp_path, DATABASE_URL=url)
     took = time.monotonic() - began
 
-    elsewhere = Site(place.home, url, place.ollama, place.postgres, place.key)
+    elsewhere = Deployment(
+        deployment.home, url, deployment.ollama, deployment.postgres, deployment.key
+    )
     # Holds that were open at that moment belong to nobody now; the journal's endings are newer.
     assert manage(elsewhere.env, "settle_holds").returncode == 0
     elsewhere.books_balance()
-    restored, now = elsewhere.rows(), place.rows()
+    restored, now = elsewhere.rows(), deployment.rows()
     print(f"\n{name}: {len(restored)} of {len(now)} rows restored in {took:.1f} s")
     assert restored and len(restored) <= len(now)
     complete = {name for name, row in restored.items() if row.outcome == "complete"}
@@ -86,19 +95,25 @@ def test_a_backup_under_load_restores_and_reconciles(place: Site, tmp_path: Path
 
 
 def test_what_is_restored_still_refuses_change_and_still_serves(
-    place: Site, tmp_path: Path
+    deployment: Deployment, tmp_path: Path
 ) -> None:
     """The guards of the append-only tables are part of the backup."""
-    name = "PostgreSQL" if place.postgres else "SQLite"
-    run(command(f"Backup: {name}"), place, tmp_path)
-    elsewhere = Site(place.home, restored_url(place), place.ollama, place.postgres, place.key)
-    run(command(f"Restore: {name}"), place, tmp_path, DATABASE_URL=elsewhere.url)
+    name = "PostgreSQL" if deployment.postgres else "SQLite"
+    run(command(f"Backup: {name}"), deployment, tmp_path)
+    elsewhere = Deployment(
+        deployment.home,
+        restored_url(deployment),
+        deployment.ollama,
+        deployment.postgres,
+        deployment.key,
+    )
+    run(command(f"Restore: {name}"), deployment, tmp_path, DATABASE_URL=elsewhere.url)
 
     with pytest.raises(Exception, match="append-only"):
         elsewhere.query("UPDATE model_prices SET prompt_price = 0")
     with (
         elsewhere.gateway() as server,
-        Drivers(lambda: server.url, place.key, 2, lambda: (3, 0.0)) as drivers,
+        Drivers(lambda: server.url, deployment.key, 2, lambda: (3, 0.0)) as drivers,
     ):
         time.sleep(1)
     assert any(one.done and one.usage for one in drivers.seen)

@@ -15,7 +15,7 @@ import pytest
 
 from billing.money import from_pico
 from tests.faults.load import Streams, whole_and_billed, whole_with_usage
-from tests.faults.site import Producer, Seen, Site, site, until
+from tests.harness.deployment import Deployment, Producer, Seen, deploy, until
 from tests.servers import clock, container
 from tests.servers.clock import Clock
 from tests.servers.container import Container, paused
@@ -39,26 +39,26 @@ def producer() -> Producer:
 
 
 @pytest.fixture(scope="module")
-def shared(producer: Producer) -> Iterator[Site]:
-    with site("postgresql", HOLD_LEASE_SECONDS=str(LEASE)) as made:
+def shared(producer: Producer) -> Iterator[Deployment]:
+    with deploy("postgresql", HOLD_LEASE_SECONDS=str(LEASE)) as made:
         made.ollama.answer("/api/generate", producer)
         yield made
 
 
 @pytest.fixture(scope="module")
-def here(shared: Site) -> Iterator[Gunicorn]:
+def here(shared: Deployment) -> Iterator[Gunicorn]:
     """The first gateway, in this process's namespaces."""
     with shared.gateway() as server:
         yield server
 
 
-def a_container(shared: Site, **env: str) -> Container:
+def a_container(shared: Deployment, **env: str) -> Container:
     """A second gateway on this machine, with this machine's host name."""
     own = {**shared.env, **env, "JOURNAL_DIR": str(shared.home / "container-journal")}
     return Container(own, args=PATIENCE)
 
 
-def another_host(shared: Site, **env: str) -> Container:
+def another_host(shared: Deployment, **env: str) -> Container:
     """A second gateway that knows itself on another machine, so that only leases tell of it."""
     boot_id = shared.home / "boot-id"
     boot_id.write_text(str(uuid.uuid4()))
@@ -66,21 +66,21 @@ def another_host(shared: Site, **env: str) -> Container:
     return Container(own, host_name="elsewhere", boot_id=boot_id, args=PATIENCE)
 
 
-def streams_of_both(shared: Site, one: Gunicorn, other: Gunicorn) -> list[Seen]:
+def streams_of_both(shared: Deployment, one: Gunicorn, other: Gunicorn) -> list[Seen]:
     """Serve streams by each, once both believe leases."""
     time.sleep(LEASE / 2 + 1)
     streams = [Streams(shared, server.url, STREAMS, pieces=120) for server in (one, other)]
     return [seen for some in streams for seen in some.wait()]
 
 
-def hosts(shared: Site) -> set[tuple[str, str, str]]:
+def hosts(shared: Deployment) -> set[tuple[str, str, str]]:
     """Host name, boot id and PID namespace of the processes that served."""
     workers = shared.query("SELECT DISTINCT worker FROM billing_hold")
     return {tuple(name.split("/")[:3]) for (name,) in workers}
 
 
 def test_two_containers_with_one_host_name_leave_each_other_alone(
-    shared: Site, producer: Producer, here: Gunicorn
+    shared: Deployment, producer: Producer, here: Gunicorn
 ) -> None:
     with a_container(shared) as other:
         seen = streams_of_both(shared, here, other)
@@ -94,7 +94,7 @@ def test_two_containers_with_one_host_name_leave_each_other_alone(
 
 @pytest.mark.skipif(bool(clock.MISSING), reason=clock.MISSING)
 def test_a_host_with_a_clock_ahead_leaves_the_other_alone(
-    shared: Site, producer: Producer, here: Gunicorn, tmp_path: Path
+    shared: Deployment, producer: Producer, here: Gunicorn, tmp_path: Path
 ) -> None:
     """By 31 s: more than the usual lease. The other host's clock is behind by as much to it."""
     ahead = Clock(tmp_path)
@@ -110,7 +110,10 @@ def test_a_host_with_a_clock_ahead_leaves_the_other_alone(
 
 @pytest.mark.parametrize("second", [a_container, another_host])
 def test_what_goes_on_after_a_pause_is_billed_whole(
-    shared: Site, producer: Producer, here: Gunicorn, second: Callable[[Site], Container]
+    shared: Deployment,
+    producer: Producer,
+    here: Gunicorn,
+    second: Callable[[Deployment], Container],
 ) -> None:
     """A host stood still for longer than its leases, and than its master waits for its workers; the
     other settled what it was serving."""
@@ -133,7 +136,7 @@ def test_what_goes_on_after_a_pause_is_billed_whole(
         adjusted_to_what_was_told(shared, producer, one, log)
 
 
-def adjusted_to_what_was_told(shared: Site, producer: Producer, one: Seen, log: str) -> None:
+def adjusted_to_what_was_told(shared: Deployment, producer: Producer, one: Seen, log: str) -> None:
     """Two rows, the second linked to the first, come to what was produced, delivered and told; the
     error log has what was billed and what it cost."""
     (first, _), (second, _) = rows = booked(shared, one.request_id)
@@ -146,7 +149,7 @@ def adjusted_to_what_was_told(shared: Site, producer: Producer, one: Seen, log: 
     assert tokens == made == one.pieces == one.usage["completion_tokens"]
 
 
-def booked(shared: Site, request_id: str) -> list[tuple[int, int]]:
+def booked(shared: Deployment, request_id: str) -> list[tuple[int, int]]:
     """Cost in pico and completion tokens of a request's row, and of the one that adjusts it."""
     found = shared.query(
         "SELECT cost, completion_tokens FROM token_usages WHERE"

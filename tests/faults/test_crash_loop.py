@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.faulty_wsgi import POINTS
-from tests.faults.site import DATABASES, Drivers, Producer, Site, compare, site
+from tests.harness.deployment import DATABASES, Deployment, Drivers, Producer, compare, deploy
 from tests.servers.gunicorn import Gunicorn, manage
 
 pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
@@ -36,9 +36,11 @@ LEFT_OPEN = ("after_hold", "before_settle", "in_settle")
 class Victim:
     """A gateway that is killed, from outside or by its own hand, and stands up again."""
 
-    def __init__(self, place: Site, dice: random.Random, chance: float, points: str = "") -> None:
-        self.log = place.home / "faults.log"
-        self._place, self._dice = place, dice
+    def __init__(
+        self, deployment: Deployment, dice: random.Random, chance: float, points: str = ""
+    ) -> None:
+        self.log = deployment.home / "faults.log"
+        self._place, self._dice = deployment, dice
         self._faults = {
             "FAULTS": points or ",".join(POINTS),
             "FAULT_CHANCE": str(chance),
@@ -70,7 +72,7 @@ class Victim:
         self.server = self._start(self.server.port)
 
     def disarm(self) -> None:
-        """Put an honest gateway in its place, which cleans up after it."""
+        """Put an honest gateway in its deployment, which cleans up after it."""
         self.server.kill()
         self.server = self._place.gateway(port=self.server.port).__enter__()
 
@@ -82,8 +84,8 @@ def dice() -> random.Random:
 
 
 @pytest.fixture(params=DATABASES)
-def place(request: pytest.FixtureRequest) -> Iterator[Site]:
-    with site(request.param) as made:
+def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
+    with deploy(request.param) as made:
         yield made
 
 
@@ -96,24 +98,24 @@ def kill_until(victim: Victim, dice: random.Random, kills: int) -> None:
 
 
 def test_what_clients_saw_is_what_was_produced_is_what_is_billed(
-    place: Site, dice: random.Random
+    deployment: Deployment, dice: random.Random
 ) -> None:
     producer = Producer()
-    place.ollama.answer("/api/generate", producer)
-    victim = Victim(place, dice, FAULT_CHANCE)
+    deployment.ollama.answer("/api/generate", producer)
+    victim = Victim(deployment, dice, FAULT_CHANCE)
 
     def shape() -> tuple[int, float]:
         return dice.randint(1, 25), dice.choice([0, 0.005, 0.03])
 
     try:
-        with Drivers(lambda: victim.server.url, place.key, STREAMS, shape) as drivers:
+        with Drivers(lambda: victim.server.url, deployment.key, STREAMS, shape) as drivers:
             kill_until(victim, dice, KILLS // 2)
         victim.disarm()
-        took = place.books_balance(SETTLED_WITHIN)
+        took = deployment.books_balance(SETTLED_WITHIN)
     finally:
         victim.server.stop()
 
-    rows = place.rows()
+    rows = deployment.rows()
     told = Counter(one.error or "done" for one in drivers.seen)
     print(f"{victim.deaths.total()} kills {dict(victim.deaths)}; clients: {dict(told)};", end=" ")
     print(f"{len(rows)} rows; the last hold ended {took:.1f} s after the last kill")
@@ -123,23 +125,23 @@ def test_what_clients_saw_is_what_was_produced_is_what_is_billed(
 
 @pytest.mark.parametrize("point", [point for point in POINTS if point != "in_replay"])
 def test_death_at_a_chosen_moment_bills_what_was_seen(
-    place: Site, dice: random.Random, point: str
+    deployment: Deployment, dice: random.Random, point: str
 ) -> None:
     """Each place is met for certain, which a random kill cannot promise."""
     producer = Producer()
-    place.ollama.answer("/api/generate", producer)
+    deployment.ollama.answer("/api/generate", producer)
     # The sweeper needs something to sweep: a death elsewhere leaves it behind.
     points = "after_settle,before_settle,in_sweeper" if point == "in_sweeper" else point
-    victim = Victim(place, dice, 0.3, points)
+    victim = Victim(deployment, dice, 0.3, points)
     try:
-        with Drivers(lambda: victim.server.url, place.key, 4, lambda: (3, 0.0)) as drivers:
+        with Drivers(lambda: victim.server.url, deployment.key, 4, lambda: (3, 0.0)) as drivers:
             wait_for_death(victim, point)
         victim.disarm()
-        place.books_balance(SETTLED_WITHIN)
+        deployment.books_balance(SETTLED_WITHIN)
     finally:
         victim.server.stop()
 
-    rows = place.rows()
+    rows = deployment.rows()
     outcomes = Counter(row.outcome for row in rows.values())
     print(f"\n{point}: {victim.deaths.total()} deaths; rows {dict(outcomes)}", end=" ")
     # Nobody told how the others ended; so nobody may say that they did.
@@ -156,18 +158,18 @@ def wait_for_death(victim: Victim, point: str) -> None:
         time.sleep(0.1)
 
 
-def test_orphans_are_settled_in_time_by_themselves(place: Site) -> None:
+def test_orphans_are_settled_in_time_by_themselves(deployment: Deployment) -> None:
     """With the lease as it ships. Nobody runs a command; the next worker finds that they are dead.
 
     The figure is printed: from the kill to the last of the orphans settled.
     """
     producer = Producer()
-    place.ollama.answer("/api/generate", producer)
+    deployment.ollama.answer("/api/generate", producer)
     with (
-        place.gateway(HOLD_LEASE_SECONDS="30") as server,
-        Drivers(lambda: server.url, place.key, STREAMS, lambda: (200, 0.05)),
+        deployment.gateway(HOLD_LEASE_SECONDS="30") as server,
+        Drivers(lambda: server.url, deployment.key, STREAMS, lambda: (200, 0.05)),
     ):
-        place.ollama.wait_for(STREAMS)
+        deployment.ollama.wait_for(STREAMS)
         time.sleep(1)
         [one, other] = server.worker_pids()
         for pid in (one, other):
@@ -175,41 +177,41 @@ def test_orphans_are_settled_in_time_by_themselves(place: Site) -> None:
         killed = time.monotonic()
         orphans = f"state = 'open' AND (worker LIKE '%/{one}-%' OR worker LIKE '%/{other}-%')"
         count = f"SELECT count(*) FROM billing_hold WHERE {orphans}"
-        left = place.query(count)[0][0]
-        while place.query(count)[0][0]:
+        left = deployment.query(count)[0][0]
+        while deployment.query(count)[0][0]:
             assert time.monotonic() - killed < SETTLED_WITHIN
             time.sleep(0.05)
         print(f"\n{left} orphans settled {time.monotonic() - killed:.1f} s after kill -9")
-        place.ollama.cut()
-        place.ollama.reset()
+        deployment.ollama.cut()
+        deployment.ollama.reset()
     assert left == STREAMS
 
 
-def test_sweepers_at_once_settle_each_orphan_once(place: Site, tmp_path: Path) -> None:
+def test_sweepers_at_once_settle_each_orphan_once(deployment: Deployment, tmp_path: Path) -> None:
     """Four commands and two workers, all after the same orphans."""
-    place.ollama.answer("/api/generate", Producer())
+    deployment.ollama.answer("/api/generate", Producer())
     with (
-        place.gateway(HOLD_LEASE_SECONDS="600") as server,
-        Drivers(lambda: server.url, place.key, STREAMS, lambda: (500, 0.05)) as drivers,
+        deployment.gateway(HOLD_LEASE_SECONDS="600") as server,
+        Drivers(lambda: server.url, deployment.key, STREAMS, lambda: (500, 0.05)) as drivers,
     ):
-        place.ollama.wait_for(STREAMS)
+        deployment.ollama.wait_for(STREAMS)
         drivers._stopped.set()
         server.kill()
-    assert place.open_holds() == STREAMS
+    assert deployment.open_holds() == STREAMS
     settled: list[str] = []
-    sweepers = [threading.Thread(target=_sweep, args=(place, settled)) for _ in range(4)]
+    sweepers = [threading.Thread(target=_sweep, args=(deployment, settled)) for _ in range(4)]
     for sweeper in sweepers:
         sweeper.start()
-    with place.gateway():
+    with deployment.gateway():
         for sweeper in sweepers:
             sweeper.join(60)
 
     assert len(settled) == 4
-    place.books_balance()
-    assert len(place.rows()) == STREAMS
+    deployment.books_balance()
+    assert len(deployment.rows()) == STREAMS
 
 
-def _sweep(place: Site, settled: list[str]) -> None:
-    done = manage(place.env, "settle_holds")
+def _sweep(deployment: Deployment, settled: list[str]) -> None:
+    done = manage(deployment.env, "settle_holds")
     assert done.returncode == 0, done.stderr
     settled.append(done.stdout)

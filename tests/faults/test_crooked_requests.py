@@ -160,7 +160,7 @@ def test_b22_no_other_method_does_anything_at_any_address(
     assert not Hold.objects.exists() and not TokenUsage.objects.exists()
 
 
-# What the gateway says, and what nginx does in its place.
+# What the gateway says, and what nginx does in its deployment.
 LONG = {
     "a header of 8,191 bytes": ("/usage", "X: " + "y" * 8188 + "\r\n", 431, 400),
     "a header of 40,000 bytes": ("/usage", "X: " + "y" * 40_000 + "\r\n", 431, 400),

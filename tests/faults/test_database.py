@@ -22,15 +22,15 @@ from tests.faults.load import (
     served_or_refused,
     whole_with_usage,
 )
-from tests.faults.site import (
+from tests.harness.deployment import (
+    Deployment,
     Drivers,
     Producer,
     Row,
     Seen,
-    Site,
     compare,
+    deploy,
     fill,
-    site,
     small_disk,
     until,
 )
@@ -51,79 +51,79 @@ def producer() -> Producer:
 
 
 @pytest.fixture
-def place(producer: Producer) -> Iterator[Site]:
+def deployment(producer: Producer) -> Iterator[Deployment]:
     """On PostgreSQL."""
-    with site("postgresql") as made:
+    with deploy("postgresql") as made:
         made.ollama.answer("/api/generate", producer)
         yield made
 
 
 @pytest.fixture
-def server(place: Site) -> Iterator[Gunicorn]:
-    with place.gateway() as running:
+def server(deployment: Deployment) -> Iterator[Gunicorn]:
+    with deployment.gateway() as running:
         # Both workers have met the database, and have connections in their pools.
-        whole_with_usage(ask_many(running.url, place.key, 16))
+        whole_with_usage(ask_many(running.url, deployment.key, 16))
         yield running
 
 
-def postgres_of(place: Site) -> Postgres:
-    assert place.postgres
-    return place.postgres
+def postgres_of(deployment: Deployment) -> Postgres:
+    assert deployment.postgres
+    return deployment.postgres
 
 
 @pytest.fixture
-def earlier(place: Site, server: Gunicorn) -> dict[str, Row]:
+def earlier(deployment: Deployment, server: Gunicorn) -> dict[str, Row]:
     """The rows of what was asked before the test began."""
-    return place.rows()
+    return deployment.rows()
 
 
-def new_rows(place: Site, earlier: dict[str, Row]) -> dict[str, Row]:
-    return {name: row for name, row in place.rows().items() if name not in earlier}
+def new_rows(deployment: Deployment, earlier: dict[str, Row]) -> dict[str, Row]:
+    return {name: row for name, row in deployment.rows().items() if name not in earlier}
 
 
 # --- It goes away --------------------------------------------------------------------------------
 
 
 def test_streams_end_well_while_the_database_is_down(
-    place: Site, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
+    deployment: Deployment, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
 ) -> None:
-    streams = Streams(place, server.url, STREAMS, pieces=80)
-    postgres_of(place).go_down()
+    streams = Streams(deployment, server.url, STREAMS, pieces=80)
+    postgres_of(deployment).go_down()
     went = time.monotonic()
-    refused = ask_many(server.url, place.key, 40)
+    refused = ask_many(server.url, deployment.key, 40)
     threads = sum(map(thread_count, server.worker_pids()))
     seen = streams.wait()
-    kept = place.journal_lines()
+    kept = deployment.journal_lines()
     time.sleep(max(0.0, DOWN_SECONDS - (time.monotonic() - went)))
-    postgres_of(place).come_up()
+    postgres_of(deployment).come_up()
     back = time.monotonic()
-    recovered = until(lambda: [s for s in ask_many(server.url, place.key, 1) if s.done])
-    until(lambda: not place.journal_lines())
+    recovered = until(lambda: [s for s in ask_many(server.url, deployment.key, 1) if s.done])
+    until(lambda: not deployment.journal_lines())
     print(f"\n{threads} threads; {kept} endings in the journal; down {DOWN_SECONDS:.0f} s;", end="")
     print(f" drained {time.monotonic() - back:.1f} s after its return", end=" ")
 
     refused_in_time(refused, 6)
     whole_with_usage(seen)
     assert kept >= STREAMS
-    place.books_balance()
-    compare(refused + seen + recovered, producer, new_rows(place, earlier))
+    deployment.books_balance()
+    compare(refused + seen + recovered, producer, new_rows(deployment, earlier))
 
 
 def test_restarts_under_load_lose_nothing(
-    place: Site, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
+    deployment: Deployment, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
 ) -> None:
-    with Drivers(lambda: server.url, place.key, STREAMS, lambda: (10, 0.02)) as drivers:
+    with Drivers(lambda: server.url, deployment.key, STREAMS, lambda: (10, 0.02)) as drivers:
         for _ in range(RESTARTS):
-            postgres_of(place).restart()
+            postgres_of(deployment).restart()
             time.sleep(1)
 
-    place.books_balance()
+    deployment.books_balance()
     served_or_refused(drivers.seen, at_least=3 * RESTARTS)
-    compare(drivers.seen, producer, new_rows(place, earlier))
+    compare(drivers.seen, producer, new_rows(deployment, earlier))
 
 
 def test_cut_connections_are_not_noticed(
-    place: Site, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
+    deployment: Deployment, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
 ) -> None:
     """pg_terminate_backend while streams run: whoever settles next meets a dead connection.
 
@@ -133,45 +133,45 @@ def test_cut_connections_are_not_noticed(
     taken: list[float] = []
 
     def is_served() -> bool:
-        new.extend(ask_many(server.url, place.key, 1))
+        new.extend(ask_many(server.url, deployment.key, 1))
         return new[-1].done
 
-    with Drivers(lambda: server.url, place.key, STREAMS, lambda: (10, 0.02)) as drivers:
+    with Drivers(lambda: server.url, deployment.key, STREAMS, lambda: (10, 0.02)) as drivers:
         for _ in range(CUTS):
-            assert postgres_of(place).cut_connections("gateway")
+            assert postgres_of(deployment).cut_connections("gateway")
             began = time.monotonic()
             until(is_served, 15)
             taken.append(time.monotonic() - began)
 
     print(f"\n{CUTS} times all connections cut; the next was served", end=" ")
     print(f"{percentile(taken, 50):.1f} s later (p50), {max(taken):.1f} s at most", end=" ")
-    place.books_balance()
+    deployment.books_balance()
     served_or_refused(new + drivers.seen, at_least=2 * CUTS)
-    compare(new + drivers.seen, producer, new_rows(place, earlier))
+    compare(new + drivers.seen, producer, new_rows(deployment, earlier))
 
 
 def test_a_hung_database_is_refused_in_time_and_threads_come_free(
-    place: Site, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
+    deployment: Deployment, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
 ) -> None:
     """SIGSTOP: connections stay open, and nobody answers on them."""
-    streams = Streams(place, server.url, STREAMS, pieces=40)
-    postgres_of(place).hang()
+    streams = Streams(deployment, server.url, STREAMS, pieces=40)
+    postgres_of(deployment).hang()
     try:
-        refused = ask_many(server.url, place.key, 40)
-        refused += ask_many(server.url, place.key, 4)
+        refused = ask_many(server.url, deployment.key, 40)
+        refused += ask_many(server.url, deployment.key, 4)
         seen = streams.wait()
         alive = ask_health(server)
     finally:
-        postgres_of(place).resume()
+        postgres_of(deployment).resume()
 
-    back = until(lambda: [one for one in ask_many(server.url, place.key, 1) if one.done], 15)
+    back = until(lambda: [one for one in ask_many(server.url, deployment.key, 1) if one.done], 15)
     refused_in_time(refused, 3.5, most=6)
     slowest = max(one.seconds for one in seen)
     print(f"the slowest of the streams of 2 s took {slowest:.1f} s", end=" ")
     assert alive < 3
     whole_with_usage(seen)
-    place.books_balance()
-    compare(refused + seen + back, producer, new_rows(place, earlier))
+    deployment.books_balance()
+    compare(refused + seen + back, producer, new_rows(deployment, earlier))
 
 
 def ask_health(server: Gunicorn) -> float:
@@ -181,23 +181,23 @@ def ask_health(server: Gunicorn) -> float:
 
 
 def test_a_database_that_has_become_read_only_is_like_one_that_is_away(
-    place: Site, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
+    deployment: Deployment, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
 ) -> None:
     """As after a failover to a standby."""
-    streams = Streams(place, server.url, STREAMS, pieces=40)
+    streams = Streams(deployment, server.url, STREAMS, pieces=40)
     read_only = "ALTER DATABASE gateway SET default_transaction_read_only = "
-    postgres_of(place).execute(read_only + "on")
-    postgres_of(place).cut_connections("gateway")
-    refused = ask_many(server.url, place.key, 8)
+    postgres_of(deployment).execute(read_only + "on")
+    postgres_of(deployment).cut_connections("gateway")
+    refused = ask_many(server.url, deployment.key, 8)
     seen = streams.wait()
-    postgres_of(place).execute(read_only + "off")
-    postgres_of(place).cut_connections("gateway")
+    postgres_of(deployment).execute(read_only + "off")
+    postgres_of(deployment).cut_connections("gateway")
 
     refused_in_time(refused, 6)
     whole_with_usage(seen)
-    until(lambda: not place.journal_lines())
-    place.books_balance()
-    compare(refused + seen, producer, new_rows(place, earlier))
+    until(lambda: not deployment.journal_lines())
+    deployment.books_balance()
+    compare(refused + seen, producer, new_rows(deployment, earlier))
 
 
 # --- Its disk is full ----------------------------------------------------------------------------
@@ -215,40 +215,42 @@ def test_a_full_disk_of_postgresql_loses_nothing(producer: Producer) -> None:
     try:
         with (
             small_disk(folder / "disk", DISK_MB) as disk,
-            site("postgresql", postgres=Postgres(data=disk / "data")) as place,
+            deploy("postgresql", postgres=Postgres(data=disk / "data")) as deployment,
         ):
-            place.ollama.answer("/api/generate", producer)
-            with place.gateway() as server:
-                fill_up_and_make_room(place, server, producer, disk)
+            deployment.ollama.answer("/api/generate", producer)
+            with deployment.gateway() as server:
+                fill_up_and_make_room(deployment, server, producer, disk)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def fill_up_and_make_room(place: Site, server: Gunicorn, producer: Producer, disk: Path) -> None:
-    postgres = postgres_of(place)
-    whole_with_usage(first := ask_many(server.url, place.key, 4))
-    streams = Streams(place, server.url, STREAMS, pieces=60)
+def fill_up_and_make_room(
+    deployment: Deployment, server: Gunicorn, producer: Producer, disk: Path
+) -> None:
+    postgres = postgres_of(deployment)
+    whole_with_usage(first := ask_many(server.url, deployment.key, 4))
+    streams = Streams(deployment, server.url, STREAMS, pieces=60)
     ballast = fill(disk, 0)
     use_up_the_log(postgres)
-    refused = ask_many(server.url, place.key, 16)
+    refused = ask_many(server.url, deployment.key, 16)
     seen = streams.wait()
-    kept = place.journal_lines()
+    kept = deployment.journal_lines()
     ballast.unlink()
-    back = until(lambda: start_and_ask(place, server), 30)
+    back = until(lambda: start_and_ask(deployment, server), 30)
 
     print(f"\n{kept} endings in the journal", end=" ")
     refused_in_time(refused, 6)
     whole_with_usage(seen)
     assert kept >= STREAMS
-    place.books_balance()
-    compare(first + refused + seen + back, producer, place.rows())
+    deployment.books_balance()
+    compare(first + refused + seen + back, producer, deployment.rows())
 
 
-def start_and_ask(place: Site, server: Gunicorn) -> list[Seen]:
+def start_and_ask(deployment: Deployment, server: Gunicorn) -> list[Seen]:
     """Start the database if it has stopped, which takes it a while; return what was served."""
-    if not postgres_of(place).is_up:
-        postgres_of(place).come_up()
-    return [one for one in ask_many(server.url, place.key, 1) if one.done]
+    if not postgres_of(deployment).is_up:
+        postgres_of(deployment).come_up()
+    return [one for one in ask_many(server.url, deployment.key, 1) if one.done]
 
 
 def use_up_the_log(postgres: Postgres) -> None:

@@ -88,7 +88,7 @@ def test_a_hold_whose_commit_was_not_heard_of_is_given_back(
 
     response = alice.post("/generate", model="llama3", prompt="hi")
     assert (response.status_code, response["Retry-After"]) == (503, "2") and not ollama.requests
-    leases.Keeper().tick()
+    leases.LeaseRenewer().tick()
 
     assert Hold.objects.get().state == "expired" and alice.wallet.held == 0
     assert alice.wallet.spent == 0
@@ -112,7 +112,7 @@ def test_one_ending_that_the_books_refuse_does_not_keep_the_others(
     journal.write(ending(bad, prompt=-1))
     journal.write(ending(good))
 
-    leases.Keeper().tick()
+    leases.LeaseRenewer().tick()
 
     assert TokenUsage.objects.get().request_id == good.request_id
 
@@ -175,7 +175,7 @@ def test_a_database_file_that_may_not_grow_is_like_a_full_disk(
         connection_created.disconnect(stop_growing)
         connection.close()
     assert 503 in statuses and statuses <= {200, 503}
-    leases.Keeper().tick()
+    leases.LeaseRenewer().tick()
 
     assert alice.post("/generate", model="llama3", prompt="hi").status_code == 200
     books_balance()
@@ -192,5 +192,5 @@ def test_who_can_open_no_file_thinks_nobody_dead(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Path, "read_bytes", fail)
 
-    assert not processes.is_known_dead(sibling)
-    assert not processes.is_known_dead(processes.identity())
+    assert not processes.has_exited(sibling)
+    assert not processes.has_exited(processes.identity())

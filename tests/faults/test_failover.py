@@ -11,7 +11,7 @@ import time
 import pytest
 
 from tests.faults.load import Streams, ask_many, served_or_refused, whole_with_usage
-from tests.faults.site import Drivers, Producer, Seen, Site, compare, site, until
+from tests.harness.deployment import Deployment, Drivers, Producer, Seen, compare, deploy, until
 from tests.servers.postgres import Postgres
 
 pytestmark = pytest.mark.once  # It brings its own database, so one run is enough.
@@ -36,34 +36,34 @@ def wait_for_each_commit(primary: Postgres) -> None:
 
 def test_a_replica_takes_over_and_nothing_that_was_seen_is_lost() -> None:
     producer = Producer()
-    # The replica outlives the site, whose books are proved on it in the end.
-    with contextlib.ExitStack() as last, site("postgresql") as place:
-        assert place.postgres
-        place.ollama.answer("/api/generate", producer)
-        primary = place.postgres
+    # The replica outlives the deployment, whose books are proved on it in the end.
+    with contextlib.ExitStack() as last, deploy("postgresql") as deployment:
+        assert deployment.postgres
+        deployment.ollama.answer("/api/generate", producer)
+        primary = deployment.postgres
         replica = last.enter_context(primary.replica())
         wait_for_each_commit(primary)
-        place.url = both(primary, replica)
-        with place.gateway() as server:
-            seen = fail_over(place, server.url, primary, replica)
-            place.url, place.postgres = replica.url("gateway"), replica
-            until(lambda: not place.journal_lines(), 20)
-        place.books_balance()
-        compare(seen, producer, place.rows())
+        deployment.url = both(primary, replica)
+        with deployment.gateway() as server:
+            seen = fail_over(deployment, server.url, primary, replica)
+            deployment.url, deployment.postgres = replica.url("gateway"), replica
+            until(lambda: not deployment.journal_lines(), 20)
+        deployment.books_balance()
+        compare(seen, producer, deployment.rows())
 
 
-def fail_over(place: Site, url: str, primary: Postgres, replica: Postgres) -> list[Seen]:
+def fail_over(deployment: Deployment, url: str, primary: Postgres, replica: Postgres) -> list[Seen]:
     """Streams and short requests meanwhile; what all of their clients saw."""
-    with Drivers(lambda: url, place.key, STREAMS, lambda: (10, 0.02)) as drivers:
+    with Drivers(lambda: url, deployment.key, STREAMS, lambda: (10, 0.02)) as drivers:
         until(lambda: sum(one.done for one in drivers.seen) > 2 * STREAMS, 30)
-        streams = Streams(place, url, STREAMS, pieces=120)
+        streams = Streams(deployment, url, STREAMS, pieces=120)
         primary.crash()
         crashed = time.monotonic()
-        refused = ask_many(url, place.key, 8)
+        refused = ask_many(url, deployment.key, 8)
         replica.promote()
         promoted = time.monotonic()
         back: list[Seen] = until(
-            lambda: [one for one in ask_many(url, place.key, 1) if one.done], 30
+            lambda: [one for one in ask_many(url, deployment.key, 1) if one.done], 30
         )
         took = time.monotonic() - promoted
         long = streams.wait()

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.load import whole_with_usage
-from tests.faults.site import Producer, Seen, Site, ask, compare, site
+from tests.harness.deployment import Deployment, Producer, Seen, ask, compare, deploy
 from tests.servers.gunicorn import manage
 
 pytestmark = pytest.mark.once  # It brings its own database, so one run is enough.
@@ -30,28 +30,28 @@ def producer() -> Producer:
 
 
 @pytest.fixture
-def place(producer: Producer) -> Iterator[Site]:
-    with site("postgresql") as made:
+def deployment(producer: Producer) -> Iterator[Deployment]:
+    with deploy("postgresql") as made:
         made.ollama.answer("/api/generate", producer)
         yield made
 
 
-def stricter(place: Site, level: str) -> None:
-    name = place.url.rpartition("/")[2]
-    place.query(f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'")
+def stricter(deployment: Deployment, level: str) -> None:
+    name = deployment.url.rpartition("/")[2]
+    deployment.query(f"ALTER DATABASE {name} SET default_transaction_isolation = '{level}'")
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
-def test_all_requests_are_served(place: Site, producer: Producer, level: str) -> None:
-    stricter(place, level)
+def test_all_requests_are_served(deployment: Deployment, producer: Producer, level: str) -> None:
+    stricter(deployment, level)
     seen: list[Seen] = []
 
     def client(first: int) -> None:
         seen.extend(
-            ask(server.url, place.key, first + turn, timeout=60) for turn in range(REQUESTS)
+            ask(server.url, deployment.key, first + turn, timeout=60) for turn in range(REQUESTS)
         )
 
-    with place.gateway() as server:
+    with deployment.gateway() as server:
         numbers = range(1, CLIENTS * REQUESTS, REQUESTS)
         clients = [threading.Thread(target=client, args=(number,)) for number in numbers]
         for each in clients:
@@ -63,14 +63,14 @@ def test_all_requests_are_served(place: Site, producer: Producer, level: str) ->
     assert len(seen) == CLIENTS * REQUESTS
     whole_with_usage(seen)
     assert "cannot be settled now" not in log and "not renewed" not in log
-    place.books_balance()
-    compare(seen, producer, place.rows())
+    deployment.books_balance()
+    compare(seen, producer, deployment.rows())
 
 
 @pytest.mark.parametrize("pool", ["0", "8"])
-def test_every_statement_runs_as_read_committed(place: Site, pool: str) -> None:
-    stricter(place, "serializable")
+def test_every_statement_runs_as_read_committed(deployment: Deployment, pool: str) -> None:
+    stricter(deployment, "serializable")
 
-    done = manage({**place.env, "DATABASE_POOL_SIZE": pool}, "shell", "-v", "0", "-c", SHOW)
+    done = manage({**deployment.env, "DATABASE_POOL_SIZE": pool}, "shell", "-v", "0", "-c", SHOW)
 
     assert done.stdout.split("\n")[:2] == ["read committed"] * 2, done.stderr

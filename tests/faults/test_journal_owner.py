@@ -7,7 +7,7 @@ from decimal import Decimal
 import pytest
 
 from tests.faults.load import Streams, whole_with_usage
-from tests.faults.site import Producer, Seen, Site, site, until
+from tests.harness.deployment import Deployment, Producer, Seen, deploy, until
 from tests.servers.gunicorn import manage
 
 pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
@@ -16,47 +16,49 @@ STREAMS = 8
 
 
 @pytest.fixture
-def place() -> Iterator[Site]:
-    with site("postgresql") as made:
+def deployment() -> Iterator[Deployment]:
+    with deploy("postgresql") as made:
         made.ollama.answer("/api/generate", Producer())
         yield made
 
 
-def ended_while_away(place: Site) -> list[Seen]:
+def ended_while_away(deployment: Deployment) -> list[Seen]:
     """Let streams end while PostgreSQL is away, and then the gateway die: all is in the journal."""
-    assert place.postgres
-    with place.gateway() as server:
-        streams = Streams(place, server.url, STREAMS, pieces=60)
+    assert deployment.postgres
+    with deployment.gateway() as server:
+        streams = Streams(deployment, server.url, STREAMS, pieces=60)
         time.sleep(1)
-        place.postgres.go_down()
+        deployment.postgres.go_down()
         seen = streams.wait()
-        until(lambda: place.journal_lines() == STREAMS)
+        until(lambda: deployment.journal_lines() == STREAMS)
         server.kill()
     whole_with_usage(seen)
     return seen
 
 
-def billed_as_told(place: Site, seen: list[Seen]) -> None:
-    rows = place.rows()
+def billed_as_told(deployment: Deployment, seen: list[Seen]) -> None:
+    rows = deployment.rows()
     for one in seen:
         assert one.usage
         assert rows[one.request_id].cost == Decimal(one.usage["cost"])
         assert rows[one.request_id].outcome == "complete"
 
 
-def elsewhere(place: Site) -> Site:
+def elsewhere(deployment: Deployment) -> Deployment:
     """Another database, empty, with the same journal folder: a shell without DATABASE_URL."""
-    url = f"sqlite:///{place.home / 'other.sqlite3'}"
-    other = Site(place.home, url, place.ollama, key=place.key, more=place.more)
+    url = f"sqlite:///{deployment.home / 'other.sqlite3'}"
+    other = Deployment(
+        deployment.home, url, deployment.ollama, key=deployment.key, more=deployment.more
+    )
     assert manage(other.env, "migrate", "--no-input").returncode == 0
     return other
 
 
-def test_no_other_database_empties_the_journal(place: Site) -> None:
+def test_no_other_database_empties_the_journal(deployment: Deployment) -> None:
     """Neither settle_holds in the wrong shell, nor a gateway that somebody tries out."""
-    assert place.postgres
-    seen = ended_while_away(place)
-    other = elsewhere(place)
+    assert deployment.postgres
+    seen = ended_while_away(deployment)
+    other = elsewhere(deployment)
 
     told = manage(other.env, "settle_holds")
     with other.gateway() as trial:
@@ -65,26 +67,33 @@ def test_no_other_database_empties_the_journal(place: Site) -> None:
 
     assert told.returncode == 0, told.stderr
     assert f"{STREAMS} lines of the journal are of another database" in told.stdout
-    assert "is of another database" in log and place.journal_lines() == STREAMS
-    place.postgres.come_up()
-    settled = manage(place.env, "settle_holds")
+    assert "is of another database" in log and deployment.journal_lines() == STREAMS
+    deployment.postgres.come_up()
+    settled = manage(deployment.env, "settle_holds")
     assert f"{STREAMS} endings settled from the journal" in settled.stdout, settled.stdout
-    place.books_balance()
-    billed_as_told(place, seen)
+    deployment.books_balance()
+    billed_as_told(deployment, seen)
 
 
-def test_a_restored_backup_bills_what_it_does_not_know(place: Site) -> None:
-    assert place.postgres
-    place.postgres.execute("CREATE DATABASE restored TEMPLATE gateway")
-    seen = ended_while_away(place)
-    place.postgres.come_up()
-    url = place.postgres.url("restored")
-    restored = Site(place.home, url, place.ollama, place.postgres, place.key, more=place.more)
+def test_a_restored_backup_bills_what_it_does_not_know(deployment: Deployment) -> None:
+    assert deployment.postgres
+    deployment.postgres.execute("CREATE DATABASE restored TEMPLATE gateway")
+    seen = ended_while_away(deployment)
+    deployment.postgres.come_up()
+    url = deployment.postgres.url("restored")
+    restored = Deployment(
+        deployment.home,
+        url,
+        deployment.ollama,
+        deployment.postgres,
+        deployment.key,
+        more=deployment.more,
+    )
 
     settled = manage(restored.env, "settle_holds")
 
     assert settled.returncode == 0, settled.stderr
     assert f"{STREAMS} endings settled from the journal" in settled.stdout, settled.stdout
-    assert not place.journal_lines()
+    assert not deployment.journal_lines()
     restored.books_balance()
     billed_as_told(restored, seen)

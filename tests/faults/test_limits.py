@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.conftest import resident_mb, thread_count
-from tests.faults.site import Drivers, Producer, Site, ask, compare, site, until
+from tests.harness.deployment import Deployment, Drivers, Producer, ask, compare, deploy, until
 from tests.servers.gunicorn import Gunicorn
 
 pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
@@ -27,27 +27,29 @@ def producer() -> Producer:
 
 
 @pytest.fixture
-def place(producer: Producer) -> Iterator[Site]:
-    with site("sqlite") as made:
+def deployment(producer: Producer) -> Iterator[Deployment]:
+    with deploy("sqlite") as made:
         made.ollama.answer("/api/generate", producer)
         yield made
 
 
-def test_running_out_of_files_refuses_some_and_recovers(place: Site, producer: Producer) -> None:
+def test_running_out_of_files_refuses_some_and_recovers(
+    deployment: Deployment, producer: Producer
+) -> None:
     """64 files for each worker, and a hundred who ask at once."""
-    with place.gateway(GATEWAY_THREADS="128") as server:
+    with deployment.gateway(GATEWAY_THREADS="128") as server:
         allow_files(server, FILES)
-        with Drivers(lambda: server.url, place.key, 100, lambda: (20, 0.05)) as drivers:
+        with Drivers(lambda: server.url, deployment.key, 100, lambda: (20, 0.05)) as drivers:
             time.sleep(4)
-        until(lambda: ask(server.url, place.key, 10**6).done, 20)
+        until(lambda: ask(server.url, deployment.key, 10**6).done, 20)
 
     told = Counter(one.error or "done" for one in drivers.seen)
     print(f"\n64 files, 100 clients: {dict(told)}")
     assert told["done"]
-    place.books_balance()
+    deployment.books_balance()
     # Where neither the database nor the journal can be opened an answer ends without `usage`:
     # nothing is promised for it, but nothing is billed beyond what was produced either.
-    rows = place.rows()
+    rows = deployment.rows()
     told_nothing = [one for one in drivers.seen if one.done and not one.usage]
     for one in told_nothing:
         assert rows.pop(one.request_id).completion_tokens <= 20
@@ -61,11 +63,11 @@ def test_running_out_of_files_refuses_some_and_recovers(place: Site, producer: P
 
 
 def test_idle_connections_beyond_the_files_make_nobody_spin(
-    place: Site, producer: Producer
+    deployment: Deployment, producer: Producer
 ) -> None:
     """A hundred sockets that say nothing, where each worker may open 64 files."""
-    with place.gateway() as server:
-        first = ask(server.url, place.key, 10**6)
+    with deployment.gateway() as server:
+        first = ask(server.url, deployment.key, 10**6)
         allow_files(server, FILES)
         workers = server.worker_pids()
         with idle_connections(server.port, 4 * FILES):
@@ -74,8 +76,10 @@ def test_idle_connections_beyond_the_files_make_nobody_spin(
             time.sleep(2)
             used = processor_seconds(server) - before
             share = used / (time.monotonic() - began)
-            meanwhile = [ask(server.url, place.key, 10**6 + n, timeout=3) for n in range(1, 4)]
-        back = until(lambda: [s for s in [ask(server.url, place.key, 10**6 + 9)] if s.done], 20)
+            meanwhile = [ask(server.url, deployment.key, 10**6 + n, timeout=3) for n in range(1, 4)]
+        back = until(
+            lambda: [s for s in [ask(server.url, deployment.key, 10**6 + 9)] if s.done], 20
+        )
         stayed = server.worker_pids() == workers
 
     told = Counter(one.error or str(one.status) for one in meanwhile)
@@ -83,8 +87,8 @@ def test_idle_connections_beyond_the_files_make_nobody_spin(
     print(f"asked meanwhile: {dict(told)}; the same workers: {stayed}")
     assert share < 0.5
     assert not any(one.status == 500 for one in meanwhile), meanwhile
-    place.books_balance()
-    compare([first, *meanwhile, *back], producer, place.rows())
+    deployment.books_balance()
+    compare([first, *meanwhile, *back], producer, deployment.rows())
 
 
 def allow_files(server: Gunicorn, count: int) -> None:
@@ -120,10 +124,10 @@ def processor_seconds(server: Gunicorn) -> float:
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
-def test_a_soak_at_full_slots_leaves_nothing_behind(place: Site) -> None:
+def test_a_soak_at_full_slots_leaves_nothing_behind(deployment: Deployment) -> None:
     slots = 32
-    with place.gateway(GATEWAY_THREADS=str(slots // 2)) as server:
-        with Drivers(lambda: server.url, place.key, slots, lambda: (20, 0.02)) as drivers:
+    with deployment.gateway(GATEWAY_THREADS=str(slots // 2)) as server:
+        with Drivers(lambda: server.url, deployment.key, slots, lambda: (20, 0.02)) as drivers:
             time.sleep(min(10, SOAK_SECONDS / 4))  # Every slot has been used by then.
             workers = server.worker_pids()
             samples = []
@@ -132,7 +136,7 @@ def test_a_soak_at_full_slots_leaves_nothing_behind(place: Site) -> None:
                 samples.append([sample(pid) for pid in workers])
                 time.sleep(1)
         assert server.worker_pids() == workers, "a worker was replaced"
-        idle = until(lambda: not place.open_holds(), 10)
+        idle = until(lambda: not deployment.open_holds(), 10)
 
     assert idle and all(one.done for one in drivers.seen)
     third = len(samples) // 3
@@ -144,9 +148,9 @@ def test_a_soak_at_full_slots_leaves_nothing_behind(place: Site) -> None:
         # Files come and go with the streams; what leaks would be there at the end.
         assert last[1] <= first[1] * 1.2 + 5
     print(f"\n{len(drivers.seen)} streams in {SOAK_SECONDS:.0f} s")
-    place.books_balance()
-    held = place.query("SELECT sum(held) FROM billing_budget")
-    assert int(held[0][0]) == 0 and len(place.rows()) == len(drivers.seen)
+    deployment.books_balance()
+    held = deployment.query("SELECT sum(held) FROM billing_budget")
+    assert int(held[0][0]) == 0 and len(deployment.rows()) == len(drivers.seen)
 
 
 def sample(pid: int) -> tuple[float, int, int]:

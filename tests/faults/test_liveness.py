@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.faults.load import Streams, ask_many, whole_and_billed
-from tests.faults.site import DATABASES, Producer, Site, site
+from tests.harness.deployment import DATABASES, Deployment, Producer, deploy
 from tests.servers.clock import MISSING, Clock
 from tests.servers.gunicorn import manage
 
@@ -26,8 +26,8 @@ def producer() -> Producer:
 
 
 @pytest.fixture(params=DATABASES)
-def place(request: pytest.FixtureRequest, producer: Producer) -> Iterator[Site]:
-    with site(request.param) as made:
+def deployment(request: pytest.FixtureRequest, producer: Producer) -> Iterator[Deployment]:
+    with deploy(request.param) as made:
         made.ollama.answer("/api/generate", producer)
         yield made
 
@@ -40,20 +40,20 @@ def clock(tmp_path: Path) -> Clock:
 @needs_compiler
 @pytest.mark.parametrize("shift", [-2 * HOURS, 2 * HOURS])
 def test_a_clock_that_steps_under_streams_ends_none(
-    place: Site, producer: Producer, clock: Clock, shift: int
+    deployment: Deployment, producer: Producer, clock: Clock, shift: int
 ) -> None:
     """On SQLite the database's clock steps, too."""
-    place.more = {**place.more, **clock.env}
-    with place.gateway() as server:
+    deployment.more = {**deployment.more, **clock.env}
+    with deployment.gateway() as server:
         time.sleep(LEASE / 2 + 1)
-        streams = Streams(place, server.url, 8, pieces=150)
+        streams = Streams(deployment, server.url, 8, pieces=150)
         time.sleep(1)
         clock.set(shift)
         seen = streams.wait()
         log = server.log()
 
     assert "was orphaned" not in log
-    whole_and_billed(place, producer, seen)
+    whole_and_billed(deployment, producer, seen)
 
 
 MONTH = 31 * 24 * HOURS
@@ -67,24 +67,26 @@ ledger.set_limit(cap, 4000)
 
 
 @needs_compiler
-def test_a_cap_holds_after_the_clock_was_in_the_next_month(place: Site, clock: Clock) -> None:
+def test_a_cap_holds_after_the_clock_was_in_the_next_month(
+    deployment: Deployment, clock: Clock
+) -> None:
     """PostgreSQL has a clock of its own, which stays right; SQLite's is the gateway's."""
-    made = manage(place.env, "shell", "--no-imports", "-c", CAP)
+    made = manage(deployment.env, "shell", "--no-imports", "-c", CAP)
     assert made.returncode == 0, made.stderr
     more: dict[str, Any] = clock.env
-    with place.gateway(**more) as server:
-        before = [ask_many(server.url, place.key, 1)[0] for _ in range(MOST)]
+    with deployment.gateway(**more) as server:
+        before = [ask_many(server.url, deployment.key, 1)[0] for _ in range(MOST)]
         clock.set(MONTH)
-        ahead = ask_many(server.url, place.key, 1)[0]
+        ahead = ask_many(server.url, deployment.key, 1)[0]
         clock.set(0)
-        after = ask_many(server.url, place.key, 30)
+        after = ask_many(server.url, deployment.key, 30)
 
     assert before[0].done and before[-1].status == 429, before
-    assert ahead.done == (place.postgres is None)
+    assert ahead.done == (deployment.postgres is None)
     assert [one.status for one in after] == [429] * 30
-    proved = manage(place.env, "reconcile")
+    proved = manage(deployment.env, "reconcile")
     assert proved.returncode == (1 if ahead.done else 0), proved.stdout
     assert ("has not begun" in proved.stdout) == ahead.done
     # The site's books are proved in the end by a clock that has passed that month.
-    place.more = {**place.more, **clock.env}
+    deployment.more = {**deployment.more, **clock.env}
     clock.set(2 * MONTH)

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.faults.load import ask_many
-from tests.faults.site import Producer, Site, site
+from tests.harness.deployment import Deployment, Producer, deploy
 from tests.servers.gunicorn import manage
 
 pytestmark = pytest.mark.once  # It brings its own database, so one run is enough.
@@ -89,9 +89,9 @@ UNDETECTED = {
 
 
 @pytest.fixture(scope="module")
-def balanced() -> Iterator[Site]:
+def balanced() -> Iterator[Deployment]:
     """A wallet, a monthly cap, six rows and a revoked key, which nobody is connected to."""
-    with site("postgresql") as made:
+    with deploy("postgresql") as made:
         made.ollama.answer("/api/generate", Producer())
         done = manage(made.env, "shell", "--no-imports", "-c", FURNISH)
         assert done.returncode == 0, done.stderr
@@ -104,7 +104,7 @@ def balanced() -> Iterator[Site]:
 NUMBERS = itertools.count(1)
 
 
-def manipulated(balanced: Site, statements: str) -> Site:
+def manipulated(balanced: Deployment, statements: str) -> Deployment:
     assert balanced.postgres
     name = f"copy_{next(NUMBERS)}"
     balanced.postgres.execute(f"CREATE DATABASE {name} TEMPLATE gateway")
@@ -117,10 +117,10 @@ def manipulated(balanced: Site, statements: str) -> Site:
 
 
 @pytest.mark.parametrize("name", ["nothing", *DETECTED, *UNDETECTED])
-def test_reconcile_detects_what_it_promises(balanced: Site, name: str) -> None:
-    place = manipulated(balanced, {"nothing": "SELECT 1", **DETECTED, **UNDETECTED}[name])
+def test_reconcile_detects_what_it_promises(balanced: Deployment, name: str) -> None:
+    deployment = manipulated(balanced, {"nothing": "SELECT 1", **DETECTED, **UNDETECTED}[name])
 
-    proved = manage(place.env, "reconcile")
+    proved = manage(deployment.env, "reconcile")
 
     assert proved.returncode == (1 if name in DETECTED else 0), proved.stdout + proved.stderr
     assert "Traceback" not in proved.stderr

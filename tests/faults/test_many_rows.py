@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from bench.many_rows import fill
-from tests.faults.site import DATABASES, Site, site
+from tests.harness.deployment import DATABASES, Deployment, deploy
 from tests.servers.gunicorn import manage
 
 pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
@@ -16,16 +16,16 @@ LONGEST_STATEMENT = "?options=-c%20statement_timeout%3D60s"
 
 
 @pytest.fixture(params=DATABASES)
-def place(request: pytest.FixtureRequest) -> Iterator[Site]:
-    with site(request.param) as made:
+def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
+    with deploy(request.param) as made:
         yield made
 
 
-def test_reconcile_of_many_rows_ends(place: Site) -> None:
-    fill(place, ROWS)
-    url = place.url + (LONGEST_STATEMENT if place.postgres else "")
+def test_reconcile_of_many_rows_ends(deployment: Deployment) -> None:
+    fill(deployment, ROWS)
+    url = deployment.url + (LONGEST_STATEMENT if deployment.postgres else "")
 
-    proved = manage({**place.env, "DATABASE_URL": url}, "reconcile", timeout=600)
+    proved = manage({**deployment.env, "DATABASE_URL": url}, "reconcile", timeout=600)
 
     assert proved.returncode == 0, proved.stdout + proved.stderr
     assert f"newest id {ROWS} " in proved.stdout

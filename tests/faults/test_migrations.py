@@ -14,7 +14,15 @@ import psycopg
 import pytest
 
 from tests.faults.load import served_or_refused
-from tests.faults.site import DATABASES, Drivers, Producer, Site, compare, site, until
+from tests.harness.deployment import (
+    DATABASES,
+    Deployment,
+    Drivers,
+    Producer,
+    compare,
+    deploy,
+    until,
+)
 from tests.servers.gunicorn import manage
 
 pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
@@ -36,41 +44,43 @@ def producer() -> Producer:
 
 
 @pytest.fixture(params=DATABASES)
-def place(request: pytest.FixtureRequest, producer: Producer) -> Iterator[Site]:
-    with site(request.param) as made:
+def deployment(request: pytest.FixtureRequest, producer: Producer) -> Iterator[Deployment]:
+    with deploy(request.param) as made:
         made.ollama.answer("/api/generate", producer)
         yield made
 
 
-def migrate(place: Site, *target: str) -> float:
+def migrate(deployment: Deployment, *target: str) -> float:
     began = time.monotonic()
-    done = manage(place.env, "migrate", *target, "-v", "0", "--no-input")
+    done = manage(deployment.env, "migrate", *target, "-v", "0", "--no-input")
     assert done.returncode == 0, done.stderr
     return time.monotonic() - began
 
 
-def change_schema(place: Site, statement: str) -> int:
+def change_schema(deployment: Deployment, statement: str) -> int:
     """Ask for a lock for one second at most, so that writers never wait for longer behind us; ask
     again until it is had. How often."""
     for attempt in range(1, 50):
         with contextlib.suppress(psycopg.errors.LockNotAvailable, sqlite3.OperationalError):
-            if place.postgres:
-                with psycopg.connect(place.url, autocommit=True) as connection:
+            if deployment.postgres:
+                with psycopg.connect(deployment.url, autocommit=True) as connection:
                     connection.execute("SET lock_timeout = '1s'")
                     connection.execute(statement)
             else:
-                place.query(statement)
+                deployment.query(statement)
             return attempt
     raise AssertionError(f"no lock was had for {statement}")
 
 
-def test_a_migration_under_load_fails_no_request(place: Site, producer: Producer) -> None:
-    with place.gateway() as server:
-        with Drivers(lambda: server.url, place.key, 8, lambda: (10, 0.02)) as drivers:
+def test_a_migration_under_load_fails_no_request(
+    deployment: Deployment, producer: Producer
+) -> None:
+    with deployment.gateway() as server:
+        with Drivers(lambda: server.url, deployment.key, 8, lambda: (10, 0.02)) as drivers:
             until(lambda: len(drivers.seen) > 8, 20)
-            back = migrate(place, "billing", "0001")
-            on = migrate(place)
-            tries = [change_schema(place, statement) for statement in ADDITIVE]
+            back = migrate(deployment, "billing", "0001")
+            on = migrate(deployment)
+            tries = [change_schema(deployment, statement) for statement in ADDITIVE]
             after = len(drivers.seen)
             until(lambda: len(drivers.seen) > after + 16, 20)
         log = server.log()
@@ -81,13 +91,13 @@ def test_a_migration_under_load_fails_no_request(place: Site, producer: Producer
     assert "Traceback" not in log, log[-3000:]
     served_or_refused(drivers.seen, at_least=30)
     assert slowest < LONGEST
-    place.books_balance()
-    compare(drivers.seen, producer, place.rows())
+    deployment.books_balance()
+    compare(drivers.seen, producer, deployment.rows())
 
 
-def test_the_guards_stand_again_after_it(place: Site) -> None:
-    migrate(place, "billing", "0001")
-    migrate(place)
+def test_the_guards_stand_again_after_it(deployment: Deployment) -> None:
+    migrate(deployment, "billing", "0001")
+    migrate(deployment)
 
     with pytest.raises(Exception, match="append-only"):
-        place.query("UPDATE model_prices SET prompt_price = 0")
+        deployment.query("UPDATE model_prices SET prompt_price = 0")

@@ -14,7 +14,7 @@ import pytest
 from tests.fakes.script import Sleep
 from tests.faults.conftest import percentile
 from tests.faults.load import Streams, ask_many, whole_with_usage
-from tests.faults.site import Producer, Site, site
+from tests.harness.deployment import Deployment, Producer, deploy
 from tests.servers.client import RawClient
 from tests.servers.gunicorn import Gunicorn
 
@@ -25,40 +25,42 @@ PATIENCE = 4.0  # Seconds: twice what a request waits for a database that serves
 
 
 @pytest.fixture(scope="module")
-def place() -> Iterator[Site]:
-    with site("postgresql", DATABASE_POOL_SIZE="2", GATEWAY_WORKERS="1") as made:
+def deployment() -> Iterator[Deployment]:
+    with deploy("postgresql", DATABASE_POOL_SIZE="2", GATEWAY_WORKERS="1") as made:
         yield made
 
 
 @pytest.fixture
-def server(place: Site) -> Iterator[Gunicorn]:
-    place.ollama.reset()
-    place.ollama.answer("/api/generate", Producer())
-    with place.gateway() as running:
+def server(deployment: Deployment) -> Iterator[Gunicorn]:
+    deployment.ollama.reset()
+    deployment.ollama.answer("/api/generate", Producer())
+    with deployment.gateway() as running:
         yield running
 
 
-def test_streams_that_wait_hold_no_connection(place: Site, server: Gunicorn) -> None:
-    streams = Streams(place, server.url, CROWD, pieces=60)
-    others_are_served(place, server, f"{CROWD} streams")
+def test_streams_that_wait_hold_no_connection(deployment: Deployment, server: Gunicorn) -> None:
+    streams = Streams(deployment, server.url, CROWD, pieces=60)
+    others_are_served(deployment, server, f"{CROWD} streams")
     assert not streams.seen, "the streams were over too soon"
 
     whole_with_usage(streams.wait())
 
 
-def test_an_idle_thread_holds_no_connection(place: Site, server: Gunicorn) -> None:
+def test_an_idle_thread_holds_no_connection(deployment: Deployment, server: Gunicorn) -> None:
     """One of the first notes when the key was last used, after its answer was sent."""
-    with place.gateway(DATABASE_POOL_SIZE="1") as narrow:
-        whole_with_usage(ask_many(narrow.url, place.key, CROWD))
-        others_are_served(place, narrow, "idle threads")
+    with deployment.gateway(DATABASE_POOL_SIZE="1") as narrow:
+        whole_with_usage(ask_many(narrow.url, deployment.key, CROWD))
+        others_are_served(deployment, narrow, "idle threads")
 
 
-def test_an_upload_that_dawdles_holds_no_connection(place: Site, server: Gunicorn) -> None:
+def test_an_upload_that_dawdles_holds_no_connection(
+    deployment: Deployment, server: Gunicorn
+) -> None:
     head = {"Content-Length": "500"}
     with crowd(server) as clients:
         for client in clients:
-            client.post("/api/generate", b"{", key=place.key, headers=head)
-        others_are_served(place, server, f"{CROWD} half bodies")
+            client.post("/api/generate", b"{", key=deployment.key, headers=head)
+        others_are_served(deployment, server, f"{CROWD} half bodies")
 
 
 @pytest.mark.parametrize(
@@ -72,28 +74,30 @@ def test_an_upload_that_dawdles_holds_no_connection(place: Site, server: Gunicor
     ids=["a list", "a list for OpenAI", "a model's facts", "a first line"],
 )
 def test_who_waits_for_the_model_server_holds_no_connection(
-    place: Site, server: Gunicorn, path: str, body: dict[str, Any] | None
+    deployment: Deployment, server: Gunicorn, path: str, body: dict[str, Any] | None
 ) -> None:
     asked = path.replace("/v1/models", "/api/tags")
-    place.ollama.answer(asked, Sleep(20))
+    deployment.ollama.answer(asked, Sleep(20))
     with crowd(server) as clients:
         for client in clients:
-            client.request("POST" if body else "GET", path, body or b"", key=place.key)
+            client.request("POST" if body else "GET", path, body or b"", key=deployment.key)
         # All who want a list wait for the one call of their process.
-        place.ollama.wait_for(CROWD if path == "/api/generate" else 1, asked)
+        deployment.ollama.wait_for(CROWD if path == "/api/generate" else 1, asked)
         time.sleep(0.5)
-        others_are_served(place, server, f"{CROWD} who ask for {path}")
-        place.ollama.cut()
+        others_are_served(deployment, server, f"{CROWD} who ask for {path}")
+        deployment.ollama.cut()
 
 
-def test_a_crowd_stands_in_line_for_a_slow_database(place: Site, server: Gunicorn) -> None:
+def test_a_crowd_stands_in_line_for_a_slow_database(
+    deployment: Deployment, server: Gunicorn
+) -> None:
     """Longer than for one that is away: as long as it serves somebody, everybody gets a turn."""
-    place.query(DAWDLE)
-    place.query(DAWDLES)
+    deployment.query(DAWDLE)
+    deployment.query(DAWDLES)
     began = time.monotonic()
-    seen = ask_many(server.url, place.key, 60)
+    seen = ask_many(server.url, deployment.key, 60)
     assert time.monotonic() - began > PATIENCE, "there was no line to stand in"
-    place.query("DROP TRIGGER dawdles ON billing_hold")
+    deployment.query("DROP TRIGGER dawdles ON billing_hold")
 
     whole_with_usage(seen)
 
@@ -112,8 +116,8 @@ def crowd(server: Gunicorn) -> Iterator[list[RawClient]]:
         yield [stack.enter_context(RawClient(server.url)) for _ in range(CROWD)]
 
 
-def others_are_served(place: Site, server: Gunicorn, beside: str) -> None:
-    taken = [ask_usage(server.url, place.key) for _ in range(30)]
+def others_are_served(deployment: Deployment, server: Gunicorn, beside: str) -> None:
+    taken = [ask_usage(server.url, deployment.key) for _ in range(30)]
     print(f"\npool of 2, {beside}: /usage in {percentile(taken, 50) * 1000:.0f} ms (p50),", end="")
     print(f" {max(taken) * 1000:.0f} ms at most", end=" ")
     assert max(taken) < 2

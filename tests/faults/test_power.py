@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.site import Drivers, Producer, Seen, Site, compare, site, until
+from tests.harness.deployment import Deployment, Drivers, Producer, Seen, compare, deploy, until
 from tests.servers.gunicorn import Gunicorn, manage
 
 pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
@@ -72,21 +72,23 @@ def is_stopped(pid: int) -> bool:
     return set(states) == {"T"}
 
 
-def copy_of(place: Site, drivers: Drivers, number: int) -> Copy:
-    folder = place.home / f"copy-{number}"
+def copy_of(deployment: Deployment, drivers: Drivers, number: int) -> Copy:
+    folder = deployment.home / f"copy-{number}"
     folder.mkdir()
     # What had ended before; more may be on its way to a client, and is in the files as well.
     seen = [one for one in list(drivers.seen) if one.done]
     for name in FILES:
-        shutil.copy(place.home / name, folder / name)
-    if (place.home / "journal").exists():
-        shutil.copytree(place.home / "journal", folder / "journal")
+        shutil.copy(deployment.home / name, folder / name)
+    if (deployment.home / "journal").exists():
+        shutil.copytree(deployment.home / "journal", folder / "journal")
     return Copy(folder, seen)
 
 
-def brought_up(place: Site, copy: Copy) -> Site:
+def brought_up(deployment: Deployment, copy: Copy) -> Deployment:
     """What an operator does after a power cut, which is nothing that he must do."""
-    found = Site(copy.folder, copy.url, place.ollama, key=place.key, more=place.more)
+    found = Deployment(
+        copy.folder, copy.url, deployment.ollama, key=deployment.key, more=deployment.more
+    )
     assert found.query("PRAGMA integrity_check") == [("ok",)]
     done = manage(found.env, "shell", "--no-imports", "-c", RECOVER)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -99,31 +101,33 @@ def test_what_is_on_the_disk_at_any_moment_is_enough() -> None:
     dice, producer = random.Random(SEED), Producer()
     print(f"\nSEED={SEED}", end=" ")
     more: dict[str, Any] = {"FAILS": "settle", "FAIL_CHANCE": "0.6"}
-    with site("sqlite") as place:
-        place.ollama.answer("/api/generate", producer)
+    with deploy("sqlite") as deployment:
+        deployment.ollama.answer("/api/generate", producer)
         copies, torn = [], None
-        with place.gateway("tests.faults.faulty_wsgi", **more) as server:
+        with deployment.gateway("tests.faults.faulty_wsgi", **more) as server:
             shape = lambda: (dice.randint(1, 20), dice.choice([0, 0.005, 0.03]))  # noqa: E731
-            with Drivers(lambda: server.url, place.key, 8, shape) as drivers:
+            with Drivers(lambda: server.url, deployment.key, 8, shape) as drivers:
                 until(lambda: len(drivers.seen) > 8, 20)
                 for number in range(COPIES):
                     time.sleep(dice.uniform(0.1, 0.8))
                     with stopped(server):
-                        copies.append(copy_of(place, drivers, number))
-                torn = copy_of(place, drivers, COPIES)
+                        copies.append(copy_of(deployment, drivers, number))
+                torn = copy_of(deployment, drivers, COPIES)
 
-        kept = [Site(copy.folder, copy.url, place.ollama).journal_lines() for copy in copies]
+        kept = [
+            Deployment(copy.folder, copy.url, deployment.ollama).journal_lines() for copy in copies
+        ]
         for copy in copies:
-            found = brought_up(place, copy)
+            found = brought_up(deployment, copy)
             compare(copy.seen, producer, found.rows())
         print(f"{COPIES} copies; {[len(copy.seen) for copy in copies]} ends seen before each,")
         print(f"{kept} endings in their journals; every one is in the books", end=" ")
         print(f"(a copy of files being written: {what_of(torn)})", end=" ")
         assert len(copies[-1].seen) > 20 and any(kept)
-        place.settle_holds()  # What was in the journal when the gateway was stopped.
-        place.books_balance()
-        compare(drivers.seen, producer, place.rows())
-        outcomes = Counter(row.outcome for row in place.rows().values())
+        deployment.settle_holds()  # What was in the journal when the gateway was stopped.
+        deployment.books_balance()
+        compare(drivers.seen, producer, deployment.rows())
+        outcomes = Counter(row.outcome for row in deployment.rows().values())
         assert outcomes["complete"] >= len(copies[-1].seen)
 
 

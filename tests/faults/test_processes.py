@@ -13,7 +13,17 @@ import pytest
 from tests.fakes.script import Stall
 from tests.faults.conftest import ways
 from tests.faults.load import Streams, whole_with_usage
-from tests.faults.site import Drivers, Producer, Row, Seen, Site, ask, compare, site, until
+from tests.harness.deployment import (
+    Deployment,
+    Drivers,
+    Producer,
+    Row,
+    Seen,
+    ask,
+    compare,
+    deploy,
+    until,
+)
 from tests.servers.client import RawClient
 from tests.servers.gunicorn import Gunicorn
 from tests.servers.nginx import MISSING, Nginx
@@ -29,16 +39,16 @@ def producer() -> Producer:
 
 
 @pytest.fixture
-def place(producer: Producer) -> Iterator[Site]:
-    with site("sqlite") as made:
+def deployment(producer: Producer) -> Iterator[Deployment]:
+    with deploy("sqlite") as made:
         made.ollama.answer("/api/generate", producer)
         yield made
 
 
 @pytest.fixture
-def shared(producer: Producer) -> Iterator[Site]:
+def shared(producer: Producer) -> Iterator[Deployment]:
     """On PostgreSQL, which several gateways may share."""
-    with site("postgresql") as made:
+    with deploy("postgresql") as made:
         made.ollama.answer("/api/generate", producer)
         yield made
 
@@ -63,12 +73,12 @@ def front(server: Gunicorn, way: bool) -> Iterator[str]:
 
 
 def test_sigterm_under_load_ends_every_stream_in_good_order(
-    place: Site, producer: Producer, way: bool
+    deployment: Deployment, producer: Producer, way: bool
 ) -> None:
     """Long streams are ended with an error line, short ones finish, and nothing waits for it."""
-    with place.gateway(DRAIN_SECONDS=str(DRAIN)) as server, front(server, way) as url:
-        long = Streams(place, url, 16, pieces=600)
-        short = Streams(place, url, 16, pieces=10)
+    with deployment.gateway(DRAIN_SECONDS=str(DRAIN)) as server, front(server, way) as url:
+        long = Streams(deployment, url, 16, pieces=600)
+        short = Streams(deployment, url, 16, pieces=10)
         time.sleep(0.3)
         asked = time.monotonic()
         server.signal(signal.SIGTERM)
@@ -77,12 +87,12 @@ def test_sigterm_under_load_ends_every_stream_in_good_order(
         took = time.monotonic() - asked
 
     print(f"\n32 streams under way; ended {took:.1f} s after SIGTERM (drain {DRAIN} s)")
-    assert took < DRAIN + 5 and not place.open_holds()
+    assert took < DRAIN + 5 and not deployment.open_holds()
     assert all(one.error == "gateway_stopping" and not one.done for one in ended), ended
     whole_with_usage(finished)
-    place.books_balance()
-    stopped_streams_are_paid_for(ended, producer, place.rows())
-    compare(ended + finished, producer, place.rows())
+    deployment.books_balance()
+    stopped_streams_are_paid_for(ended, producer, deployment.rows())
+    compare(ended + finished, producer, deployment.rows())
 
 
 def stopped_streams_are_paid_for(
@@ -96,11 +106,11 @@ def stopped_streams_are_paid_for(
 
 
 def test_sigterm_while_the_model_server_is_silent_does_not_wait_for_it(
-    place: Site, way: bool
+    deployment: Deployment, way: bool
 ) -> None:
-    place.ollama.answer("/api/generate", Stall())
-    with place.gateway(DRAIN_SECONDS="1") as server, front(server, way) as url:
-        streams = Streams(place, url, 16, pieces=1)
+    deployment.ollama.answer("/api/generate", Stall())
+    with deployment.gateway(DRAIN_SECONDS="1") as server, front(server, way) as url:
+        streams = Streams(deployment, url, 16, pieces=1)
         asked = time.monotonic()
         server.signal(signal.SIGTERM)
         seen = streams.wait()
@@ -110,8 +120,8 @@ def test_sigterm_while_the_model_server_is_silent_does_not_wait_for_it(
     print(f"\n16 silent requests; ended {took:.1f} s after SIGTERM (drain 1 s)")
     assert took < 8
     assert {(one.status, one.error) for one in seen} == {(503, "gateway_stopping")}, seen
-    place.books_balance()
-    assert [(row.outcome, row.pico) for row in place.rows().values()] == [
+    deployment.books_balance()
+    assert [(row.outcome, row.pico) for row in deployment.rows().values()] == [
         ("gateway_stopped", 0)
     ] * 16
 
@@ -123,11 +133,11 @@ def reload(server: Gunicorn) -> None:
 
 
 def test_a_reload_under_load_fails_no_short_request(
-    place: Site, producer: Producer, way: bool
+    deployment: Deployment, producer: Producer, way: bool
 ) -> None:
-    with place.gateway(DRAIN_SECONDS="10") as server, front(server, way) as url:
-        with Drivers(lambda: url, place.key, 6, lambda: (3, 0.01)) as drivers:
-            streams = Streams(place, url, 4, pieces=60)
+    with deployment.gateway(DRAIN_SECONDS="10") as server, front(server, way) as url:
+        with Drivers(lambda: url, deployment.key, 6, lambda: (3, 0.01)) as drivers:
+            streams = Streams(deployment, url, 4, pieces=60)
             for _ in range(3):
                 reload(server)
                 time.sleep(1)
@@ -139,16 +149,16 @@ def test_a_reload_under_load_fails_no_short_request(
     )
     assert set(told) == {"done"} and told["done"] > 50
     whole_with_usage(long)
-    place.books_balance()
-    compare(drivers.seen + long, producer, place.rows())
+    deployment.books_balance()
+    compare(drivers.seen + long, producer, deployment.rows())
 
 
 def test_a_reload_ends_streams_that_are_longer_than_the_drain_and_says_so(
-    place: Site, producer: Producer, way: bool
+    deployment: Deployment, producer: Producer, way: bool
 ) -> None:
-    with place.gateway(DRAIN_SECONDS=str(DRAIN)) as server, front(server, way) as url:
-        long = Streams(place, url, 8, pieces=600)
-        with Drivers(lambda: url, place.key, 4, lambda: (3, 0.01)) as drivers:
+    with deployment.gateway(DRAIN_SECONDS=str(DRAIN)) as server, front(server, way) as url:
+        long = Streams(deployment, url, 8, pieces=600)
+        with Drivers(lambda: url, deployment.key, 4, lambda: (3, 0.01)) as drivers:
             asked = time.monotonic()
             reload(server)
             ended = long.wait()
@@ -159,9 +169,9 @@ def test_a_reload_ends_streams_that_are_longer_than_the_drain_and_says_so(
     assert all(one.error == "gateway_stopping" and not one.done for one in ended), ended
     assert drivers.seen
     whole_with_usage(drivers.seen)
-    place.books_balance()
-    stopped_streams_are_paid_for(ended, producer, place.rows())
-    compare(ended + drivers.seen, producer, place.rows())
+    deployment.books_balance()
+    stopped_streams_are_paid_for(ended, producer, deployment.rows())
+    compare(ended + drivers.seen, producer, deployment.rows())
 
 
 class TwoBehindNginx(Nginx):
@@ -187,7 +197,7 @@ class TwoBehindNginx(Nginx):
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)
 def test_a_rolling_restart_of_two_instances_fails_no_short_request(
-    shared: Site, producer: Producer
+    shared: Deployment, producer: Producer
 ) -> None:
     """Behind nginx, as docs/operations.md says for two."""
     instances = [shared.gateway(DRAIN_SECONDS="5").__enter__() for _ in range(2)]
@@ -222,7 +232,7 @@ def status(server: Gunicorn, path: str) -> int:
         return client.read_head().status
 
 
-def test_it_starts_without_its_database_says_so_and_recovers(shared: Site) -> None:
+def test_it_starts_without_its_database_says_so_and_recovers(shared: Deployment) -> None:
     assert shared.postgres
     shared.postgres.go_down()
     with shared.gateway() as server:
@@ -251,7 +261,7 @@ def sockets(pid: int) -> set[str]:
     return found
 
 
-def test_nothing_but_the_listening_socket_is_shared_over_the_fork(shared: Site) -> None:
+def test_nothing_but_the_listening_socket_is_shared_over_the_fork(shared: Deployment) -> None:
     assert shared.postgres
     with (
         shared.gateway() as server,

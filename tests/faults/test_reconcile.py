@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 
 from tests.faults.load import served_or_refused
-from tests.faults.site import DATABASES, Drivers, Producer, Site, compare, site
+from tests.harness.deployment import DATABASES, Deployment, Drivers, Producer, compare, deploy
 from tests.servers.gunicorn import manage
 
 pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
@@ -19,34 +19,34 @@ def producer() -> Producer:
 
 
 @pytest.fixture(params=DATABASES)
-def place(request: pytest.FixtureRequest, producer: Producer) -> Iterator[Site]:
-    with site(request.param) as made:
+def deployment(request: pytest.FixtureRequest, producer: Producer) -> Iterator[Deployment]:
+    with deploy(request.param) as made:
         made.ollama.answer("/api/generate", producer)
         yield made
 
 
 def test_reconcile_sees_one_moment_of_a_gateway_that_serves(
-    place: Site, producer: Producer
+    deployment: Deployment, producer: Producer
 ) -> None:
     """Else it would find a hold settled and its row not yet there, and raise a false alarm."""
     open_meanwhile, rows = [], []
     with (
-        place.gateway() as server,
-        Drivers(lambda: server.url, place.key, 8, lambda: (5, 0.01)) as drivers,
+        deployment.gateway() as server,
+        Drivers(lambda: server.url, deployment.key, 8, lambda: (5, 0.01)) as drivers,
     ):
         for _ in range(5):
             time.sleep(0.5)
-            before = len(place.rows())
-            proved = manage(place.env, "reconcile")
+            before = len(deployment.rows())
+            proved = manage(deployment.env, "reconcile")
             assert proved.returncode == 0, proved.stdout
-            open_meanwhile.append(place.open_holds())
-            rows.append(len(place.rows()) - before)
+            open_meanwhile.append(deployment.open_holds())
+            rows.append(len(deployment.rows()) - before)
 
     print(f"\nrows written while it read: {rows}; open holds after: {open_meanwhile}", end=" ")
     assert all(rows), "nothing was written meanwhile, so nothing was proved"
-    place.books_balance()
+    deployment.books_balance()
     served_or_refused(drivers.seen, at_least=20)
-    compare(drivers.seen, producer, place.rows())
+    compare(drivers.seen, producer, deployment.rows())
 
 
 GUARDS = {
@@ -75,29 +75,29 @@ TAMPERING = [
 ]
 
 
-def test_reconcile_names_the_row_that_somebody_changed(place: Site) -> None:
+def test_reconcile_names_the_row_that_somebody_changed(deployment: Deployment) -> None:
     with (
-        place.gateway() as server,
-        Drivers(lambda: server.url, place.key, 2, lambda: (3, 0.0)) as drivers,
+        deployment.gateway() as server,
+        Drivers(lambda: server.url, deployment.key, 2, lambda: (3, 0.0)) as drivers,
     ):
         time.sleep(1)
     assert any(one.done for one in drivers.seen)
-    place.books_balance()
-    found = place.query("SELECT request_id FROM token_usages WHERE billed ORDER BY 1 LIMIT 1")
+    deployment.books_balance()
+    found = deployment.query("SELECT request_id FROM token_usages WHERE billed ORDER BY 1 LIMIT 1")
     name = str(found[0][0])
-    off, on = GUARDS["postgresql" if place.postgres else "sqlite"]
+    off, on = GUARDS["postgresql" if deployment.postgres else "sqlite"]
 
     with pytest.raises(Exception, match="append-only"):
-        place.query(TAMPERING[0][0].format(id=name))
-    place.query(off)
+        deployment.query(TAMPERING[0][0].format(id=name))
+    deployment.query(off)
     with pytest.raises(Exception, match="cost_follows_from_row"):
-        place.query(CHANGE.format("cost = cost - 1").format(id=name))
+        deployment.query(CHANGE.format("cost = cost - 1").format(id=name))
     for spoil, mend, said in TAMPERING:
-        place.query(spoil.format(id=name))
-        proved = manage(place.env, "reconcile")
+        deployment.query(spoil.format(id=name))
+        proved = manage(deployment.env, "reconcile")
         assert proved.returncode == 1, (spoil, proved.stdout)
         assert said.format(id=UUID(name)) in proved.stdout, (spoil, proved.stdout)
-        place.query(mend.format(id=name))
+        deployment.query(mend.format(id=name))
     if on:
-        place.query(on)
-    place.books_balance()
+        deployment.query(on)
+    deployment.books_balance()

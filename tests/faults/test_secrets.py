@@ -206,13 +206,13 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["RuntimeError('a bug')", "OperationalError('no database')"])
 def test_a_traceback_shows_lines_of_code_and_no_values(
-    house: House, alice: Caller, place: str, kind: str, tmp_path: Any
+    house: House, alice: Caller, deployment: str, kind: str, tmp_path: Any
 ) -> None:
     if house.nginx:
         pytest.skip("nginx has no part in it")
     error = f"__import__('django.db', fromlist=['x']).{kind}" if "Operational" in kind else kind
     fired = tmp_path / "fired"
-    bug = BUGS.format(error=error, place=place, fired=str(fired))
+    bug = BUGS.format(error=error, deployment=deployment, fired=str(fired))
     (tmp_path / "buggy.py").write_text(bug)
     house.ollama.answer(GENERATE, tokens([ANSWER]))
 

@@ -11,7 +11,16 @@ from typing import Any
 import pytest
 
 from tests.faults.load import Streams, ask_many, refused_in_time, whole_with_usage
-from tests.faults.site import Producer, Seen, Site, compare, fill, site, small_disk, until
+from tests.harness.deployment import (
+    Deployment,
+    Producer,
+    Seen,
+    compare,
+    deploy,
+    fill,
+    small_disk,
+    until,
+)
 
 pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
 
@@ -24,23 +33,23 @@ def producer() -> Producer:
 
 
 @pytest.fixture
-def embedded(producer: Producer) -> Iterator[Site]:
-    with site("sqlite") as made:
+def embedded(producer: Producer) -> Iterator[Deployment]:
+    with deploy("sqlite") as made:
         made.ollama.answer("/api/generate", producer)
         yield made
 
 
 @contextlib.contextmanager
-def locked(place: Site) -> Iterator[None]:
+def locked(deployment: Deployment) -> Iterator[None]:
     """Another writer holds the lock."""
-    path = place.url.removeprefix("sqlite:///")
+    path = deployment.url.removeprefix("sqlite:///")
     with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
         yield
         writer.execute("ROLLBACK")
 
 
-def test_a_lock_held_for_a_while_is_waited_for(embedded: Site, producer: Producer) -> None:
+def test_a_lock_held_for_a_while_is_waited_for(embedded: Deployment, producer: Producer) -> None:
     asked: list[Seen] = []
     with embedded.gateway() as server:
         streams = Streams(embedded, server.url, STREAMS, pieces=20)
@@ -60,7 +69,7 @@ def test_a_lock_held_for_a_while_is_waited_for(embedded: Site, producer: Produce
 
 
 def test_a_lock_held_too_long_refuses_what_is_new_and_keeps_what_is_under_way(
-    embedded: Site, producer: Producer
+    embedded: Deployment, producer: Producer
 ) -> None:
     with embedded.gateway() as server:
         streams = Streams(embedded, server.url, STREAMS, pieces=20)
@@ -84,22 +93,22 @@ def test_a_full_disk_refuses_what_is_new_and_loses_nothing(
         elsewhere: dict[str, Any] = {}
         if not journal_too:
             elsewhere["JOURNAL_DIR"] = str(tmp_path / "journal")
-        with site("sqlite", home=disk, **elsewhere) as place:
-            place.ollama.answer("/api/generate", producer)
-            with place.gateway() as server:
-                whole_with_usage(ask_many(server.url, place.key, 1))
-                streams = Streams(place, server.url, STREAMS, pieces=30)
+        with deploy("sqlite", home=disk, **elsewhere) as deployment:
+            deployment.ollama.answer("/api/generate", producer)
+            with deployment.gateway() as server:
+                whole_with_usage(ask_many(server.url, deployment.key, 1))
+                streams = Streams(deployment, server.url, STREAMS, pieces=30)
                 ballast = fill(disk, 0)
                 seen = streams.wait()
-                refused = ask_many(server.url, place.key, 4)
+                refused = ask_many(server.url, deployment.key, 4)
                 ballast.unlink()
-                until(lambda: ask_many(server.url, place.key, 1)[0].done)
-                place.books_balance()
+                until(lambda: ask_many(server.url, deployment.key, 1)[0].done)
+                deployment.books_balance()
 
             refused_in_time([one for one in refused if not one.done], 8)
             assert len(seen) == STREAMS and all(one.done for one in seen)
-            assert place.query("PRAGMA integrity_check") == [("ok",)]
-            rows = place.rows()
+            assert deployment.query("PRAGMA integrity_check") == [("ok",)]
+            rows = deployment.rows()
             for one in seen:
                 row, made = rows[one.request_id], producer.produced[one.number]
                 assert (row.prompt_tokens, row.completion_tokens) == (made.prompt_tokens, 30)

@@ -176,7 +176,7 @@ def test_b25_a_thousand_readers_on_sixteen_threads_leave_nothing_behind(
 
     come_and_go(small, key, path, count)
 
-    # The keeper may have opened the database meanwhile.
+    # The lease thread may have opened the database meanwhile.
     eventually(lambda: open_files(pid) <= files + 8, seconds=30)
     eventually(lambda: thread_count(pid) <= threads)
     assert small.ollama.max_in_flight == 16

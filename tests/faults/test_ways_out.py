@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.script import Status
-from tests.faults.site import Site, site
+from tests.harness.deployment import Deployment, deploy
 from tests.servers.client import RawClient
 from tests.servers.gunicorn import manage
 
@@ -82,8 +82,8 @@ def surroundings(home: Path, trap: Trap) -> dict[str, str]:
 
 
 @pytest.fixture
-def place() -> Iterator[Site]:
-    with site("sqlite") as made:
+def deployment() -> Iterator[Deployment]:
+    with deploy("sqlite") as made:
         price = ["set_price", "nomic-embed-text", "--input", "0.0001"]
         assert manage(made.env, *price).returncode == 0
         yield made
@@ -124,32 +124,36 @@ def ask(url: str, key: str, path: str, body: dict[str, Any] | None = None) -> in
     return status
 
 
-def test_a_prompt_goes_to_the_model_server_and_nowhere_else(place: Site, trap: Trap) -> None:
-    more: dict[str, Any] = surroundings(place.home, trap)
-    with place.gateway("tests.faults.watched_wsgi", **more) as server:
+def test_a_prompt_goes_to_the_model_server_and_nowhere_else(
+    deployment: Deployment, trap: Trap
+) -> None:
+    more: dict[str, Any] = surroundings(deployment.home, trap)
+    with deployment.gateway("tests.faults.watched_wsgi", **more) as server:
         for path, body in bodies().items():
             for stream in (True, False):
-                status = ask(server.url, place.key, path, body | {"stream": stream})
+                status = ask(server.url, deployment.key, path, body | {"stream": stream})
                 assert status in ((200, 400) if "embed" in path and stream else (200,)), path
         for path in ("/models", "/v1/models", "/usage", "/readyz", "/api/version", "/api/ps"):
-            assert ask(server.url, place.key, path) == 200, path
+            assert ask(server.url, deployment.key, path) == 200, path
         # A picture that would have to be fetched, and a model server that sends us elsewhere.
-        assert ask(server.url, place.key, "/v1/chat/completions", image_of(trap.url)) == 400
-        place.ollama.answer("/api/generate", Status(307, {"Location": trap.url + "/api/generate"}))
-        assert ask(server.url, place.key, "/generate", bodies()["/generate"]) >= 500
+        assert ask(server.url, deployment.key, "/v1/chat/completions", image_of(trap.url)) == 400
+        deployment.ollama.answer(
+            "/api/generate", Status(307, {"Location": trap.url + "/api/generate"})
+        )
+        assert ask(server.url, deployment.key, "/generate", bodies()["/generate"]) >= 500
 
-    prompted = [one for one in place.ollama.requests if PROMPT in one.body.decode()]
+    prompted = [one for one in deployment.ollama.requests if PROMPT in one.body.decode()]
     assert len(prompted) >= len(bodies()), "the prompts did not arrive, so nothing was proved"
-    secrets = [place.key, PASSWORD, base64.b64encode(f"somebody:{PASSWORD}".encode()).decode()]
-    for one in place.ollama.requests:
+    secrets = [deployment.key, PASSWORD, base64.b64encode(f"somebody:{PASSWORD}".encode()).decode()]
+    for one in deployment.ollama.requests:
         assert not any(word in str(one.headers) for word in secrets), one.target
     assert not trap.came
-    assert contacts(place) == {f"127.0.0.1:{place.ollama.port}"}
+    assert contacts(deployment) == {f"127.0.0.1:{deployment.ollama.port}"}
 
 
-def contacts(place: Site) -> set[str]:
+def contacts(deployment: Deployment) -> set[str]:
     """Every address that a worker had to do with; a program it started would be among them."""
-    lines = (place.home / "contacts").read_text().splitlines()
+    lines = (deployment.home / "contacts").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     assert found, "nothing was noted, so nothing was proved"
     assert all(event.startswith("socket.") for event, _address in found), found
@@ -158,7 +162,9 @@ def contacts(place: Site) -> set[str]:
     return addresses
 
 
-def test_the_watch_sees_who_leaves_the_house(place: Site, trap: Trap, tmp_path: Path) -> None:
+def test_the_watch_sees_who_leaves_the_house(
+    deployment: Deployment, trap: Trap, tmp_path: Path
+) -> None:
     """A planted leak turns the test above red; else it would prove nothing."""
     (tmp_path / "leaking.py").write_text(
         "from tests.faults.watched_wsgi import application\n"
@@ -169,10 +175,10 @@ def test_the_watch_sees_who_leaves_the_house(place: Site, trap: Trap, tmp_path: 
         "    return honest(*args, **kwargs)\n"
         "gateway.validation.policy.build = build\n"
     )
-    more: dict[str, Any] = surroundings(place.home, trap) | {"PYTHONPATH": str(tmp_path)}
-    with place.gateway("leaking", **more) as server:
-        ask(server.url, place.key, "/api/generate", bodies()["/api/generate"])
+    more: dict[str, Any] = surroundings(deployment.home, trap) | {"PYTHONPATH": str(tmp_path)}
+    with deployment.gateway("leaking", **more) as server:
+        ask(server.url, deployment.key, "/api/generate", bodies()["/api/generate"])
 
     [leaked] = trap.came
     assert b"model.example" in leaked and b"Authorization: Basic" in leaked
-    assert trap.url.removeprefix("http://") in contacts(place)
+    assert trap.url.removeprefix("http://") in contacts(deployment)

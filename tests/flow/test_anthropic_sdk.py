@@ -347,7 +347,7 @@ def test_leaving_a_silent_stream_stops_the_model_server(
     assert (the_row().outcome, the_row().billed) == ("client_left", False)
 
 
-# --- Silence --------------------------------------------------------------------------------------
+# --- IdleTimeout ----------------------------------------------------------------------------------
 
 
 def test_a_silent_stream_pings_and_the_client_does_not_mind(

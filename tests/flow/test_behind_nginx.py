@@ -22,7 +22,7 @@ pytestmark = [
 
 
 @dataclass
-class Site:
+class Deployment:
     nginx: Nginx
     server: Gunicorn
 
@@ -34,32 +34,32 @@ class Site:
 
 
 @pytest.fixture
-def site(transactional_db: None, settings: Any) -> Iterator[Site]:
+def deployment(transactional_db: None, settings: Any) -> Iterator[Deployment]:
     # As the gateway checks it; the tests' own is quicker.
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher"]
     User.objects.create_superuser("olga", password="the operator's own")
     with FakeOllama() as ollama:
         env = gateway_env(ollama, BEHIND_TLS_PROXY="on", ALLOWED_HOSTS="localhost", ACCESS_LOG="1")
         with Gunicorn(env) as server, Nginx(server.port, tls=True) as nginx:
-            yield Site(nginx, server)
+            yield Deployment(nginx, server)
 
 
-def test_an_operator_logs_in_and_sees_the_back_office(site: Site) -> None:
-    browser, url = site.browser(), f"{site.nginx.url}/admin/login/?next=/admin/"
+def test_an_operator_logs_in_and_sees_the_back_office(deployment: Deployment) -> None:
+    browser, url = deployment.browser(), f"{deployment.nginx.url}/admin/login/?next=/admin/"
     browser.get(url, timeout=10)
     token = browser.cookies["csrftoken"]
 
     fields = {"username": "olga", "password": "the operator's own", "csrfmiddlewaretoken": token}
-    page: Any = browser.post(url, fields, headers={"Origin": site.nginx.url}, timeout=10)
+    page: Any = browser.post(url, fields, headers={"Origin": deployment.nginx.url}, timeout=10)
 
-    assert page.status_code == 200 and page.url == f"{site.nginx.url}/admin/"
+    assert page.status_code == 200 and page.url == f"{deployment.nginx.url}/admin/"
     assert "CSRF" not in page.text and "Accounts" in page.text
     [session] = [cookie for cookie in browser.cookies if cookie.name == "sessionid"]
     assert session.secure
 
 
-def test_a_form_of_another_origin_is_refused(site: Site) -> None:
-    browser, url = site.browser(), f"{site.nginx.url}/admin/login/"
+def test_a_form_of_another_origin_is_refused(deployment: Deployment) -> None:
+    browser, url = deployment.browser(), f"{deployment.nginx.url}/admin/login/"
     browser.get(url, timeout=10)
     fields = {"username": "olga", "csrfmiddlewaretoken": browser.cookies["csrftoken"]}
 
@@ -68,10 +68,12 @@ def test_a_form_of_another_origin_is_refused(site: Site) -> None:
     assert page.status_code == 403
 
 
-def test_the_landing_page_names_the_address_that_was_asked(site: Site) -> None:
-    page = site.browser().get(site.nginx.url, headers={"Accept": "text/html"}, timeout=10)
+def test_the_landing_page_names_the_address_that_was_asked(deployment: Deployment) -> None:
+    page = deployment.browser().get(
+        deployment.nginx.url, headers={"Accept": "text/html"}, timeout=10
+    )
 
-    assert f"{site.nginx.url}/v1" in page.text
+    assert f"{deployment.nginx.url}/v1" in page.text
 
 
 def log_with(program: Nginx | Gunicorn, word: str) -> str:
@@ -80,11 +82,11 @@ def log_with(program: Nginx | Gunicorn, word: str) -> str:
     return program.log()
 
 
-def test_a_path_with_control_characters_is_one_line_of_each_log(site: Site) -> None:
-    page = site.browser().get(f"{site.nginx.url}{FORGED}?prompt=olg_secret", timeout=10)
+def test_a_path_with_control_characters_is_one_line_of_each_log(deployment: Deployment) -> None:
+    page = deployment.browser().get(f"{deployment.nginx.url}{FORGED}?prompt=olg_secret", timeout=10)
     assert page.status_code == 404
 
-    for program in (site.nginx, site.server):
+    for program in (deployment.nginx, deployment.server):
         log = log_with(program, "FORGED")
         [line] = [line for line in log.splitlines() if "FORGED" in line]
         # Square brackets are escaped by the client.

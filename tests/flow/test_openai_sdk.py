@@ -532,7 +532,7 @@ def test_leaving_a_stream_stops_the_model_server_within_a_second(
     assert (row.outcome, row.billed) == ("client_left", True) and row.cost > Decimal(0)
 
 
-# --- Silence --------------------------------------------------------------------------------------
+# --- IdleTimeout ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from gateway.errors import GatewayError
 from gateway.http import error_handlers
 from gateway.metering import Refused
 from gateway.relay import metered_stream
-from gateway.relay.token_counter import Tally
+from gateway.relay.token_counter import TokenCounter
 from gateway.upstream import client, protocol
 from gateway.validation import policy
 from tests.conftest import Caller
@@ -189,7 +189,7 @@ BREAKAGES = [
     (policy, "build"),
     (client, "send"),
     (protocol, "read_chunk"),
-    (Tally, "add"),
+    (TokenCounter, "add"),
     (metered_stream.MeteredStream, "__init__"),
     (metering.Demand, "__init__"),
 ]

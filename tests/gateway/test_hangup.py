@@ -1,4 +1,4 @@
-"""The watcher, driven by hand: who left is broken off, and nobody else."""
+"""The disconnect_monitor, driven by hand: who left is broken off, and nobody else."""
 
 import os
 import select
@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import ClientLeft, GatewayBusy
-from gateway.upstream.cancellation import Watch, Watcher
+from gateway.errors import ClientDisconnected, GatewayBusy
+from gateway.upstream.cancellation import Cancellation, DisconnectMonitor
 
 pytestmark = pytest.mark.skipif(not hasattr(select, "epoll"), reason="needs epoll")
 
 
 @pytest.fixture
-def watcher() -> Watcher:
-    """A watcher whose thread is this test."""
-    found = Watcher()
+def disconnect_monitor() -> DisconnectMonitor:
+    """A disconnect_monitor whose thread is this test."""
+    found = DisconnectMonitor()
     found._thread = threading.current_thread()
     return found
 
@@ -48,67 +48,70 @@ class Between:
 
 
 def test_who_left_is_broken_off_and_who_stays_is_not(
-    watcher: Watcher, pair: tuple[socket.socket, socket.socket]
+    disconnect_monitor: DisconnectMonitor, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     client, ours = pair
     stays, staying = socket.socketpair()
     with stays, staying:
-        left, other = Watch(ours), Watch(staying)
-        watcher.add(left)
-        watcher.add(other)
+        left, other = Cancellation(ours), Cancellation(staying)
+        disconnect_monitor.add(left)
+        disconnect_monitor.add(other)
 
         client.close()
-        watcher._look()
+        disconnect_monitor._look()
 
-    assert (left.cut, other.cut) == (ClientLeft, None)
+    assert (left.reason, other.reason) == (ClientDisconnected, None)
 
 
 def test_a_connection_is_not_taken_for_an_earlier_one_with_its_number(
-    watcher: Watcher, pair: tuple[socket.socket, socket.socket]
+    disconnect_monitor: DisconnectMonitor, pair: tuple[socket.socket, socket.socket]
 ) -> None:
-    """The first leaves, and its number goes to another before the watcher looks whose it was."""
+    """The first leaves, and its number goes to another before the disconnect_monitor looks whose it
+    was."""
     first_client, first = pair
     second_client, second = socket.socketpair()
     number = first.fileno()
-    watches = [Watch(first)]
-    watcher.add(watches[0])
+    watches = [Cancellation(first)]
+    disconnect_monitor.add(watches[0])
 
     def number_is_given_away() -> None:
         if len(watches) == 1:
-            watcher.remove(watches[0])
+            disconnect_monitor.remove(watches[0])
             os.dup2(second.fileno(), number)
-            watches.append(Watch(first))
-            watcher.add(watches[1])
+            watches.append(Cancellation(first))
+            disconnect_monitor.add(watches[1])
 
-    watcher._epoll = Between(watcher._epoll, number_is_given_away)  # type: ignore[assignment]
+    disconnect_monitor._epoll = Between(disconnect_monitor._epoll, number_is_given_away)  # type: ignore[assignment]
     first_client.close()
     with closing(second):
-        watcher._look()
-        assert watches[1].cut is None
+        disconnect_monitor._look()
+        assert watches[1].reason is None
 
     second_client.close()
-    watcher._look()
-    assert watches[1].cut is ClientLeft, "the second is not watched any more"
+    disconnect_monitor._look()
+    assert watches[1].reason is ClientDisconnected, "the second is not watched any more"
 
 
 def test_what_cannot_be_watched_leaves_nothing_behind(
-    watcher: Watcher, pair: tuple[socket.socket, socket.socket]
+    disconnect_monitor: DisconnectMonitor, pair: tuple[socket.socket, socket.socket]
 ) -> None:
     _client, ours = pair
-    first, second = Watch(ours), Watch(ours)
-    watcher.add(first)
+    first, second = Cancellation(ours), Cancellation(ours)
+    disconnect_monitor.add(first)
 
     with pytest.raises(FileExistsError):
-        watcher.add(second)
-    watcher.remove(second)
+        disconnect_monitor.add(second)
+    disconnect_monitor.remove(second)
 
-    assert watcher.running() == [first] and watcher._by_fd == {ours.fileno(): first}
+    assert disconnect_monitor.running() == [first] and disconnect_monitor._by_fd == {
+        ours.fileno(): first
+    }
 
 
 def test_a_watcher_that_could_not_start_starts_with_the_next_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    watcher = Watcher()
+    disconnect_monitor = DisconnectMonitor()
 
     def no_thread(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -116,11 +119,11 @@ def test_a_watcher_that_could_not_start_starts_with_the_next_request(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(GatewayBusy):
-            watcher.add(Watch(None))
-    assert watcher.running() == []
+            disconnect_monitor.add(Cancellation(None))
+    assert disconnect_monitor.running() == []
 
     started: list[str] = []
     monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name))
-    watcher.add(Watch(None))
-    watcher.add(Watch(None))
+    disconnect_monitor.add(Cancellation(None))
+    disconnect_monitor.add(Cancellation(None))
     assert started == ["hangup"]

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from gateway.errors import ClientLeft, GatewayBusy, ModelNotFound, UpstreamDown
+from gateway.errors import ClientDisconnected, GatewayBusy, ModelNotFound, UpstreamDown
 from gateway.scheduling import inventory as inventories
 from gateway.scheduling.hosts import host
 from gateway.scheduling.inventory import HostInventory, inventory
-from gateway.upstream.cancellation import Watch
+from gateway.upstream.cancellation import Cancellation
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Sleep, Stall, reply
 
@@ -63,7 +63,9 @@ def age(known: HostInventory, monkeypatch: pytest.MonkeyPatch, seconds: float) -
 def test_many_who_ask_at_once_have_one_look(known: HostInventory, ollama: FakeOllama) -> None:
     ollama.answer("/api/tags", Sleep(0.2), reply({"models": [{"name": LLAMA}]}))
 
-    found = in_threads(20, lambda: (known.find(LLAMA, Watch(None)), known.find("x:1", Watch(None))))
+    found = in_threads(
+        20, lambda: (known.find(LLAMA, Cancellation(None)), known.find("x:1", Cancellation(None)))
+    )
 
     assert found == [(True, False)] * 20
     assert len(ollama.calls("/api/tags")) == 1
@@ -72,20 +74,20 @@ def test_many_who_ask_at_once_have_one_look(known: HostInventory, ollama: FakeOl
 def test_a_model_that_is_missing_is_looked_for_once_in_an_interval(
     known: HostInventory, ollama: FakeOllama, settings: Any
 ) -> None:
-    assert [known.find("nobody:1b", Watch(None)) for _ in range(50)] == [False] * 50
+    assert [known.find("nobody:1b", Cancellation(None)) for _ in range(50)] == [False] * 50
     assert len(ollama.calls("/api/tags")) == 1
 
     settings.INVENTORY_SECONDS = 0.01
     time.sleep(0.02)
     ollama.models.append("nobody:1b")
 
-    assert known.find("nobody:1b", Watch(None))
+    assert known.find("nobody:1b", Cancellation(None))
 
 
 def test_a_model_that_was_there_does_not_wait_for_a_look(
     known: HostInventory, ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known.find(LLAMA, Watch(None))
+    known.find(LLAMA, Cancellation(None))
     ollama.answer("/api/tags", Stall())
     age(known, monkeypatch, inventories.INSTALLED_REFRESHED + 1)
 
@@ -99,19 +101,19 @@ def test_a_model_that_was_there_does_not_wait_for_a_look(
 def test_a_model_is_not_believed_to_be_there_for_ever(
     known: HostInventory, ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    known.find(LLAMA, Watch(None))
+    known.find(LLAMA, Cancellation(None))
     age(known, monkeypatch, inventories.INSTALLED_TRUSTED + 1)
     ollama.models.clear()
 
     assert known.installed(LLAMA) is None
-    assert not known.find(LLAMA, Watch(None))
+    assert not known.find(LLAMA, Cancellation(None))
 
 
 def test_a_model_that_runs_elsewhere_is_not_here(known: HostInventory, ollama: FakeOllama) -> None:
     remote = {"name": "gpt:20b", "remote_model": "gpt", "remote_host": "https://ollama.com"}
     ollama.answer("/api/tags", reply({"models": [remote]}))
 
-    assert not known.find("gpt:20b", Watch(None))
+    assert not known.find("gpt:20b", Cancellation(None))
 
 
 def test_a_model_server_that_is_down_is_said_to_be(
@@ -120,10 +122,10 @@ def test_a_model_server_that_is_down_is_said_to_be(
     ollama.down()
 
     with pytest.raises(UpstreamDown):
-        known.find(LLAMA, Watch(None))
+        known.find(LLAMA, Cancellation(None))
 
     ollama.up()
-    assert known.find(LLAMA, Watch(None)), "its return is noticed at once"
+    assert known.find(LLAMA, Cancellation(None)), "its return is noticed at once"
 
 
 def test_a_silent_listing_makes_no_model_vanish(
@@ -132,10 +134,10 @@ def test_a_silent_listing_makes_no_model_vanish(
     monkeypatch.setattr(inventories, "LOOK_SECONDS", 0.1)
     ollama.answer("/api/tags", Stall())
 
-    assert known.find(LLAMA, Watch(None))
+    assert known.find(LLAMA, Cancellation(None))
 
     began = time.monotonic()
-    assert in_threads(20, lambda: known.find(LLAMA, Watch(None))) == [True] * 20
+    assert in_threads(20, lambda: known.find(LLAMA, Cancellation(None))) == [True] * 20
     assert time.monotonic() - began < 0.1, "only the first one waits"
 
 
@@ -147,20 +149,20 @@ def test_a_listing_that_cannot_be_read_makes_no_model_vanish(
 ) -> None:
     ollama.answer("/api/tags", listing)
 
-    assert known.find(LLAMA, Watch(None))
+    assert known.find(LLAMA, Cancellation(None))
 
 
 def test_a_look_that_nobody_waits_for_any_more_is_given_up(
     known: HostInventory, ollama: FakeOllama
 ) -> None:
     ollama.answer("/api/tags", Stall())
-    watches = [Watch(None) for _ in range(4)]
+    watches = [Cancellation(None) for _ in range(4)]
     left = iter(watches)
 
     def leave() -> None:
         ollama.wait_for(1, "/api/tags")
-        for watch in watches:
-            watch.break_off(ClientLeft)
+        for cancellation in watches:
+            cancellation.cancel(ClientDisconnected)
 
     leaving = threading.Thread(target=leave)
     leaving.start()
@@ -168,28 +170,28 @@ def test_a_look_that_nobody_waits_for_any_more_is_given_up(
     found = in_threads(4, lambda: known.tags.get(next(left), 1.0))
     leaving.join(5)
 
-    assert [type(one) for one in found] == [ClientLeft] * 4
+    assert [type(one) for one in found] == [ClientDisconnected] * 4
     eventually(lambda: ollama.open_looks == 0)
 
 
 def test_who_stays_keeps_a_look_alive(known: HostInventory, ollama: FakeOllama) -> None:
     ollama.answer("/api/tags", Sleep(0.3), reply({"models": [{"name": LLAMA}]}))
-    leaver, stayer = Watch(None), Watch(None)
+    leaver, stayer = Cancellation(None), Cancellation(None)
     watches = iter([leaver, stayer])
-    threading.Timer(0.1, leaver.break_off, [ClientLeft]).start()
+    threading.Timer(0.1, leaver.cancel, [ClientDisconnected]).start()
 
     found = in_threads(2, lambda: known.find(LLAMA, next(watches)))
 
-    assert sorted(map(type, found), key=str) == sorted([ClientLeft, bool], key=str)
+    assert sorted(map(type, found), key=str) == sorted([ClientDisconnected, bool], key=str)
     assert len(ollama.calls("/api/tags")) == 1
 
 
 def test_who_left_already_begins_no_look(known: HostInventory, ollama: FakeOllama) -> None:
-    watch = Watch(None)
-    watch.break_off(ClientLeft)
+    cancellation = Cancellation(None)
+    cancellation.cancel(ClientDisconnected)
 
-    with pytest.raises(ClientLeft):
-        known.find(LLAMA, watch)
+    with pytest.raises(ClientDisconnected):
+        known.find(LLAMA, cancellation)
 
     assert ollama.looks == []
 
@@ -199,14 +201,14 @@ def test_what_was_forgotten_is_not_told_by_a_look_from_before(
 ) -> None:
     """Somebody lists the models while another deletes one."""
     ollama.answer("/api/tags", Sleep(0.2), reply({"models": [{"name": LLAMA}]}), times=1)
-    lists = threading.Thread(target=lambda: known.find(LLAMA, Watch(None)))
+    lists = threading.Thread(target=lambda: known.find(LLAMA, Cancellation(None)))
     lists.start()
     ollama.wait_for(1, "/api/tags")
     ollama.models.clear()
     known.forget()
     lists.join(5)
 
-    assert not known.find(LLAMA, Watch(None))
+    assert not known.find(LLAMA, Cancellation(None))
 
 
 def test_without_a_thread_for_the_look_nothing_is_known(
@@ -218,12 +220,12 @@ def test_without_a_thread_for_the_look_nothing_is_known(
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", no_thread)
         with pytest.raises(GatewayBusy):
-            known.tags.get(Watch(None), 1.0)
+            known.tags.get(Cancellation(None), 1.0)
 
         known.tags.refresh(0.0)
-        assert known.find(LLAMA, Watch(None)), "it is left to the model server"
+        assert known.find(LLAMA, Cancellation(None)), "it is left to the model server"
 
-    assert not known.find("nobody:1b", Watch(None)), "the next one looks again"
+    assert not known.find("nobody:1b", Cancellation(None)), "the next one looks again"
 
 
 # --- In memory ------------------------------------------------------------------------------------
@@ -232,7 +234,7 @@ def test_without_a_thread_for_the_look_nothing_is_known(
 def test_a_model_in_memory_is_not_loaded(ollama: FakeOllama) -> None:
     ollama.memory.models = [LLAMA]
 
-    host().loads.ensure(LLAMA, Watch(None))
+    host().loads.ensure(LLAMA, Cancellation(None))
 
     assert ollama.requests == [] and ollama.memory.loads == []
 
@@ -240,7 +242,7 @@ def test_a_model_in_memory_is_not_loaded(ollama: FakeOllama) -> None:
 def test_a_model_that_is_not_in_memory_is_loaded_once_for_all(ollama: FakeOllama) -> None:
     ollama.memory.models, ollama.memory.seconds = [LLAMA], 0.2
 
-    assert in_threads(8, lambda: host().loads.ensure(MISTRAL, Watch(None))) == [None] * 8
+    assert in_threads(8, lambda: host().loads.ensure(MISTRAL, Cancellation(None))) == [None] * 8
 
     [load] = ollama.requests
     assert (load.path, load.json) == ("/api/embed", {"model": MISTRAL, "input": []})
@@ -253,12 +255,12 @@ def test_another_name_of_the_same_weights_is_loaded_once(ollama: FakeOllama) -> 
     ollama.answer("/api/ps", reply({"models": [{"name": LLAMA}]}))
 
     for _ in range(5):
-        host().loads.ensure(MISTRAL, Watch(None))
+        host().loads.ensure(MISTRAL, Cancellation(None))
     assert len(ollama.requests) == 1
 
     ollama.answer("/api/ps", reply({"models": [{"name": "phi3:latest"}]}))
     inventory().ps.forget()
-    host().loads.ensure(MISTRAL, Watch(None))
+    host().loads.ensure(MISTRAL, Cancellation(None))
 
     assert len(ollama.requests) == 2, "another runner is there now"
 
@@ -267,9 +269,9 @@ def test_a_copy_of_a_model_in_memory_is_in_memory(ollama: FakeOllama) -> None:
     entries = [{"name": name, "digest": "d1"} for name in (LLAMA, MISTRAL)]
     ollama.answer("/api/tags", reply({"models": entries}))
     ollama.answer("/api/ps", reply({"models": entries[:1]}))
-    inventory().find(MISTRAL, Watch(None))
+    inventory().find(MISTRAL, Cancellation(None))
 
-    host().loads.ensure(MISTRAL, Watch(None))
+    host().loads.ensure(MISTRAL, Cancellation(None))
 
     assert ollama.requests == []
 
@@ -278,7 +280,7 @@ def test_a_load_that_fails_fails_for_all_who_wait(ollama: FakeOllama) -> None:
     ollama.memory.models = []
     ollama.answer("/api/embed", Sleep(0.2), reply({"error": "not enough memory"}, 500))
 
-    found = in_threads(5, lambda: host().loads.ensure(MISTRAL, Watch(None)))
+    found = in_threads(5, lambda: host().loads.ensure(MISTRAL, Cancellation(None)))
 
     assert {getattr(error, "code", error) for error in found} == {"upstream_error"}
     assert len(ollama.requests) == 1
@@ -290,7 +292,7 @@ def test_where_the_memory_cannot_be_read_nothing_is_loaded(
 ) -> None:
     ollama.answer("/api/ps", listing)
 
-    host().loads.ensure(MISTRAL, Watch(None))
+    host().loads.ensure(MISTRAL, Cancellation(None))
 
     assert ollama.requests == []
 
@@ -303,7 +305,7 @@ def test_where_the_memory_is_silent_the_model_is_loaded(
     monkeypatch.setattr("gateway.scheduling.loads.LOOK_SECONDS", 0.1)
     ollama.answer("/api/ps", Stall())
 
-    host().loads.ensure(MISTRAL, Watch(None))
+    host().loads.ensure(MISTRAL, Cancellation(None))
 
     assert [call.path for call in ollama.requests] == ["/api/embed"]
 
@@ -312,21 +314,21 @@ def test_a_load_that_is_refused_is_left_to_the_request(ollama: FakeOllama) -> No
     ollama.memory.models = []
     ollama.answer("/api/embed", reply({"error": "no"}, 400))
 
-    host().loads.ensure(MISTRAL, Watch(None))
+    host().loads.ensure(MISTRAL, Cancellation(None))
 
 
 def test_an_operator_is_told_how_a_load_was_refused(ollama: FakeOllama) -> None:
     with pytest.raises(ModelNotFound):
-        host().loads.load("nobody:1b", Watch(None))
+        host().loads.load("nobody:1b", Cancellation(None))
 
 
 def test_a_load_goes_on_when_all_who_waited_have_left(ollama: FakeOllama) -> None:
     ollama.memory.models, ollama.memory.seconds = [], 0.3
-    watch = Watch(None)
-    threading.Timer(0.1, watch.break_off, [ClientLeft]).start()
+    cancellation = Cancellation(None)
+    threading.Timer(0.1, cancellation.cancel, [ClientDisconnected]).start()
 
-    with pytest.raises(ClientLeft):
-        host().loads.ensure(MISTRAL, watch)
+    with pytest.raises(ClientDisconnected):
+        host().loads.ensure(MISTRAL, cancellation)
 
     eventually(lambda: ollama.memory.models == [MISTRAL])
     assert not ollama.memory.loads[0].aborted
@@ -334,12 +336,12 @@ def test_a_load_goes_on_when_all_who_waited_have_left(ollama: FakeOllama) -> Non
 
 def test_an_unload_is_known_at_once(ollama: FakeOllama) -> None:
     ollama.memory.models = [LLAMA]
-    assert inventory().find_loaded(LLAMA, Watch(None))
+    assert inventory().find_loaded(LLAMA, Cancellation(None))
 
-    host().loads.unload(LLAMA, Watch(None))
+    host().loads.unload(LLAMA, Cancellation(None))
 
     assert ollama.requests[-1].json == {"model": LLAMA, "keep_alive": 0}
-    assert not inventory().find_loaded(LLAMA, Watch(None))
+    assert not inventory().find_loaded(LLAMA, Cancellation(None))
 
 
 # --- Contexts -------------------------------------------------------------------------------------
@@ -352,8 +354,8 @@ def test_the_context_is_that_of_the_memory_or_else_of_the_model(ollama: FakeOlla
     ollama.answer("/api/ps", reply({"models": [entries[0] | {"context_length": 4096}]}))
     assert inventories.effective_context(LLAMA) is None, "nothing is known yet"
 
-    inventory().find(LLAMA, Watch(None))
-    inventory().find_loaded(LLAMA, Watch(None))
+    inventory().find(LLAMA, Cancellation(None))
+    inventory().find_loaded(LLAMA, Cancellation(None))
 
     found = [inventories.effective_context(name) for name in (LLAMA, MISTRAL, "odd:1b", "x:1")]
     assert found == [4096, 131_072, None, None]
@@ -362,6 +364,6 @@ def test_the_context_is_that_of_the_memory_or_else_of_the_model(ollama: FakeOlla
 @pytest.mark.parametrize("nonsense", [-1, 0, True, "4096", 1.5, None, [4096]])
 def test_a_context_that_cannot_be_is_none(ollama: FakeOllama, nonsense: Any) -> None:
     ollama.answer("/api/ps", reply({"models": [{"name": LLAMA, "context_length": nonsense}]}))
-    inventory().find_loaded(LLAMA, Watch(None))
+    inventory().find_loaded(LLAMA, Cancellation(None))
 
     assert inventories.effective_context(LLAMA) is None

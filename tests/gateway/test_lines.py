@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from gateway.errors import ClientLeft, UpstreamBroke
+from gateway.errors import ClientDisconnected, UpstreamBroke
 from gateway.upstream import client
-from gateway.upstream.cancellation import Watch
+from gateway.upstream.cancellation import Cancellation
 from gateway.upstream.client import Answer
 from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
@@ -37,8 +37,8 @@ class Pieces:
         pass
 
 
-def answer(*pieces: bytes, watch: Watch | None = None) -> Answer:
-    return Answer(Pieces(iter(pieces)), watch or Watch(None))  # type: ignore[arg-type]
+def answer(*pieces: bytes, cancellation: Cancellation | None = None) -> Answer:
+    return Answer(Pieces(iter(pieces)), cancellation or Cancellation(None))  # type: ignore[arg-type]
 
 
 def lines_of(*pieces: bytes) -> list[bytes]:
@@ -96,22 +96,22 @@ def test_a_line_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("rest", [b"", b" \r", b'{"done":tr'], ids=["none", "blank", "half"])
 def test_an_end_after_a_break_off_is_the_break_off(rest: bytes) -> None:
     """Without length or chunks a connection that we shut down reads like one that ended."""
-    watch = Watch(None)
-    lines = answer(b"one\n", rest, watch=watch).lines()
+    cancellation = Cancellation(None)
+    lines = answer(b"one\n", rest, cancellation=cancellation).lines()
     assert next(lines) == b"one"
 
-    watch.break_off(ClientLeft)
+    cancellation.cancel(ClientDisconnected)
 
-    with pytest.raises(ClientLeft):
+    with pytest.raises(ClientDisconnected):
         next(lines)
 
 
 def test_an_answer_that_was_whole_before_its_break_off_is_whole() -> None:
-    watch = Watch(None)
-    watch.break_off(ClientLeft)
+    cancellation = Cancellation(None)
+    cancellation.cancel(ClientDisconnected)
 
-    assert next(answer(b'{"done":true}\n', watch=watch).lines()) == b'{"done":true}'
-    assert next(answer(b'{"done":true}', watch=watch).lines()) == b'{"done":true}'
+    assert next(answer(b'{"done":true}\n', cancellation=cancellation).lines()) == b'{"done":true}'
+    assert next(answer(b'{"done":true}', cancellation=cancellation).lines()) == b'{"done":true}'
 
 
 @examples(deadline=None)

@@ -6,7 +6,7 @@ import pytest
 from django.core.handlers.wsgi import WSGIHandler
 from django.test import RequestFactory
 
-from gateway.http.media_types import forms_only
+from gateway.http.media_types import sanitize_content_type
 
 ODD = [
     "application/json; charset=rot13",
@@ -29,7 +29,7 @@ def seen_as(media_type: str, path: str = "/admin/login/") -> str:
         return []
 
     environ = {"CONTENT_TYPE": media_type, "PATH_INFO": path}
-    forms_only(application)(environ, None)  # type: ignore[arg-type]
+    sanitize_content_type(application)(environ, None)  # type: ignore[arg-type]
     return shown[0]
 
 
@@ -39,7 +39,7 @@ def test_a_media_type_that_cannot_be_read_is_no_error(media_type: str) -> None:
     environ = RequestFactory().get("/healthz?a=b").environ | {"CONTENT_TYPE": media_type}
     statuses: list[str] = []
 
-    forms_only(WSGIHandler())(environ, lambda status, headers: statuses.append(status))
+    sanitize_content_type(WSGIHandler())(environ, lambda status, headers: statuses.append(status))
 
     assert statuses == ["200 OK"]
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from gateway.dialects.ollama import OllamaRenderer
-from gateway.errors import ClientLeft, GatewayBusy, KeyRevoked, UpstreamBroke
+from gateway.errors import ClientDisconnected, GatewayBusy, KeyRevoked, UpstreamBroke
 from gateway.metering import CountSource, NullMeter, Operation, Outcome, Receipt, Usage
 from gateway.relay.metered_stream import MeteredStream
-from gateway.relay.token_counter import SLACK, Tally
-from gateway.upstream.cancellation import Watch, watcher
+from gateway.relay.token_counter import SLACK, TokenCounter
+from gateway.upstream.cancellation import Cancellation, disconnect_monitor
 from gateway.upstream.protocol import read_chunk
 from gateway.validation.inference_request import Prompt
 
@@ -51,23 +51,25 @@ class Lines:
 
 
 @pytest.fixture
-def watch() -> Iterator[Watch]:
-    found = Watch(None)
+def cancellation() -> Iterator[Cancellation]:
+    found = Cancellation(None)
     found.reached_upstream = True
-    watcher.add(found)
+    disconnect_monitor.add(found)
     yield found
-    watcher.remove(found)
+    disconnect_monitor.remove(found)
 
 
-def stream(meter: Any, watch: Watch, bound: int = 10) -> MeteredStream:
+def stream(meter: Any, cancellation: Cancellation, bound: int = 10) -> MeteredStream:
     prompt = Prompt(Operation.GENERATE, "llama3", stream=True)
     renderer = OllamaRenderer(prompt, "id")
-    return MeteredStream(meter=meter, tally=Tally(5, bound), renderer=renderer, watch=watch)
+    return MeteredStream(
+        meter=meter, counter=TokenCounter(5, bound), renderer=renderer, cancellation=cancellation
+    )
 
 
-def begun(meter: Any, watch: Watch, answer: Lines, bound: int = 10) -> MeteredStream:
-    found = stream(meter, watch, bound)
-    found.begin(lambda _watch: answer, read)  # type: ignore[arg-type,return-value]
+def begun(meter: Any, cancellation: Cancellation, answer: Lines, bound: int = 10) -> MeteredStream:
+    found = stream(meter, cancellation, bound)
+    found.begin(lambda _cancellation: answer, read)  # type: ignore[arg-type,return-value]
     return found
 
 
@@ -80,43 +82,45 @@ def no_thread(*_args: Any) -> None:
 
 
 def test_an_answer_without_a_thread_to_read_it_is_settled_and_let_go(
-    watch: Watch, monkeypatch: pytest.MonkeyPatch
+    cancellation: Cancellation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     meter = Notebook()
     monkeypatch.setattr(threading.Thread, "start", no_thread)
 
     with pytest.raises(GatewayBusy):
-        stream(meter, watch).begin(lambda _watch: Lines(PIECE), read, keep_alive=1)  # type: ignore[arg-type,return-value]
+        stream(meter, cancellation).begin(lambda _cancellation: Lines(PIECE), read, keep_alive=1)  # type: ignore[arg-type,return-value]
 
     assert meter.closed == [(Usage(), Outcome.GATEWAY_FAILED)]
-    assert watch not in watcher.running()
+    assert cancellation not in disconnect_monitor.running()
 
 
-def test_what_is_noted_for_a_crash_is_never_more_than_was_held(watch: Watch) -> None:
+def test_what_is_noted_for_a_crash_is_never_more_than_was_held(cancellation: Cancellation) -> None:
     meter = Notebook()
 
-    list(begun(meter, watch, Lines(*[PIECE] * (SLACK + 6)), bound=4))
+    list(begun(meter, cancellation, Lines(*[PIECE] * (SLACK + 6)), bound=4))
 
     assert meter.noted[:4] == [1, 2, 3, 4] and set(meter.noted[4:]) == {4}
 
 
-def test_the_model_server_is_let_go_of_before_the_meter_is_asked(watch: Watch) -> None:
+def test_the_model_server_is_let_go_of_before_the_meter_is_asked(
+    cancellation: Cancellation,
+) -> None:
     answer = Lines(PIECE, LAST)
     seen: list[tuple[bool, bool]] = []
 
     class Asking(Notebook):
         def close(self, usage: Usage, outcome: Outcome) -> Receipt | None:
-            seen.append((answer.open, watch in watcher.running()))
+            seen.append((answer.open, cancellation in disconnect_monitor.running()))
             return super().close(usage, outcome)
 
     meter = Asking()
-    list(begun(meter, watch, answer))
+    list(begun(meter, cancellation, answer))
 
     assert seen == [(False, False)] and meter.closed[0][1] is Outcome.COMPLETE
 
 
 def test_a_fault_in_letting_go_does_not_keep_the_meter_open(
-    watch: Watch, monkeypatch: pytest.MonkeyPatch
+    cancellation: Cancellation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(_answer: Lines) -> None:
         raise OSError("a connection that cannot be closed")
@@ -124,16 +128,16 @@ def test_a_fault_in_letting_go_does_not_keep_the_meter_open(
     monkeypatch.setattr(Lines, "close", fail)
     meter = Notebook()
 
-    *_, last = begun(meter, watch, Lines(PIECE, LAST))
+    *_, last = begun(meter, cancellation, Lines(PIECE, LAST))
 
     assert b'"done":true' in last
     assert [outcome for _usage, outcome in meter.closed] == [Outcome.COMPLETE]
 
 
-def test_a_proper_end_without_a_last_chunk_is_an_end(watch: Watch) -> None:
+def test_a_proper_end_without_a_last_chunk_is_an_end(cancellation: Cancellation) -> None:
     meter = Notebook()
 
-    *_, last = begun(meter, watch, Lines(PIECE, PIECE))
+    *_, last = begun(meter, cancellation, Lines(PIECE, PIECE))
 
     assert b'"done":true' in last and b'"done_reason":"length"' in last
     [(usage, outcome)] = meter.closed
@@ -141,18 +145,18 @@ def test_a_proper_end_without_a_last_chunk_is_an_end(watch: Watch) -> None:
     assert (usage.prompt_tokens, usage.completion_tokens, usage.source) == (5, 2, "counted")
 
 
-def test_an_end_before_the_first_chunk_is_a_break(watch: Watch) -> None:
+def test_an_end_before_the_first_chunk_is_a_break(cancellation: Cancellation) -> None:
     meter = Notebook()
 
     with pytest.raises(UpstreamBroke):
-        begun(meter, watch, Lines())
+        begun(meter, cancellation, Lines())
 
     assert meter.closed == [(Usage(), Outcome.UPSTREAM_BROKE)]
 
 
-def test_whatever_comes_after_the_end_closes_no_meter_again(watch: Watch) -> None:
+def test_whatever_comes_after_the_end_closes_no_meter_again(cancellation: Cancellation) -> None:
     meter = Notebook()
-    answer = begun(meter, watch, Lines(PIECE, is_framed=False))
+    answer = begun(meter, cancellation, Lines(PIECE, is_framed=False))
 
     assert b"upstream_broke" in list(answer)[-1]
     answer.close()
@@ -165,21 +169,21 @@ def test_whatever_comes_after_the_end_closes_no_meter_again(watch: Watch) -> Non
 # --- A client that leaves in mid-stream -----------------------------------------------------------
 
 
-def left(meter: Any, watch: Watch, answer: Lines) -> MeteredStream:
+def left(meter: Any, cancellation: Cancellation, answer: Lines) -> MeteredStream:
     """Return a stream whose client has left after the first chunk."""
-    found = begun(meter, watch, answer)
+    found = begun(meter, cancellation, answer)
     next(found)
-    watch.leave()
+    cancellation.client_disconnected()
     return found
 
 
 @pytest.mark.parametrize("pieces", [[LAST], [PIECE, PIECE, LAST]])
 def test_counts_that_come_soon_after_a_client_has_left_are_believed(
-    watch: Watch, pieces: list[bytes]
+    cancellation: Cancellation, pieces: list[bytes]
 ) -> None:
     meter = Notebook()
 
-    [told] = left(meter, watch, Lines(PIECE, *pieces))
+    [told] = left(meter, cancellation, Lines(PIECE, *pieces))
 
     assert b"client_left" in told and b"done" not in told
     assert meter.closed == [(Usage(3, 2, CountSource.UPSTREAM, started=True), Outcome.CLIENT_LEFT)]
@@ -187,20 +191,20 @@ def test_counts_that_come_soon_after_a_client_has_left_are_believed(
 
 @pytest.mark.parametrize("pieces", [[], [PIECE] * 5, [b"nonsense"], [b'{"error": "x"}']])
 def test_without_counts_a_client_that_has_left_pays_for_what_it_got(
-    watch: Watch, pieces: list[bytes]
+    cancellation: Cancellation, pieces: list[bytes]
 ) -> None:
     meter = Notebook()
 
-    list(left(meter, watch, Lines(PIECE, *pieces)))
+    list(left(meter, cancellation, Lines(PIECE, *pieces)))
 
     [(usage, outcome)] = meter.closed
     assert outcome is Outcome.CLIENT_LEFT
     assert (usage.prompt_tokens, usage.completion_tokens, usage.source) == (5, 1, "counted")
 
 
-def test_a_server_that_cannot_write_has_the_counts_waited_for(watch: Watch) -> None:
+def test_a_server_that_cannot_write_has_the_counts_waited_for(cancellation: Cancellation) -> None:
     meter = Notebook()
-    found = begun(meter, watch, Lines(PIECE, PIECE, LAST))
+    found = begun(meter, cancellation, Lines(PIECE, PIECE, LAST))
     next(found)
 
     found.close()
@@ -210,28 +214,30 @@ def test_a_server_that_cannot_write_has_the_counts_waited_for(watch: Watch) -> N
     ]
 
 
-def test_who_leaves_before_the_first_chunk_stops_the_model_server_at_once(watch: Watch) -> None:
-    watch.leave()
+def test_who_leaves_before_the_first_chunk_stops_the_model_server_at_once(
+    cancellation: Cancellation,
+) -> None:
+    cancellation.client_disconnected()
 
-    assert watch.cut is ClientLeft
-
-
-def test_a_revocation_cuts_also_while_counts_are_waited_for(watch: Watch) -> None:
-    watch.grace = 60.0
-    watch.leave()
-    assert watch.cut is None and watch in watcher.running()
-
-    watch.break_off(KeyRevoked)
-
-    assert watch.cut is KeyRevoked
+    assert cancellation.reason is ClientDisconnected
 
 
-def test_the_wait_for_counts_ends(watch: Watch) -> None:
-    watch.grace = 0.05
-    watch.leave()
+def test_a_revocation_cuts_also_while_counts_are_waited_for(cancellation: Cancellation) -> None:
+    cancellation.grace = 60.0
+    cancellation.client_disconnected()
+    assert cancellation.reason is None and cancellation in disconnect_monitor.running()
+
+    cancellation.cancel(KeyRevoked)
+
+    assert cancellation.reason is KeyRevoked
+
+
+def test_the_wait_for_counts_ends(cancellation: Cancellation) -> None:
+    cancellation.grace = 0.05
+    cancellation.client_disconnected()
 
     deadline = time.monotonic() + 5
-    while watch.cut is None and time.monotonic() < deadline:
+    while cancellation.reason is None and time.monotonic() < deadline:
         time.sleep(0.01)
 
-    assert watch.cut is ClientLeft
+    assert cancellation.reason is ClientDisconnected

@@ -12,9 +12,9 @@ from typing import Any, Self
 
 import pytest
 
-from gateway.errors import ClientLeft, ModelNotFound, UpstreamStalled
+from gateway.errors import ClientDisconnected, ModelNotFound, UpstreamStalled
 from gateway.upstream import client
-from gateway.upstream.cancellation import Watch
+from gateway.upstream.cancellation import Cancellation
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import reply
 
@@ -126,9 +126,9 @@ def test_a_prompt_that_nobody_reads_is_given_up_as_silence(
 def test_who_leaves_while_the_prompt_is_sent_breaks_it_off(
     reader: Callable[[float], SlowReader], settings: Any
 ) -> None:
-    watch = Watch(None)
-    with reader(1) as server, pytest.raises(ClientLeft):
+    cancellation = Cancellation(None)
+    with reader(1) as server, pytest.raises(ClientDisconnected):
         settings.OLLAMA_BASE = server.url
-        leaving = threading.Timer(2 * CONNECT_SECONDS, watch.break_off, [ClientLeft])
+        leaving = threading.Timer(2 * CONNECT_SECONDS, cancellation.cancel, [ClientDisconnected])
         leaving.start()
-        client.send("show", LONG, watch, patience=20)
+        client.send("show", LONG, cancellation, patience=20)

@@ -8,7 +8,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from gateway.metering import CountSource, Usage
-from gateway.relay.token_counter import BEYOND_PROMPT_BOUND, SLACK, Tally, tokens_in
+from gateway.relay.token_counter import BEYOND_PROMPT_BOUND, SLACK, TokenCounter, tokens_in
 from gateway.upstream.chunk import Chunk
 from gateway.upstream.protocol import MAX_BELIEVABLE, counts
 
@@ -17,8 +17,8 @@ SILENT = Chunk()
 THOUGHT = Chunk(thinking="hm")
 
 
-def tally(*chunks: Chunk, estimate: int = 7, bound: int = 100) -> Tally:
-    found = Tally(estimate, bound)
+def counter(*chunks: Chunk, estimate: int = 7, bound: int = 100) -> TokenCounter:
+    found = TokenCounter(estimate, bound)
     for chunk in chunks:
         found.add(chunk)
     return found
@@ -49,35 +49,35 @@ def test_missing_counts_are_none() -> None:
 
 
 def test_the_model_servers_counts_are_believed() -> None:
-    usage = tally(PIECE, PIECE).final(last(5, 9))
+    usage = counter(PIECE, PIECE).final(last(5, 9))
 
     assert usage == Usage(5, 9, CountSource.UPSTREAM, started=True)
     assert usage.total_tokens == 14
 
 
 def test_a_zero_that_was_left_out_is_zero_if_nothing_was_written() -> None:
-    assert tally(SILENT).final(last(5, None)) == Usage(5, 0, CountSource.UPSTREAM, started=True)
+    assert counter(SILENT).final(last(5, None)) == Usage(5, 0, CountSource.UPSTREAM, started=True)
 
 
 def test_a_missing_completion_count_is_counted_here() -> None:
-    usage = tally(PIECE, PIECE, SILENT).final(last(5, None))
+    usage = counter(PIECE, PIECE, SILENT).final(last(5, None))
 
     assert usage == Usage(5, 2, CountSource.COUNTED, started=True)
 
 
 def test_a_last_chunk_without_counts_is_counted_here() -> None:
-    usage = tally(PIECE, PIECE).final(last(None, None))
+    usage = counter(PIECE, PIECE).final(last(None, None))
 
     assert (usage.prompt_tokens, usage.completion_tokens) == (7, 2)
     assert usage.source is CountSource.COUNTED
 
 
 def test_a_missing_prompt_count_is_estimated() -> None:
-    assert tally(PIECE).final(last(None, 1)) == Usage(7, 1, CountSource.ESTIMATED, started=True)
+    assert counter(PIECE).final(last(None, 1)) == Usage(7, 1, CountSource.ESTIMATED, started=True)
 
 
 def test_nobody_writes_more_than_was_allowed() -> None:
-    usage = tally(PIECE, bound=10).final(last(5, 11))
+    usage = counter(PIECE, bound=10).final(last(5, 11))
 
     assert usage == Usage(5, 10, CountSource.COUNTED, started=True)
 
@@ -85,8 +85,8 @@ def test_nobody_writes_more_than_was_allowed() -> None:
 # --- Counts that cannot be ------------------------------------------------------------------------
 
 
-def bounded(*chunks: Chunk, estimate: int = 7, **facts: Any) -> Tally:
-    found = Tally(estimate, 10_000, **facts)
+def bounded(*chunks: Chunk, estimate: int = 7, **facts: Any) -> TokenCounter:
+    found = TokenCounter(estimate, 10_000, **facts)
     for chunk in chunks:
         found.add(chunk)
     return found
@@ -143,11 +143,11 @@ def test_the_thinking_of_a_first_run_does_not_make_a_prompt_too_long() -> None:
 
 
 def test_an_answer_that_never_began_used_nothing() -> None:
-    assert tally().partial() == Usage(0, 0, CountSource.COUNTED, started=False)
+    assert counter().partial() == Usage(0, 0, CountSource.COUNTED, started=False)
 
 
 def test_an_answer_that_ended_early_used_its_prompt_and_what_was_written() -> None:
-    found = tally(PIECE, SILENT, PIECE)
+    found = counter(PIECE, SILENT, PIECE)
 
     assert found.partial() == Usage(7, 2, CountSource.COUNTED, started=True, delivered=True)
     assert found.partial(delivered=False) == Usage(7, 2, CountSource.COUNTED, started=True)
@@ -157,7 +157,7 @@ def test_an_answer_that_ended_early_used_its_prompt_and_what_was_written() -> No
     "chunk", [Chunk(text="a"), Chunk(thinking="hm"), Chunk(tool_calls=[{"function": {}}])]
 )
 def test_text_thoughts_and_calls_are_output(chunk: Chunk) -> None:
-    assert tally(chunk).produced == 1
+    assert counter(chunk).produced == 1
 
 
 def call(arguments: Any) -> Chunk:
@@ -178,25 +178,25 @@ def call(arguments: Any) -> Chunk:
 )
 def test_a_tool_call_counts_by_its_bytes(chunk: Chunk, tokens: int) -> None:
     assert tokens_in(chunk) == tokens
-    assert tally(chunk, bound=5000).partial().completion_tokens == tokens
+    assert counter(chunk, bound=5000).partial().completion_tokens == tokens
 
 
 def test_a_long_call_is_not_billed_beyond_what_was_held() -> None:
-    assert tally(call({"text": "x" * 4000}), bound=100).partial().completion_tokens == 100
+    assert counter(call({"text": "x" * 4000}), bound=100).partial().completion_tokens == 100
 
 
 def test_the_bytes_of_a_call_neither_raise_a_count_nor_cut_a_response() -> None:
-    found = tally(call({"text": "x" * 4000}), bound=100)
+    found = counter(call({"text": "x" * 4000}), bound=100)
 
     assert found.final(last(30, 60)) == Usage(30, 60, CountSource.UPSTREAM, started=True)
-    assert not found.is_full
+    assert not found.over_limit
 
 
 def test_a_tally_is_full_a_few_pieces_after_its_bound() -> None:
-    almost = tally(*[PIECE] * (10 + SLACK - 1), bound=10)
-    assert not almost.is_full
+    almost = counter(*[PIECE] * (10 + SLACK - 1), bound=10)
+    assert not almost.over_limit
     almost.add(PIECE)
-    assert almost.is_full
+    assert almost.over_limit
 
 
 # --- Whatever comes -------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ NATIVE = st.none() | st.integers(-5, 60) | st.booleans() | st.floats() | st.text
 def test_usage_is_never_negative_nor_beyond_the_bound(
     chunks: list[Chunk], estimate: int, bound: int, prompt: Any, completion: Any
 ) -> None:
-    found = tally(*chunks, estimate=estimate, bound=bound)
+    found = counter(*chunks, estimate=estimate, bound=bound)
     final = found.final(last(*counts({"prompt_eval_count": prompt, "eval_count": completion})))
 
     for usage in (final, found.partial()):
@@ -223,7 +223,7 @@ def test_usage_is_never_negative_nor_beyond_the_bound(
 def test_what_is_counted_here_is_never_more_than_was_produced(
     chunks: list[Chunk], bound: int
 ) -> None:
-    found = tally(*chunks, bound=bound)
+    found = counter(*chunks, bound=bound)
     pieces = sum(chunk.carries_output for chunk in chunks)
 
     assert found.partial().completion_tokens <= pieces
@@ -236,7 +236,7 @@ def test_a_complete_response_has_the_model_servers_counts_unless_more_was_relaye
     chunks: list[Chunk], prompt: int, completion: int
 ) -> None:
     relayed = sum(chunk.carries_output for chunk in chunks)
-    usage = tally(*chunks, bound=100).final(last(prompt, completion))
+    usage = counter(*chunks, bound=100).final(last(prompt, completion))
 
     if relayed - completion > SLACK:
         assert usage == Usage(prompt, relayed, CountSource.COUNTED, started=True)

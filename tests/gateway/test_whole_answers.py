@@ -73,9 +73,9 @@ def test_an_answer_in_parts_takes_its_room_at_the_first(room: Room) -> None:
     for _ in range(9):
         first.add(of_size(MAX_ANSWER_BYTES // 10))
 
-    first.give_back()
-    other.give_back()
-    first.give_back()
+    first.release()
+    other.release()
+    first.release()
     assert is_free(room)
 
 

@@ -20,7 +20,7 @@ class Command(BaseCommand):
     def handle(self, *_args: Any, **_options: Any) -> None:
         replayed = journal.replay(settle_from_journal)
         self.tell(replayed)
-        settled = recovery.settle_all()
+        settled = recovery.settle_abandoned()
         left = ledger.open_holds().count()
         self.stdout.write(f"{settled} orphaned holds settled; {left} are open and being served.")
         if replayed.aside:

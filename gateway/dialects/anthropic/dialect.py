@@ -10,14 +10,14 @@ from gateway.dialects.fields import model_of, wants_stream
 from gateway.errors import GatewayError
 from gateway.metering import Operation
 from gateway.validation.inference_request import Prompt
-from gateway.validation.rules import refuse_lookalikes
+from gateway.validation.rules import reject_lookalikes
 
 
 class AnthropicDialect:
     """Requests and answers of `/v1/messages`."""
 
     def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
-        refuse_lookalikes(body)
+        reject_lookalikes(body)
         stream = wants_stream(body, default=False)
         return Prompt(operation, model_of(body), stream, parsing.chat_fields(body))
 

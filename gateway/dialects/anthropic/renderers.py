@@ -47,7 +47,7 @@ class MessageRenderer:
     """Writes a message: blocks of thinking, of text and of tool calls, as they come."""
 
     content_type = "text/event-stream"
-    keeps_alive = True
+    supports_keepalive = True
 
     def __init__(self, prompt: Prompt, request_id: str) -> None:
         self.prompt = prompt

@@ -12,7 +12,7 @@ from gateway.dialects.openai.responses_renderers import ResponseRenderer
 from gateway.errors import GatewayError
 from gateway.metering import Operation
 from gateway.validation.inference_request import Prompt
-from gateway.validation.rules import refuse_lookalikes
+from gateway.validation.rules import reject_lookalikes
 
 Read = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -28,7 +28,7 @@ class OpenAIDialect:
         self._render = render
 
     def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
-        refuse_lookalikes(body)
+        reject_lookalikes(body)
         stream = wants_stream(body, default=False) and operation is not Operation.EMBED
         return Prompt(operation, model_of(body), stream, self._fields(body), self._wants(body))
 

@@ -21,7 +21,7 @@ SAMPLING = ("temperature", "top_p", "seed", "presence_penalty", "frequency_penal
 
 def chat_fields(body: dict[str, Any]) -> dict[str, Any]:
     """Return the native fields of a chat completion request; raise BadRequest."""
-    refuse_what_cannot_be_honoured(body)
+    reject_unsupported(body)
     fields: dict[str, Any] = {"messages": messages(body.get("messages"))}
     fields["tools"] = chat_tools(body.get("tools"), body.get("tool_choice"))
     fields["format"] = output_format(body.get("response_format"))
@@ -34,7 +34,7 @@ def chat_fields(body: dict[str, Any]) -> dict[str, Any]:
 
 def completion_fields(body: dict[str, Any]) -> dict[str, Any]:
     """Return the native fields of a text completion request; raise BadRequest."""
-    refuse_what_cannot_be_honoured(body)
+    reject_unsupported(body)
     fields: dict[str, Any] = {"prompt": single_text(body.get("prompt"))}
     fields["suffix"] = body.get("suffix")
     if (count := body.get("logprobs")) is not None:
@@ -110,7 +110,7 @@ REFUSED: dict[str, tuple[Asked, str]] = {
 }
 
 
-def refuse_what_cannot_be_honoured(
+def reject_unsupported(
     body: dict[str, Any], refused: dict[str, tuple[Asked, str]] = REFUSED
 ) -> None:
     """Refuse what would change the answer and cannot be done, rather than drop it silently."""

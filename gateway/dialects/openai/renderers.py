@@ -55,7 +55,7 @@ class OpenAIRenderer:
     """What the answers of this family share."""
 
     content_type = "text/event-stream"
-    keeps_alive = True
+    supports_keepalive = True
     kind = ""
     prefix = ""
 

@@ -12,7 +12,7 @@ from gateway.dialects.openai.parsing import (
     native_format,
     nested,
     options,
-    refuse_what_cannot_be_honoured,
+    reject_unsupported,
 )
 from gateway.dialects.openai.tools import response_tools
 from gateway.errors import BadRequest
@@ -46,7 +46,7 @@ Messages = list[dict[str, Any]]
 
 def response_fields(body: dict[str, Any]) -> dict[str, Any]:
     """Return the native fields of a response request; raise BadRequest."""
-    refuse_what_cannot_be_honoured(body, REFUSED)
+    reject_unsupported(body, REFUSED)
     return given(
         {
             "messages": input_messages(body.get("input"), body.get("instructions")),

@@ -61,7 +61,7 @@ class ResponseRenderer:
     """Responses, streamed as events with a number each, or whole."""
 
     content_type = "text/event-stream"
-    keeps_alive = True
+    supports_keepalive = True
 
     def __init__(self, prompt: Prompt, request_id: str) -> None:
         self.prompt = prompt

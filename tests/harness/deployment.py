@@ -34,7 +34,7 @@ ALL_ENDED = "SELECT count(*) FROM billing_hold WHERE state = 'open'"
 
 
 @dataclass
-class Site:
+class Deployment:
     """A customer with a key, a model with a price, a database; and gateways on demand."""
 
     home: Path
@@ -125,13 +125,13 @@ class Row:
 
 
 @contextlib.contextmanager
-def site(
+def deploy(
     database: str, *, home: Path | None = None, postgres: Postgres | None = None, **more: str
-) -> Iterator[Site]:
+) -> Iterator[Deployment]:
     """A migrated database with Alice's account, credit and key, and llama3 at a price.
 
     `postgres`: the server to start, where it is not the usual one. However a test leaves the
-    site, its books balance, or the test fails.
+    deployment, its books balance, or the test fails.
     """
     with contextlib.ExitStack() as stack:
         ollama = stack.enter_context(FakeOllama())
@@ -143,7 +143,7 @@ def site(
         else:
             postgres = stack.enter_context(postgres or Postgres())
             url = postgres.create("gateway")
-        made = Site(home, url, ollama, postgres, more=more)
+        made = Deployment(home, url, ollama, postgres, more=more)
         _furnish(made)
         yield made
         made.settle_holds()
@@ -159,12 +159,12 @@ call_command("issue_key", "Alice", name="test")
 """
 
 
-def _furnish(made: Site) -> None:
+def _furnish(made: Deployment) -> None:
     """In one process: to start one takes longer than what it does."""
     made.key = _key_in(manage(made.env, "shell", "--no-imports", "-c", FURNISH))
 
 
-def issue_key(made: Site, account: str = "Alice") -> str:
+def issue_key(made: Deployment, account: str = "Alice") -> str:
     return _key_in(manage(made.env, "issue_key", account, "--name", "test"))
 
 
