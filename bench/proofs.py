@@ -92,7 +92,7 @@ PROOFS = [
         ("tests/billing/test_reconciliation.py",),
     ),
     Proof("P22", "a backup restores and reconciles", "yes", (f"{CAMPAIGN}/test_backup.py",)),
-    Proof("P24", "prompts stay in the house", "0", (f"{CAMPAIGN}/test_ways_out.py",)),
+    Proof("P24", "prompts stay in the house", "0", (f"{CAMPAIGN}/test_egress.py",)),
 ]
 
 NOT_PROMISED = {

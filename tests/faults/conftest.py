@@ -47,7 +47,7 @@ DEADLINES = {
 
 
 @dataclass
-class House:
+class RunningGateway:
     """A running gateway, the model server behind it, and the proxy between them."""
 
     server: Gunicorn
@@ -67,7 +67,7 @@ class House:
 
 
 @contextlib.contextmanager
-def started(behind_nginx: bool = False, **more: str) -> Iterator[House]:
+def started(behind_nginx: bool = False, **more: str) -> Iterator[RunningGateway]:
     """A gateway with two workers, on the tests' own database."""
     with contextlib.ExitStack() as stack:
         ollama = stack.enter_context(FakeOllama())
@@ -77,14 +77,16 @@ def started(behind_nginx: bool = False, **more: str) -> Iterator[House]:
         env = gateway_env(ollama, **DEADLINES) | here | more
         server = stack.enter_context(Gunicorn(env))
         front = stack.enter_context(Nginx(server.port)) if behind_nginx else None
-        yield House(server, ollama, proxy, env, front.url if front else server.url, front)
+        yield RunningGateway(server, ollama, proxy, env, front.url if front else server.url, front)
 
 
 @pytest.fixture(scope="module")
-def running(request: Any, django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+def running(
+    request: Any, django_db_setup: None, django_db_blocker: Any
+) -> Iterator[RunningGateway]:
     """A gateway for all tests of a file; see BOTH_WAYS."""
-    with started(behind_nginx=getattr(request, "param", False)) as house:
-        yield house
+    with started(behind_nginx=getattr(request, "param", False)) as gateway:
+        yield gateway
 
 
 def ways() -> list[Any]:
@@ -98,7 +100,7 @@ BOTH_WAYS = pytest.mark.parametrize("running", ways(), indirect=True)
 
 
 @pytest.fixture
-def house(running: House, transactional_db: None) -> Iterator[House]:
+def gateway(running: RunningGateway, transactional_db: None) -> Iterator[RunningGateway]:
     """A gateway with an empty database, for one test; the books balance after it."""
     set_right(running)
     yield running
@@ -113,10 +115,10 @@ def key(transactional_db: None) -> str:
     return new_caller("Alice").secret
 
 
-def set_right(house: House) -> None:
-    house.proxy.cut()
-    house.proxy.heal()
-    house.ollama.reset()
+def set_right(gateway: RunningGateway) -> None:
+    gateway.proxy.cut()
+    gateway.proxy.heal()
+    gateway.ollama.reset()
 
 
 def books_balance(seconds: float = 10.0) -> None:
@@ -197,7 +199,7 @@ def _is_last(line: bytes) -> bool:
 
 
 def ask(
-    house: House,
+    gateway: RunningGateway,
     key: str,
     path: str = "/api/generate",
     *,
@@ -208,7 +210,7 @@ def ask(
     """Ask by a client of Ollama's family and read whatever comes, to its end."""
     body = {"model": "llama3", "prompt": "hello there", "stream": stream, **fields}
     began = time.monotonic()
-    with house.client(timeout) as client:
+    with gateway.client(timeout) as client:
         client.post(path, body, key=key)
         return read(client, began)
 
@@ -238,8 +240,8 @@ def costs_nothing(*outcomes: str) -> bool:
     return (row.billed, row.cost) == (False, Decimal(0)) and row.outcome in outcomes
 
 
-def nothing_happened(house: House) -> bool:
-    return house.ollama.requests == [] and not Hold.objects.exists()
+def nothing_happened(gateway: RunningGateway) -> bool:
+    return gateway.ollama.requests == [] and not Hold.objects.exists()
 
 
 def the_row(seconds: float = 10.0) -> TokenUsage:
@@ -287,14 +289,14 @@ def open_files(pid: int) -> int:
 
 
 @contextlib.contextmanager
-def growing_less_than(megabytes: float, house: House, what: str) -> Iterator[None]:
+def growing_less_than(megabytes: float, gateway: RunningGateway, what: str) -> Iterator[None]:
     """No worker ever holds so much more than before, not even for a moment."""
-    before = {pid: resident_mb(pid) for pid in house.server.worker_pids()}
+    before = {pid: resident_mb(pid) for pid in gateway.server.worker_pids()}
     for pid in before:
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # Forget the peak.
     yield
     growth = max(peak_mb(pid) - held for pid, held in before.items())
-    figure(f"{what}, {house.way}: {growth:+.1f} MB at the peak")
+    figure(f"{what}, {gateway.way}: {growth:+.1f} MB at the peak")
     assert growth < megabytes
 
 

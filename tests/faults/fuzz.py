@@ -16,7 +16,7 @@ from django.urls import URLPattern, URLResolver
 
 from tests.architecture.test_compatibility import ROUTES as PLAIN
 from tests.architecture.test_compatibility import rows
-from tests.faults import odd
+from tests.faults import hostile_inputs
 
 Dice = random.Random
 Json = dict[str, Any]
@@ -134,11 +134,13 @@ def good(route: Route, key: bytes, dice: Dice) -> Sent:
 
 def tempt(body: Json, dice: Dice) -> None:
     """Add what is dropped without a word, and must go no further."""
-    options = dict(dice.sample(odd.OPTIONS, 4))
-    body |= dict(dice.sample(odd.EXTRAS, 3)) | ({"options": options} if dice.random() < 0.6 else {})
+    options = dict(dice.sample(hostile_inputs.OPTIONS, 4))
+    body |= dict(dice.sample(hostile_inputs.EXTRAS, 3)) | (
+        {"options": options} if dice.random() < 0.6 else {}
+    )
     messages = body.get("messages")
     if isinstance(messages, list) and messages:
-        body["messages"] = [{**messages[0], **dict(odd.EXTRAS)}, *messages[1:]]
+        body["messages"] = [{**messages[0], **dict(hostile_inputs.EXTRAS)}, *messages[1:]]
 
 
 def fuzzed(route: Route, key: bytes, dice: Dice) -> Sent:
@@ -156,7 +158,7 @@ def fuzzed(route: Route, key: bytes, dice: Dice) -> Sent:
 def change_body(sent: Sent, dice: Dice) -> Sent:
     """Put something wrong into the object, or into its bytes, or send other bytes altogether."""
     if not sent.body.startswith(b"{") or dice.random() < 0.05:
-        return replace(sent, body=dice.choice(odd.BODIES))
+        return replace(sent, body=dice.choice(hostile_inputs.BODIES))
     text = change_object(json.loads(sent.body), dice) if dice.random() < 0.85 else None
     body = sent.body if text is None else text.encode("utf-8", "surrogatepass")
     if text is None or dice.random() < 0.1:
@@ -194,7 +196,7 @@ def odd_json(dice: Dice) -> str:
         return nest(dice)
     if chance < 0.3:
         return json.dumps(dice.choice(dice.choice(list(EXAMPLES.values())))[1])
-    return dice.choice(odd.VALUES if chance < 0.97 else odd.LARGE_VALUES)
+    return dice.choice(hostile_inputs.VALUES if chance < 0.97 else hostile_inputs.LARGE_VALUES)
 
 
 def nest(dice: Dice) -> str:
@@ -219,18 +221,18 @@ def remove_field(holder: Any, key: Any, mark: str, dice: Dice) -> None:
 
 def rename_field(holder: Any, key: Any, mark: str, dice: Dice) -> None:
     if isinstance(holder, dict):
-        holder[dice.choice(odd.SPELLINGS)(key)] = holder.pop(key, None)
+        holder[dice.choice(hostile_inputs.SPELLINGS)(key)] = holder.pop(key, None)
 
 
 def respell_field(holder: Any, key: Any, mark: str, dice: Dice) -> None:
     """Set a field a second time, by a name that only looks the same."""
     if isinstance(holder, dict):
-        holder[dice.choice(odd.SPELLINGS)(key)] = mark
+        holder[dice.choice(hostile_inputs.SPELLINGS)(key)] = mark
 
 
 def add_field(holder: Any, key: Any, mark: str, dice: Dice) -> None:
     if isinstance(holder, dict):
-        holder[dice.choice(odd.KEYS)] = mark
+        holder[dice.choice(hostile_inputs.KEYS)] = mark
     else:
         holder.insert(key, mark)
 
@@ -269,7 +271,7 @@ def cut(body: bytes, dice: Dice) -> bytes:
 
 def insert(body: bytes, dice: Dice) -> bytes:
     at = dice.randrange(len(body) + 1)
-    return body[:at] + dice.choice(odd.BYTES) + body[at:]
+    return body[:at] + dice.choice(hostile_inputs.BYTES) + body[at:]
 
 
 def append(body: bytes, dice: Dice) -> bytes:
@@ -278,7 +280,7 @@ def append(body: bytes, dice: Dice) -> bytes:
 
 def encode(body: bytes, dice: Dice) -> bytes:
     text = body.decode("utf-8", "replace").replace("hello", "héllo")
-    return text.encode(dice.choice(odd.ENCODINGS), "replace")
+    return text.encode(dice.choice(hostile_inputs.ENCODINGS), "replace")
 
 
 BYTE_CHANGES: tuple[Callable[[bytes, Dice], bytes], ...] = (flip, cut, insert, append, encode)
@@ -291,8 +293,8 @@ def change_headers(sent: Sent, dice: Dice) -> Sent:
     """Add headers with odd values, in the place of good ones or beside them."""
     headers = list(sent.headers)
     for _ in range(dice.choice((1, 1, 2, 3))):
-        name = dice.choice(list(odd.HEADERS))
-        value = dice.choice(odd.HEADERS[name])
+        name = dice.choice(list(hostile_inputs.HEADERS))
+        value = dice.choice(hostile_inputs.HEADERS[name])
         if dice.random() < 0.8:
             headers = [header for header in headers if header[0].lower() != name.lower()]
         headers.append((name, value))
@@ -302,7 +304,7 @@ def change_headers(sent: Sent, dice: Dice) -> Sent:
 def change_credential(sent: Sent, dice: Dice) -> Sent:
     """Carry another credential than the good one, or a good one in an odd way."""
     secret = sent.headers[1][1].rpartition(b" ")[2]
-    name, value = dice.choice(odd.CREDENTIALS)
+    name, value = dice.choice(hostile_inputs.CREDENTIALS)
     carried = (name, value.replace(b"SECRET", secret))
     rest = sent.headers[2:] if dice.random() < 0.8 else sent.headers[1:]
     return replace(sent, headers=(sent.headers[0], carried, *rest))
@@ -316,26 +318,26 @@ UNWRITABLE = re.compile(rb"[\x00-\x20\x7f]")
 
 
 def change_method(sent: Sent, dice: Dice) -> Sent:
-    return replace(sent, method=dice.choice(odd.METHODS))
+    return replace(sent, method=dice.choice(hostile_inputs.METHODS))
 
 
 def change_target(sent: Sent, dice: Dice) -> Sent:
     path = sent.target
     if sent.route.names_a_model and dice.random() < 0.7:
         safe = dice.choice(("", "/:", string.punctuation))
-        model = quote(dice.choice(odd.NAMES), safe=safe, errors="surrogatepass")
+        model = quote(dice.choice(hostile_inputs.NAMES), safe=safe, errors="surrogatepass")
         path = sent.route.path.replace("<path:model>", model).encode()
     else:
-        path = dice.choice(odd.PATHS)(path, dice)
+        path = dice.choice(hostile_inputs.PATHS)(path, dice)
     return replace(sent, target=UNWRITABLE.sub(lambda found: b"%%%02x" % found[0][0], path))
 
 
 def add_query(sent: Sent, dice: Dice) -> Sent:
     """Ask for spans, pages and formats that do not exist, with values that are none."""
     if dice.random() < 0.1:
-        return replace(sent, target=sent.target + b"?" + dice.choice(odd.QUERIES))
+        return replace(sent, target=sent.target + b"?" + dice.choice(hostile_inputs.QUERIES))
     pairs = [
-        f"{quote(dice.choice(odd.PARAMETERS))}={dice.choice(odd.PARAMETER_VALUES)}"
+        f"{quote(dice.choice(hostile_inputs.PARAMETERS))}={dice.choice(hostile_inputs.PARAMETER_VALUES)}"
         for _ in range(dice.choice((1, 1, 2, 3)))
     ]
     return replace(sent, target=sent.target + b"?" + "&".join(pairs).encode())

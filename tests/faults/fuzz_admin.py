@@ -14,7 +14,7 @@ from urllib.parse import quote
 from django.contrib import admin
 from django.urls import URLResolver
 
-from tests.faults import odd
+from tests.faults import hostile_inputs
 from tests.faults.fuzz import Dice, Route, Sent, change_headers, change_method
 
 FORM = (b"Content-Type", b"application/x-www-form-urlencoded")
@@ -213,7 +213,7 @@ def odd_cookie(dice: Dice) -> bytes:
 
 def odd_query(page: Page, dice: Dice) -> str:
     if dice.random() < 0.05:
-        return str(dice.choice(odd.QUERIES).decode("latin-1"))
+        return str(dice.choice(hostile_inputs.QUERIES).decode("latin-1"))
     pairs = dict(LOOKED_UP) if "autocomplete" in page.path else {}
     for _ in range(dice.choice((1, 1, 2, 3))):
         pairs[dice.choice([*pairs] * 3 or page.parameters)] = value(dice)

@@ -42,7 +42,7 @@ def number() -> int:
 
 
 @dataclass
-class House:
+class RunningGateway:
     """The application with what is around it, and the keys of those who call."""
 
     application: Application
@@ -64,17 +64,19 @@ class House:
 
 
 @pytest.fixture
-def house(careless: None, errors: LastError, ollama: FakeOllama, priced: Any) -> House:
+def gateway(careless: None, errors: LastError, ollama: FakeOllama, priced: Any) -> RunningGateway:
     """Alice, and Olga who may do all that a key can allow, with more credit than they can use."""
     scopes = [*CUSTOMER_SCOPES, "models"]
     callers = [new_caller("Alice", "1000000"), new_caller("Olga", "1000000", scopes)]
-    return House(application, Witness(ollama), errors, [who.secret.encode() for who in callers])
+    return RunningGateway(
+        application, Witness(ollama), errors, [who.secret.encode() for who in callers]
+    )
 
 
 @pytest.fixture
-def run(house: House, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> Run:
     """A run that counts who was let in."""
-    made = Run(asked=house.witness.asked)
+    made = Run(asked=gateway.witness.asked)
     authenticate = KeyAuthentication.authenticate_credentials
 
     def counted(self: KeyAuthentication, token: bytes) -> Any:
@@ -99,9 +101,9 @@ def total() -> Iterator[Run]:
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
 def test_the_request_that_all_others_are_made_of_is_answered(
-    house: House, run: Run, route: Route
+    gateway: RunningGateway, run: Run, route: Route
 ) -> None:
-    status = house.try_one("plain", plain(route, house.keys[1]), run)
+    status = gateway.try_one("plain", plain(route, gateway.keys[1]), run)
 
     expected = (302, 403) if route.path.startswith("/admin") else (200,)
     assert status in expected and not run.failed, run.failed
@@ -109,12 +111,14 @@ def test_the_request_that_all_others_are_made_of_is_answered(
 
 @pytest.mark.skipif("FUZZ_ONE" in os.environ, reason="one was asked for")
 @pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_no_input_makes_a_5xx(house: House, run: Run, total: Run, chunk: int, ollama: Any) -> None:
+def test_no_input_makes_a_5xx(
+    gateway: RunningGateway, run: Run, total: Run, chunk: int, ollama: Any
+) -> None:
     began = time.monotonic()
 
     for n in range(number()):
         name = f"{SEED}-{chunk}-{n}"
-        house.try_one(name, house.make(name), run)
+        gateway.try_one(name, gateway.make(name), run)
         ollama.requests.clear()
 
     run.seconds = time.monotonic() - began
@@ -130,10 +134,10 @@ def test_no_input_makes_a_5xx(house: House, run: Run, total: Run, chunk: int, ol
 
 
 @pytest.mark.skipif("FUZZ_ONE" not in os.environ, reason="makes one request again: FUZZ_ONE=19-0-7")
-def test_one_request_again(house: House, run: Run) -> None:
+def test_one_request_again(gateway: RunningGateway, run: Run) -> None:
     name = os.environ["FUZZ_ONE"]
 
-    status = house.try_one(name, house.make(name), run)
+    status = gateway.try_one(name, gateway.make(name), run)
 
     print(f"\n{name} was answered {status}")
     assert not run.failed, "\n".join(run.failed.values())

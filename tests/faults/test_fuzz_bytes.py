@@ -21,7 +21,7 @@ from django.urls import get_resolver
 
 from accounts.models import CUSTOMER_SCOPES
 from tests.conftest import new_caller
-from tests.faults.conftest import House, ask, figure, started
+from tests.faults.conftest import RunningGateway, ask, figure, started
 from tests.faults.fuzz import fuzzed, good, routes
 from tests.faults.fuzz_bytes import spoiled
 from tests.faults.oracle import INTERNALS, Witness
@@ -43,9 +43,9 @@ STATUS = re.compile(rb"HTTP/1\.\d (\d{3}) ")
 
 
 @pytest.fixture(scope="module")
-def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
-    with started(CLIENT_SECONDS="1") as house:
-        yield house
+def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[RunningGateway]:
+    with started(CLIENT_SECONDS="1") as gateway:
+        yield gateway
 
 
 @pytest.fixture
@@ -90,12 +90,12 @@ def is_gunicorns_own(status: int, answers: bytes) -> bool:
     return status == 501 and b"Unsupported transfer coding" in answers
 
 
-def say(house: House, name: str, keys: list[bytes]) -> Told:
+def say(gateway: RunningGateway, name: str, keys: list[bytes]) -> Told:
     """Send the bytes of a name; return all that came back until nothing more did."""
     dice = Random(name)
     make = dice.choice((good, fuzzed))
     request = spoiled(make(dice.choice(ROUTES), dice.choice(keys), dice), dice)
-    with socket.create_connection(("127.0.0.1", house.server.port), FORGOTTEN_AFTER) as sock:
+    with socket.create_connection(("127.0.0.1", gateway.server.port), FORGOTTEN_AFTER) as sock:
         # It may be refused before it is all sent.
         with contextlib.suppress(OSError):
             sock.sendall(request)
@@ -122,13 +122,13 @@ def heard(sock: socket.socket) -> tuple[bytes, bool]:
     return found, False
 
 
-def test_no_bytes_make_a_5xx(house: House, keys: list[bytes]) -> None:
-    pids, witness = sorted(house.server.worker_pids()), Witness(house.ollama)
+def test_no_bytes_make_a_5xx(gateway: RunningGateway, keys: list[bytes]) -> None:
+    pids, witness = sorted(gateway.server.worker_pids()), Witness(gateway.ollama)
     began = time.monotonic()
 
     with ThreadPoolExecutor(CLIENTS) as clients:
         names = [f"{SEED}-{n}" for n in range(NUMBER)]
-        told = list(clients.map(lambda name: say(house, name, keys), names))
+        told = list(clients.map(lambda name: say(gateway, name, keys), names))
 
     statuses = Counter(status for each in told for status in each.statuses)
     silent = sum(not each.statuses for each in told)
@@ -140,9 +140,9 @@ def test_no_bytes_make_a_5xx(house: House, keys: list[bytes]) -> None:
     assert not failed, "\n\n".join([*failed.values()][:SHOWN])
     assert not witness.complaints, witness.complaints[:SHOWN]
     assert statuses[200] * 10 > NUMBER, "hardly anything was answered"
-    assert ask(house, keys[0].decode()).looks_complete
-    assert sorted(house.server.worker_pids()) == pids
-    log = house.server.log()
+    assert ask(gateway, keys[0].decode()).looks_complete
+    assert sorted(gateway.server.worker_pids()) == pids
+    log = gateway.server.log()
     assert not UNFORESEEN.search(log), lines_about(UNFORESEEN, log)
     assert not KEY.search(log), lines_about(KEY, log)
 

@@ -14,7 +14,7 @@ from billing.models import TokenUsage
 from tests.conftest import new_caller
 from tests.fakes.script import tokens
 from tests.faults.conftest import (
-    House,
+    RunningGateway,
     figure,
     growing_less_than,
     in_parallel,
@@ -62,21 +62,23 @@ BODIES = {
 
 
 @pytest.fixture(scope="module", params=ways())
-def running(request: Any, django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+def running(
+    request: Any, django_db_setup: None, django_db_blocker: Any
+) -> Iterator[RunningGateway]:
     more = {"GATEWAY_WORKERS": "1", "UPSTREAM_TOTAL_SECONDS": "60", "CLIENT_SECONDS": "20"}
-    with started(behind_nginx=request.param, **more) as house:
-        yield house
+    with started(behind_nginx=request.param, **more) as gateway:
+        yield gateway
 
 
 class Listener:
     """Another customer, who reads a stream of a token every 20 ms and notes the longest gap."""
 
-    def __init__(self, house: House, key: str, seconds: float) -> None:
+    def __init__(self, gateway: RunningGateway, key: str, seconds: float) -> None:
         self.longest, self.pieces, self.ended = 0.0, 0, False
         self._asked = {"model": "llama3", "prompt": "hello", "options": {"num_predict": 5000}}
-        self._client, self._key = house.client(timeout=30), key
+        self._client, self._key = gateway.client(timeout=30), key
         self.expected = int(seconds / 0.02)
-        house.ollama.answer(GENERATE, tokens(["x"] * self.expected, pause=0.02))
+        gateway.ollama.answer(GENERATE, tokens(["x"] * self.expected, pause=0.02))
         self._stopped = False
         self._thread = threading.Thread(target=self._read)
 
@@ -106,8 +108,8 @@ class Listener:
 
 
 @contextlib.contextmanager
-def listening(house: House, key: str) -> Iterator[Listener]:
-    listener = Listener(house, key, seconds=30)
+def listening(gateway: RunningGateway, key: str) -> Iterator[Listener]:
+    listener = Listener(gateway, key, seconds=30)
     listener.start()
     try:
         yield listener
@@ -115,9 +117,9 @@ def listening(house: House, key: str) -> Iterator[Listener]:
         listener.stop()
 
 
-def send(house: House, key: str, body: bytes) -> int:
+def send(gateway: RunningGateway, key: str, body: bytes) -> int:
     """Send a body, as far as the gateway takes it; the status of what comes back."""
-    with RawClient(house.url, timeout=30) as client:
+    with RawClient(gateway.url, timeout=30) as client:
         with contextlib.suppress(ConnectionError):  # It may be refused before it is read whole.
             client.post(GENERATE, body, key=key)
         return client.read_head().status
@@ -125,24 +127,27 @@ def send(house: House, key: str, body: bytes) -> int:
 
 @pytest.mark.parametrize("at_once", [1, 4])
 @pytest.mark.parametrize("kind", BODIES)
-def test_no_body_is_dear(house: House, key: str, kind: str, at_once: int) -> None:
+def test_no_body_is_dear(gateway: RunningGateway, key: str, kind: str, at_once: int) -> None:
     hostile = new_caller("Harry").secret
     what = f"{at_once} × {kind}"
 
-    with listening(house, key) as other, growing_less_than(MEGABYTES, house, what):
+    with listening(gateway, key) as other, growing_less_than(MEGABYTES, gateway, what):
         time.sleep(0.3)
-        statuses = in_parallel([hostile] * at_once, lambda one: send(house, one, BODIES[kind]))
+        statuses = in_parallel([hostile] * at_once, lambda one: send(gateway, one, BODIES[kind]))
 
-    figure(f"{what}, {house.way}: longest gap {other.longest:.2f} s, {sorted(statuses)}")
+    figure(f"{what}, {gateway.way}: longest gap {other.longest:.2f} s, {sorted(statuses)}")
     assert set(statuses) <= {400, 402, 413, 503}, statuses
     assert other.longest < GAP
 
 
-def test_a_body_without_credit_is_not_read(house: House, key: str) -> None:
+def test_a_body_without_credit_is_not_read(gateway: RunningGateway, key: str) -> None:
     poor = new_caller("Poor", credit="0").secret
 
-    with listening(house, key) as other, growing_less_than(4, house, "4 × lists without credit"):
-        statuses = in_parallel([poor] * 4, lambda one: send(house, one, BODIES["lists"]))
+    with (
+        listening(gateway, key) as other,
+        growing_less_than(4, gateway, "4 × lists without credit"),
+    ):
+        statuses = in_parallel([poor] * 4, lambda one: send(gateway, one, BODIES["lists"]))
 
     assert set(statuses) == {402} and other.longest < GAP
 
@@ -159,21 +164,21 @@ def test_three_hostile_bodies_break_no_stream(key: str, kind: str) -> None:
     but only an administrator can make one.
     """
     hostile = new_caller("Harry", credit="25").secret
-    with started(CLIENT_SECONDS="20", UPSTREAM_TOTAL_SECONDS="60") as house:
-        workers = house.server.worker_pids()
+    with started(CLIENT_SECONDS="20", UPSTREAM_TOTAL_SECONDS="60") as gateway:
+        workers = gateway.server.worker_pids()
         for pid in workers:
             resource.prlimit(pid, resource.RLIMIT_DATA, (WORKER_MEGABYTES * 2**20,) * 2)
-        others = [Listener(house, key, seconds=4) for _ in range(10)]
-        with growing_less_than(MEGABYTES, house, f"3 × {kind}, two workers, ten streams"):
+        others = [Listener(gateway, key, seconds=4) for _ in range(10)]
+        with growing_less_than(MEGABYTES, gateway, f"3 × {kind}, two workers, ten streams"):
             for other in others:
                 other.start()
-            in_parallel([hostile] * 3, lambda one: send(house, one, BODIES[kind]))
+            in_parallel([hostile] * 3, lambda one: send(gateway, one, BODIES[kind]))
             for other in others:
                 other.join()
-        assert house.server.worker_pids() == workers
-        held = sum(peak_mb(pid) for pid in (house.server.pid, *workers))
+        assert gateway.server.worker_pids() == workers
+        held = sum(peak_mb(pid) for pid in (gateway.server.pid, *workers))
         figure(f"3 × {kind}, ten streams: {held:.0f} MB of 1,024 MB at the peak")
-        assert held < 1024 and "MemoryError" not in house.server.log()
+        assert held < 1024 and "MemoryError" not in gateway.server.log()
 
     assert all(other.ended for other in others)
     rows = TokenUsage.objects.filter(outcome="complete", completion_tokens=others[0].expected)

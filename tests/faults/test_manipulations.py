@@ -16,7 +16,7 @@ from tests.servers.gunicorn import manage
 
 pytestmark = pytest.mark.once  # It brings its own database, so one run is enough.
 
-FURNISH = """
+SEED = """
 from accounts.models import Account
 from billing import ledger
 cap = ledger.open_budget(Account.objects.get(), "money", "month")
@@ -93,7 +93,7 @@ def balanced() -> Iterator[Deployment]:
     """A wallet, a monthly cap, six rows and a revoked key, which nobody is connected to."""
     with deploy("postgresql") as made:
         made.ollama.answer("/api/generate", Producer())
-        done = manage(made.env, "shell", "--no-imports", "-c", FURNISH)
+        done = manage(made.env, "shell", "--no-imports", "-c", SEED)
         assert done.returncode == 0, done.stderr
         with made.gateway() as server:
             assert all(one.done for one in ask_many(server.url, made.key, 6))

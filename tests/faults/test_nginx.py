@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.faults.conftest import (
-    House,
+    RunningGateway,
     ask,
     is_error,
     nothing_happened,
@@ -23,33 +23,35 @@ HALF = "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nContent-Length: 500\r\
 
 
 @pytest.fixture(scope="module")
-def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
-    with started(behind_nginx=True) as house:
-        yield house
+def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[RunningGateway]:
+    with started(behind_nginx=True) as gateway:
+        yield gateway
 
 
-def test_too_many_connections_of_one_address_are_told_to_come_back(house: House, key: str) -> None:
-    crowd = [house.client() for _ in range(CONNECTIONS)]
+def test_too_many_connections_of_one_address_are_told_to_come_back(
+    gateway: RunningGateway, key: str
+) -> None:
+    crowd = [gateway.client() for _ in range(CONNECTIONS)]
     for client in crowd:
         client.send(HALF.encode())
     time.sleep(0.2)
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
     for client in crowd:
         client.close()
 
     assert is_error(seen, 429, "too_many_connections") and int(seen.headers["retry-after"]) > 0
-    assert seen.headers["content-type"] == "application/json" and nothing_happened(house)
-    eventually(lambda: ask(house, key).looks_complete)
+    assert seen.headers["content-type"] == "application/json" and nothing_happened(gateway)
+    eventually(lambda: ask(gateway, key).looks_complete)
 
 
 # The last test of this file: it takes the gateway away.
 def test_a_gateway_that_is_stopped_is_a_503_that_says_when_to_come_back(
-    house: House, key: str
+    gateway: RunningGateway, key: str
 ) -> None:
-    house.server.stop()
+    gateway.server.stop()
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert is_error(seen, 503, "gateway_stopping") and int(seen.headers["retry-after"]) > 0
-    assert seen.headers["content-type"] == "application/json" and nothing_happened(house)
+    assert seen.headers["content-type"] == "application/json" and nothing_happened(gateway)

@@ -18,7 +18,7 @@ from django.test import Client
 from accounts.models import ApiKey
 from tests.conftest import Caller, new_caller, set_price
 from tests.fakes.script import Line, Raw, Reset, Stall, Status, error_line, reply, tokens
-from tests.faults.conftest import House, ask, books_balance, started, ways
+from tests.faults.conftest import RunningGateway, ask, books_balance, started, ways
 from tests.servers.client import BROKEN
 from tests.servers.gunicorn import Gunicorn
 
@@ -32,13 +32,15 @@ BROKEN_URL = "postgres://canary:" + PASSWORD + "@127.0.0.1:9/nowhere"
 
 
 @pytest.fixture(scope="module", params=ways())
-def running(request: Any, django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
-    with started(behind_nginx=request.param, SECRET_KEY=SECRET_KEY) as house:
-        yield house
+def running(
+    request: Any, django_db_setup: None, django_db_blocker: Any
+) -> Iterator[RunningGateway]:
+    with started(behind_nginx=request.param, SECRET_KEY=SECRET_KEY) as gateway:
+        yield gateway
 
 
 @pytest.fixture
-def alice(house: House) -> Caller:
+def alice(gateway: RunningGateway) -> Caller:
     set_price("llama3", "0.002", "0.004")
     return new_caller("Alice")
 
@@ -69,30 +71,30 @@ BODIES = {
 }
 
 
-def provoke(house: House, caller: Caller) -> list[bytes]:
+def provoke(gateway: RunningGateway, caller: Caller) -> list[bytes]:
     """Every fault there is; returns the bodies of the errors."""
     found = []
     for fault in FAULTS.values():
-        house.ollama.answer(GENERATE, fault)
+        gateway.ollama.answer(GENERATE, fault)
         for stream in (True, False):
-            seen = ask(house, caller.secret, stream=stream, prompt=PROMPT)
+            seen = ask(gateway, caller.secret, stream=stream, prompt=PROMPT)
             # What was delivered before an error is the caller's own.
             if not (seen.looks_complete or seen.status == 200 and not stream):
                 found.append(seen.lines[-1])
     for path in (GENERATE, "/chat", "/v1/chat/completions", "/v1/messages", "/api/embed"):
-        found += [refused(house, path, body, caller.secret) for body in BODIES.values()]
+        found += [refused(gateway, path, body, caller.secret) for body in BODIES.values()]
     for header in (caller.secret[:-1], f"{caller.secret}, x", f"x{caller.secret}", '" OR 1=1'):
-        found.append(refused(house, GENERATE, BODIES["an unknown model"], header))
-    found.append(refused(house, f"/usage/history?from={caller.secret}", "", caller.secret))
-    found.append(refused(house, f"/nowhere?key={caller.secret}&prompt={PROMPT}", "", "x"))
-    house.proxy.down()
-    found.append(ask(house, caller.secret, prompt=PROMPT).body)
-    house.proxy.up()
+        found.append(refused(gateway, GENERATE, BODIES["an unknown model"], header))
+    found.append(refused(gateway, f"/usage/history?from={caller.secret}", "", caller.secret))
+    found.append(refused(gateway, f"/nowhere?key={caller.secret}&prompt={PROMPT}", "", "x"))
+    gateway.proxy.down()
+    found.append(ask(gateway, caller.secret, prompt=PROMPT).body)
+    gateway.proxy.up()
     return found
 
 
-def refused(house: House, path: str, body: str, key: str) -> bytes:
-    with house.client() as client:
+def refused(gateway: RunningGateway, path: str, body: str, key: str) -> bytes:
+    with gateway.client() as client:
         client.request("POST" if body else "GET", path, body.encode(), key=key)
         status = client.read_head().status
         # Some families do not know a field, and so do not mind it.
@@ -115,23 +117,23 @@ def leaks(text: str, caller: Caller, *more: str) -> list[str]:
     return [name for name, value in canaries.items() if value in text]
 
 
-def test_no_error_and_no_log_tells_a_secret(house: House, alice: Caller) -> None:
-    bodies = provoke(house, alice)
+def test_no_error_and_no_log_tells_a_secret(gateway: RunningGateway, alice: Caller) -> None:
+    bodies = provoke(gateway, alice)
 
     assert len(bodies) > 50
     for body in bodies:
         assert not leaks(body.decode(), alice, "/work", "/srv", "Traceback", ".py"), body
-    logs = house.server.log() + (house.nginx.log() if house.nginx else "")
+    logs = gateway.server.log() + (gateway.nginx.log() if gateway.nginx else "")
     assert "POST /api/generate" in logs, "nothing was logged, so nothing was proved"
     assert not leaks(logs, alice)
 
 
 def test_no_page_of_the_back_office_shows_a_secret(
-    house: House, alice: Caller, settings: Any
+    gateway: RunningGateway, alice: Caller, settings: Any
 ) -> None:
     settings.SECRET_KEY = SECRET_KEY  # The gateway's; the pages are made in this process.
-    house.ollama.answer(GENERATE, tokens([ANSWER]))
-    ask(house, alice.secret, prompt=PROMPT)
+    gateway.ollama.answer(GENERATE, tokens([ANSWER]))
+    ask(gateway, alice.secret, prompt=PROMPT)
     User.objects.create_superuser("olga", password=PASSWORD)
     browser = Client(raise_request_exception=False)
     browser.force_login(User.objects.get(username="olga"))
@@ -150,11 +152,13 @@ def test_no_page_of_the_back_office_shows_a_secret(
     assert len(seen) > 20 and any("usage" in page for page in seen)
 
 
-def test_no_row_of_the_database_holds_a_secret_or_a_prompt(house: House, alice: Caller) -> None:
+def test_no_row_of_the_database_holds_a_secret_or_a_prompt(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     """Every value of every table, as a dump of it would show: faults and good answers alike."""
-    provoke(house, alice)
-    house.ollama.answer(GENERATE, tokens([ANSWER]))
-    assert ask(house, alice.secret, prompt=PROMPT).looks_complete
+    provoke(gateway, alice)
+    gateway.ollama.answer(GENERATE, tokens([ANSWER]))
+    assert ask(gateway, alice.secret, prompt=PROMPT).looks_complete
     books_balance()
 
     tables = everything_written()
@@ -176,11 +180,13 @@ def everything_written() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("path", ["/usage", "/usage/history", "/models", "/healthz", "/readyz"])
-def test_no_answer_of_the_api_tells_a_secret(house: House, alice: Caller, path: str) -> None:
-    house.ollama.answer(GENERATE, tokens([ANSWER]))
-    ask(house, alice.secret, prompt=PROMPT)
+def test_no_answer_of_the_api_tells_a_secret(
+    gateway: RunningGateway, alice: Caller, path: str
+) -> None:
+    gateway.ollama.answer(GENERATE, tokens([ANSWER]))
+    ask(gateway, alice.secret, prompt=PROMPT)
 
-    with house.client() as client:
+    with gateway.client() as client:
         client.get(path, key=alice.secret)
         client.read_head()
         assert not leaks(client.read_all().decode(), alice, "/work")
@@ -206,17 +212,17 @@ PLACES = [
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["RuntimeError('a bug')", "OperationalError('no database')"])
 def test_a_traceback_shows_lines_of_code_and_no_values(
-    house: House, alice: Caller, deployment: str, kind: str, tmp_path: Any
+    gateway: RunningGateway, alice: Caller, place: str, kind: str, tmp_path: Any
 ) -> None:
-    if house.nginx:
+    if gateway.nginx:
         pytest.skip("nginx has no part in it")
     error = f"__import__('django.db', fromlist=['x']).{kind}" if "Operational" in kind else kind
     fired = tmp_path / "fired"
-    bug = BUGS.format(error=error, deployment=deployment, fired=str(fired))
+    bug = BUGS.format(error=error, place=place, fired=str(fired))
     (tmp_path / "buggy.py").write_text(bug)
-    house.ollama.answer(GENERATE, tokens([ANSWER]))
+    gateway.ollama.answer(GENERATE, tokens([ANSWER]))
 
-    with buggy(house, tmp_path) as broken:
+    with buggy(gateway, tmp_path) as broken:
         seen = ask(broken, alice.secret, prompt=PROMPT)
         log = broken.server.log()
 
@@ -227,18 +233,20 @@ def test_a_traceback_shows_lines_of_code_and_no_values(
 
 
 @contextlib.contextmanager
-def buggy(house: House, folder: Any) -> Iterator[House]:
-    env = house.env | {"PYTHONPATH": str(folder), "GATEWAY_WORKERS": "1"}
+def buggy(gateway: RunningGateway, folder: Any) -> Iterator[RunningGateway]:
+    env = gateway.env | {"PYTHONPATH": str(folder), "GATEWAY_WORKERS": "1"}
     with Gunicorn(env, app="buggy") as server:
-        yield House(server, house.ollama, house.proxy, env, server.url)
+        yield RunningGateway(server, gateway.ollama, gateway.proxy, env, server.url)
 
 
-def test_a_database_that_is_gone_tells_nobody_its_password(house: House, alice: Caller) -> None:
+def test_a_database_that_is_gone_tells_nobody_its_password(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     if connection.vendor != "postgresql":
         pytest.skip("SQLite has no password")
-    env = house.env | {"DATABASE_URL": BROKEN_URL, "GATEWAY_WORKERS": "1"}
+    env = gateway.env | {"DATABASE_URL": BROKEN_URL, "GATEWAY_WORKERS": "1"}
     with Gunicorn(env) as server, contextlib.suppress(*BROKEN):
-        gone = House(server, house.ollama, house.proxy, env, server.url)
+        gone = RunningGateway(server, gateway.ollama, gateway.proxy, env, server.url)
         seen = ask(gone, alice.secret, prompt=PROMPT)
         assert seen.status == 503 and not leaks(seen.body.decode(), alice, "127.0.0.1")
         assert not leaks(server.log(), alice)

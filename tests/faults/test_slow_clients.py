@@ -16,7 +16,7 @@ from billing.models import Hold, TokenUsage
 from tests.fakes.proxy import HalfOpen, Proxy, Slicer, Stall
 from tests.fakes.script import Sleep, Wait, tokens
 from tests.faults.conftest import (
-    House,
+    RunningGateway,
     ask,
     figure,
     growing_less_than,
@@ -43,20 +43,22 @@ HEAD = "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer 
 
 
 @pytest.fixture(scope="module", params=ways())
-def running(request: Any, django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+def running(
+    request: Any, django_db_setup: None, django_db_blocker: Any
+) -> Iterator[RunningGateway]:
     more = {
         "GATEWAY_WORKERS": "1",
         "GATEWAY_THREADS": str(THREADS),
         "UPSTREAM_TOTAL_SECONDS": str(TOTAL),
     }
-    with started(behind_nginx=request.param, **more) as house:
-        yield house
+    with started(behind_nginx=request.param, **more) as gateway:
+        yield gateway
 
 
 @contextlib.contextmanager
-def crowd(house: House, count: int, sent: bytes = b"") -> Iterator[list[RawClient]]:
+def crowd(gateway: RunningGateway, count: int, sent: bytes = b"") -> Iterator[list[RawClient]]:
     """So many connections on which this was sent, and nothing follows."""
-    clients = [house.client(timeout=8) for _ in range(count)]
+    clients = [gateway.client(timeout=8) for _ in range(count)]
     try:
         for client in clients:
             client.send(sent)
@@ -66,41 +68,41 @@ def crowd(house: House, count: int, sent: bytes = b"") -> Iterator[list[RawClien
             client.close()
 
 
-def latencies(house: House, key: str, count: int = 20) -> list[float]:
+def latencies(gateway: RunningGateway, key: str, count: int = 20) -> list[float]:
     """How long short requests take, one after another."""
-    house.ollama.answer(GENERATE, tokens("ab"))
-    found = [ask(house, key) for _ in range(count)]
+    gateway.ollama.answer(GENERATE, tokens("ab"))
+    found = [ask(gateway, key) for _ in range(count)]
     assert all(seen.looks_complete for seen in found)
     return sorted(seen.seconds for seen in found)
 
 
-def seconds_refused(house: House, key: str) -> float:
+def seconds_refused(gateway: RunningGateway, key: str) -> float:
     """Ask until somebody serves; for how long all threads were busy, and said so at once."""
     began = time.monotonic()
-    while (seen := ask(house, key)).status == 503:
+    while (seen := ask(gateway, key)).status == 503:
         assert seen.error["code"] == "gateway_busy" and seen.seconds < 1
         assert time.monotonic() < began + 10, "the threads are held"
     return time.monotonic() - began
 
 
-def report(house: House, what: str, calm: list[float], found: list[float]) -> None:
+def report(gateway: RunningGateway, what: str, calm: list[float], found: list[float]) -> None:
     was, now = percentile(calm, 50) * 1000, percentile(found, 50) * 1000
-    figure(f"short requests beside {what}, {house.way}: p50 {now:.0f} ms (alone {was:.0f} ms), "
+    figure(f"short requests beside {what}, {gateway.way}: p50 {now:.0f} ms (alone {was:.0f} ms), "
            f"worst {found[-1] * 1000:.0f} ms")  # fmt: skip
 
 
-def all_threads_are_free(house: House, key: str) -> None:
+def all_threads_are_free(gateway: RunningGateway, key: str) -> None:
     """As many answers as there are threads can be under way at once."""
     go_on = threading.Event()
-    house.ollama.answer(GENERATE, tokens("a", done=False), Wait(go_on), tokens("b"))
+    gateway.ollama.answer(GENERATE, tokens("a", done=False), Wait(go_on), tokens("b"))
     clients: list[RawClient] = []
     try:
         for _ in range(20):  # Who comes while a thread has its last 50 ms to do is told to wait.
-            asking = [house.client() for _ in range(THREADS - len(clients))]
+            asking = [gateway.client() for _ in range(THREADS - len(clients))]
             for client in asking:
                 client.post(GENERATE, ASKED, key=key)
             clients += [client for client in asking if client.read_head().status == 200]
-        eventually(lambda: house.ollama.in_flight == THREADS)
+        eventually(lambda: gateway.ollama.in_flight == THREADS)
     finally:
         go_on.set()
         for client in clients:
@@ -119,48 +121,48 @@ def is_cut(client: RawClient) -> bool:
 # --- Before a request is whole ------------------------------------------------------------------
 
 
-def test_b11_five_hundred_connections_that_say_nothing_cost_nobody_anything(
-    house: House, key: str
+def test_five_hundred_connections_that_say_nothing_cost_nobody_anything(
+    gateway: RunningGateway, key: str
 ) -> None:
-    calm = latencies(house, key)
-    all_threads_are_free(house, key)  # Once each has worked, it has the files that it keeps.
-    [pid] = house.server.worker_pids()
+    calm = latencies(gateway, key)
+    all_threads_are_free(gateway, key)  # Once each has worked, it has the files that it keeps.
+    [pid] = gateway.server.worker_pids()
     before = open_files(pid)
 
-    with crowd(house, 500) as silent:
-        found = latencies(house, key)
+    with crowd(gateway, 500) as silent:
+        found = latencies(gateway, key)
         assert all(is_cut(client) for client in silent), "a silent connection is kept for ever"
 
-    report(house, "500 silent connections", calm, found)
+    report(gateway, "500 silent connections", calm, found)
     assert found[-1] < 1
     eventually(lambda: open_files(pid) <= before)
 
 
 @pytest.mark.parametrize("body", [False, True], ids=["B9 half a head", "B10 half a body"])
-def test_b9_b10_half_requests_hold_others_up_for_two_seconds_at_most(
-    house: House, key: str, body: bool
+def test_half_requests_hold_others_up_for_two_seconds_at_most(
+    gateway: RunningGateway, key: str, body: bool
 ) -> None:
-    calm = latencies(house, key)
+    calm = latencies(gateway, key)
     half = HEAD.format(key) + ("Content-Length: 500\r\n\r\n{" if body else "X-Half: ")
 
-    with crowd(house, THREADS * 2 if house.nginx else THREADS, half.encode()) as dawdlers:
+    with crowd(gateway, THREADS * 2 if gateway.nginx else THREADS, half.encode()) as dawdlers:
         time.sleep(0.2)
-        waited = 0.0 if house.nginx else seconds_refused(house, key)
-        found = latencies(house, key)
-        ends = [dawdlers[0].read_head().status] if body and not house.nginx else []
+        waited = 0.0 if gateway.nginx else seconds_refused(gateway, key)
+        found = latencies(gateway, key)
+        ends = [dawdlers[0].read_head().status] if body and not gateway.nginx else []
         for client in dawdlers[len(ends) :]:
             assert is_cut(client)
 
-    report(house, "half bodies" if body else "half heads", calm, found)
-    figure(f"others were refused for {waited:.1f} s, {house.way}")
+    report(gateway, "half bodies" if body else "half heads", calm, found)
+    figure(f"others were refused for {waited:.1f} s, {gateway.way}")
     assert found[-1] < 0.5 and waited < CLIENT_SECONDS + LATE
-    assert ends in ([], [408]) and house.ollama.requests[-1].json["prompt"] == "hello there"
-    all_threads_are_free(house, key)
+    assert ends in ([], [408]) and gateway.ollama.requests[-1].json["prompt"] == "hello there"
+    all_threads_are_free(gateway, key)
 
 
-def test_a_head_that_trickles_is_cut_as_a_whole(house: House, key: str) -> None:
+def test_a_head_that_trickles_is_cut_as_a_whole(gateway: RunningGateway, key: str) -> None:
     began = time.monotonic()
-    with crowd(house, 4, HEAD.format(key).encode()) as dawdlers, contextlib.suppress(OSError):
+    with crowd(gateway, 4, HEAD.format(key).encode()) as dawdlers, contextlib.suppress(OSError):
         for number in range(60):
             for client in dawdlers:
                 client.send(f"X-{number}: y\r\n".encode())
@@ -168,13 +170,13 @@ def test_a_head_that_trickles_is_cut_as_a_whole(house: House, key: str) -> None:
         raise AssertionError("it went on for twelve seconds")
 
     assert CLIENT_SECONDS - 0.5 < time.monotonic() - began < CLIENT_SECONDS + LATE
-    all_threads_are_free(house, key)
+    all_threads_are_free(gateway, key)
 
 
-def test_who_stalls_in_its_body_is_told_so(house: House, key: str) -> None:
-    with house.client() as client:
+def test_who_stalls_in_its_body_is_told_so(gateway: RunningGateway, key: str) -> None:
+    with gateway.client() as client:
         client.send(HEAD.format(key).encode() + b"Content-Length: 500\r\n\r\n{")
-        if house.nginx:
+        if gateway.nginx:
             assert client.is_closed(), "nginx has a word for it after all"
         else:
             assert client.read_head().status == 408
@@ -186,20 +188,20 @@ def test_who_stalls_in_its_body_is_told_so(house: House, key: str) -> None:
 
 
 @pytest.mark.parametrize("path", [GENERATE, "/v1/chat/completions"])
-def test_b7_who_never_reads_is_cut_and_its_thread_is_free(
-    house: House, key: str, path: str
+def test_who_never_reads_is_cut_and_its_thread_is_free(
+    gateway: RunningGateway, key: str, path: str
 ) -> None:
     upstream = "/api/chat" if "chat" in path else GENERATE
-    calm = latencies(house, key)
+    calm = latencies(gateway, key)
     # 80 MB each: more than the kernels' buffers between the model server and a client can grow to.
-    house.ollama.answer(upstream, tokens(["x" * 40_000] * 2000, path=upstream))
-    asked_before = len(house.ollama.calls(upstream))
-    readers = [house.client(receive_buffer=4096) for _ in range(THREADS // 2)]
+    gateway.ollama.answer(upstream, tokens(["x" * 40_000] * 2000, path=upstream))
+    asked_before = len(gateway.ollama.calls(upstream))
+    readers = [gateway.client(receive_buffer=4096) for _ in range(THREADS // 2)]
     for client in readers:
         said = [{"role": "user", "content": "hello there"}]
         client.post(path, {**ASKED, "messages": said}, key=key)
-    house.ollama.wait_for(asked_before + THREADS // 2, upstream, timeout=10)
-    found = latencies(house, key) if upstream != GENERATE else calm
+    gateway.ollama.wait_for(asked_before + THREADS // 2, upstream, timeout=10)
+    found = latencies(gateway, key) if upstream != GENERATE else calm
 
     eventually(lambda: not Hold.objects.filter(state="open").exists(), NEVER_READS + LATE)
     left = TokenUsage.objects.filter(outcome="client_left")
@@ -208,31 +210,31 @@ def test_b7_who_never_reads_is_cut_and_its_thread_is_free(
     assert left.count() == THREADS // 2
 
     if upstream != GENERATE:
-        report(house, "16 readers that never read", calm, found)
+        report(gateway, "16 readers that never read", calm, found)
         assert found[-1] < 2
     assert not left.filter(completion_tokens__gte=2000).exists()
-    house.ollama.wait_idle()
-    all_threads_are_free(house, key)
+    gateway.ollama.wait_idle()
+    all_threads_are_free(gateway, key)
     for client in readers:
         client.close()
 
 
-def test_b8_who_reads_slowly_but_steadily_is_not_cut_before_the_total_deadline(
-    house: House, key: str
+def test_who_reads_slowly_but_steadily_is_not_cut_before_the_total_deadline(
+    gateway: RunningGateway, key: str
 ) -> None:
     """18 MB each, so that the gateway waits for the client all the time."""
-    house.ollama.answer(GENERATE, tokens(["x" * 9000] * 2000))
-    readers = [house.client(receive_buffer=65_536) for _ in range(4)]
+    gateway.ollama.answer(GENERATE, tokens(["x" * 9000] * 2000))
+    readers = [gateway.client(receive_buffer=65_536) for _ in range(4)]
     for client in readers:
         client.post(GENERATE, ASKED, key=key, headers={"Connection": "close"})
 
-    with growing_less_than(8, house, "four slow readers"):
+    with growing_less_than(8, gateway, "four slow readers"):
         ends = in_parallel(readers, lambda client: drink(client, 150_000))
 
     assert all(b'"code":' in last and last.endswith(b"\r\n0\r\n\r\n") for _, last in ends)
     took = [seconds for seconds, _ in ends]
     # What waits on the way must not be so much that the end comes late for ever.
-    assert min(took) > TOTAL and max(took) < TOTAL + (25 if house.nginx else 15), took
+    assert min(took) > TOTAL and max(took) < TOTAL + (25 if gateway.nginx else 15), took
     assert not TokenUsage.objects.filter(outcome="client_left").exists()
 
 
@@ -245,8 +247,10 @@ def drink(client: RawClient, rate: int) -> tuple[float, bytes]:
     return time.monotonic() - began, last
 
 
-def test_who_sends_a_request_byte_by_byte_in_time_is_served(house: House, key: str) -> None:
-    port = int(house.url.rpartition(":")[2])
+def test_who_sends_a_request_byte_by_byte_in_time_is_served(
+    gateway: RunningGateway, key: str
+) -> None:
+    port = int(gateway.url.rpartition(":")[2])
     with Proxy(port) as slow:
         slow.harm(Slicer(40, pause=0.05, request=True))
         with RawClient(slow.url) as client:
@@ -254,26 +258,28 @@ def test_who_sends_a_request_byte_by_byte_in_time_is_served(house: House, key: s
             assert b'"done":true' in client.read_all()
 
 
-def test_whose_cable_was_pulled_is_billed_for_what_was_sent(house: House, key: str) -> None:
+def test_whose_cable_was_pulled_is_billed_for_what_was_sent(
+    gateway: RunningGateway, key: str
+) -> None:
     """Nothing says that such a client has gone; its answer ends as if it were there."""
-    house.ollama.answer(GENERATE, Sleep(0.2), tokens("ab"))
-    port = int(house.url.rpartition(":")[2])
+    gateway.ollama.answer(GENERATE, Sleep(0.2), tokens("ab"))
+    port = int(gateway.url.rpartition(":")[2])
     with Proxy(port) as cable:
         cable.harm(HalfOpen(request=True), Stall())
         with RawClient(cable.url) as client:
             client.post(GENERATE, ASKED, key=key)
-            house.ollama.wait_for(1)
+            gateway.ollama.wait_for(1)
         row = eventually(lambda: TokenUsage.objects.first())
 
     assert (row.outcome, row.completion_tokens) == ("complete", 2)
 
 
-def test_a_client_that_was_cut_is_one_line_in_the_log(house: House, key: str) -> None:
-    with house.client(receive_buffer=4096) as client:
-        house.ollama.answer(GENERATE, tokens(["x" * 40_000] * 2000))
+def test_a_client_that_was_cut_is_one_line_in_the_log(gateway: RunningGateway, key: str) -> None:
+    with gateway.client(receive_buffer=4096) as client:
+        gateway.ollama.answer(GENERATE, tokens(["x" * 40_000] * 2000))
         client.post(GENERATE, ASKED, key=key)
         eventually(TokenUsage.objects.exists, NEVER_READS + LATE)
 
-    if not house.nginx:  # Which cuts it first, and the gateway sees somebody leave.
-        eventually(lambda: CUT in house.server.log())
-    assert "Traceback" not in house.server.log()
+    if not gateway.nginx:  # Which cuts it first, and the gateway sees somebody leave.
+        eventually(lambda: CUT in gateway.server.log())
+    assert "Traceback" not in gateway.server.log()

@@ -2,7 +2,7 @@
 through nginx.
 
 The numbers B1 to B25 are those of the promises page. B7 to B11 are in test_slow_clients.py, B15 to
-B18, B22 and B24 in test_crooked_requests.py. B4, B14 and B23 name nothing.
+B18, B22 and B24 in test_malformed_requests.py. B4, B14 and B23 name nothing.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from billing.models import Hold, TokenUsage
 from tests.fakes.ollama import Received
 from tests.fakes.script import Reset, Stall, Wait, tokens
 from tests.faults.conftest import (
-    House,
+    RunningGateway,
     Seen,
     ask,
     books_balance,
@@ -45,20 +45,24 @@ PROMISED_SECONDS = 1.0
 
 
 @pytest.fixture(scope="module", params=ways())
-def running(request: Any, django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
-    with started(behind_nginx=request.param) as house:
-        yield house
+def running(
+    request: Any, django_db_setup: None, django_db_blocker: Any
+) -> Iterator[RunningGateway]:
+    with started(behind_nginx=request.param) as gateway:
+        yield gateway
 
 
 @pytest.fixture(scope="module", params=ways())
-def running_small(request: Any, django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+def running_small(
+    request: Any, django_db_setup: None, django_db_blocker: Any
+) -> Iterator[RunningGateway]:
     """A gateway with one process of sixteen threads."""
-    with started(request.param, GATEWAY_WORKERS="1", GATEWAY_THREADS="16") as house:
-        yield house
+    with started(request.param, GATEWAY_WORKERS="1", GATEWAY_THREADS="16") as gateway:
+        yield gateway
 
 
 @pytest.fixture
-def small(running_small: House, transactional_db: None) -> Iterator[House]:
+def small(running_small: RunningGateway, transactional_db: None) -> Iterator[RunningGateway]:
     set_right(running_small)
     yield running_small
     set_right(running_small)
@@ -68,12 +72,14 @@ def small(running_small: House, transactional_db: None) -> Iterator[House]:
 # --- Leaving ------------------------------------------------------------------------------------
 
 
-def leave(house: House, key: str, *, lines: int = 0, stream: bool = True) -> tuple[Received, float]:
+def leave(
+    gateway: RunningGateway, key: str, *, lines: int = 0, stream: bool = True
+) -> tuple[Received, float]:
     """Ask, read some lines, leave; return what the model server saw and how late it saw it."""
-    before = len(house.ollama.requests)
-    with house.client() as client:
+    before = len(gateway.ollama.requests)
+    with gateway.client() as client:
         client.post(GENERATE, {**ASKED, "stream": stream}, key=key)
-        asked = house.ollama.wait_for(before + 1)[-1]
+        asked = gateway.ollama.wait_for(before + 1)[-1]
         if lines:
             client.read_head()
         for _ in range(lines):
@@ -86,10 +92,12 @@ def leave(house: House, key: str, *, lines: int = 0, stream: bool = True) -> tup
 
 
 @pytest.mark.parametrize("lines", range(1, 6))
-def test_b1_who_leaves_after_some_lines_pays_for_them(house: House, key: str, lines: int) -> None:
-    house.ollama.answer(GENERATE, tokens(["x"] * 200, pause=0.02))
+def test_who_leaves_after_some_lines_pays_for_them(
+    gateway: RunningGateway, key: str, lines: int
+) -> None:
+    gateway.ollama.answer(GENERATE, tokens(["x"] * 200, pause=0.02))
 
-    asked, late = leave(house, key, lines=lines)
+    asked, late = leave(gateway, key, lines=lines)
 
     assert late < PROMISED_SECONDS
     row = the_row()
@@ -98,31 +106,33 @@ def test_b1_who_leaves_after_some_lines_pays_for_them(house: House, key: str, li
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_b2_b6_who_leaves_before_the_first_line_pays_nothing(
-    house: House, key: str, stream: bool
+def test_who_leaves_before_the_first_line_pays_nothing(
+    gateway: RunningGateway, key: str, stream: bool
 ) -> None:
-    house.ollama.answer(GENERATE, Stall())
+    gateway.ollama.answer(GENERATE, Stall())
 
-    _, late = leave(house, key, stream=stream)
+    _, late = leave(gateway, key, stream=stream)
 
     assert late < PROMISED_SECONDS
     assert (the_row().outcome, the_row().billed) == ("client_left", False)
 
 
-def test_b5_a_line_every_two_seconds_hides_nobody_who_leaves(house: House, key: str) -> None:
-    house.ollama.answer(GENERATE, tokens("abc", pause=1.8))
+def test_a_line_every_two_seconds_hides_nobody_who_leaves(
+    gateway: RunningGateway, key: str
+) -> None:
+    gateway.ollama.answer(GENERATE, tokens("abc", pause=1.8))
 
-    _, late = leave(house, key, lines=1)
+    _, late = leave(gateway, key, lines=1)
 
     assert late < PROMISED_SECONDS and the_row().completion_tokens == 1
 
 
-def test_b6_who_leaves_a_whole_answer_half_written_pays_for_that_half(
-    house: House, key: str
+def test_who_leaves_a_whole_answer_half_written_pays_for_that_half(
+    gateway: RunningGateway, key: str
 ) -> None:
-    house.ollama.answer(GENERATE, tokens("ab", done=False), Stall())
+    gateway.ollama.answer(GENERATE, tokens("ab", done=False), Stall())
 
-    _, late = leave(house, key, stream=False)
+    _, late = leave(gateway, key, stream=False)
 
     assert late < PROMISED_SECONDS
     # It may leave before both lines were read; what was not read is not billed.
@@ -130,19 +140,23 @@ def test_b6_who_leaves_a_whole_answer_half_written_pays_for_that_half(
 
 
 @pytest.mark.parametrize("lines", [0, 2], ids=["before the first line", "in mid-stream"])
-def test_leaving_is_seen_within_a_second_fifty_times(house: House, key: str, lines: int) -> None:
-    house.ollama.answer(GENERATE, tokens("ab", done=False) if lines else [], Stall())
+def test_leaving_is_seen_within_a_second_fifty_times(
+    gateway: RunningGateway, key: str, lines: int
+) -> None:
+    gateway.ollama.answer(GENERATE, tokens("ab", done=False) if lines else [], Stall())
 
-    late = [leave(house, key, lines=lines)[1] for _ in range(50)]
+    late = [leave(gateway, key, lines=lines)[1] for _ in range(50)]
 
     p50, p99 = percentile(late, 50), percentile(late, 99)
     phase = "in mid-stream" if lines else "before the first line"
-    figure(f"leave to upstream closed, {phase}, {house.way}: p50 {p50:.3f} s, p99 {p99:.3f} s")
+    figure(f"leave to upstream closed, {phase}, {gateway.way}: p50 {p50:.3f} s, p99 {p99:.3f} s")
     assert p99 < PROMISED_SECONDS
     eventually(lambda: TokenUsage.objects.filter(outcome="client_left").count() == 50)
 
 
-def test_b3_who_leaves_the_queue_never_reaches_the_model_server(small: House, key: str) -> None:
+def test_who_leaves_the_queue_never_reaches_the_model_server(
+    small: RunningGateway, key: str
+) -> None:
     small.ollama.answer(GENERATE, Stall())
     served = [small.client() for _ in range(16)]
     for client in served:
@@ -166,8 +180,8 @@ CROWDS = {"a thread each": (GENERATE, 1000), "two threads each": ("/v1/chat/comp
 
 
 @pytest.mark.parametrize(("path", "count"), CROWDS.values(), ids=CROWDS)
-def test_b25_a_thousand_readers_on_sixteen_threads_leave_nothing_behind(
-    small: House, key: str, path: str, count: int
+def test_a_thousand_readers_on_sixteen_threads_leave_nothing_behind(
+    small: RunningGateway, key: str, path: str, count: int
 ) -> None:
     [pid] = small.server.worker_pids()
     # Once every thread has worked, it has all that it keeps.
@@ -182,24 +196,24 @@ def test_b25_a_thousand_readers_on_sixteen_threads_leave_nothing_behind(
     assert small.ollama.max_in_flight == 16
 
 
-def come_and_go(house: House, key: str, path: str, count: int) -> None:
+def come_and_go(gateway: RunningGateway, key: str, path: str, count: int) -> None:
     """So many ask for a stream, some are let in, and all leave."""
-    before = len(house.ollama.requests)
+    before = len(gateway.ollama.requests)
     upstream = GENERATE if path == GENERATE else "/api/chat"
-    house.ollama.answer(upstream, tokens("a", done=False, path=upstream), Stall())
-    crowd = [house.client(timeout=5) for _ in range(count)]
+    gateway.ollama.answer(upstream, tokens("a", done=False, path=upstream), Stall())
+    crowd = [gateway.client(timeout=5) for _ in range(count)]
     for client in crowd:
         # nginx lets 128 of one address in, and tells the rest.
         with contextlib.suppress(*BROKEN):
             said = [{"role": "user", "content": "hello there"}]
             client.post(path, {**ASKED, "messages": said, "stream": True}, key=key)
-    house.ollama.wait_for(before + 16)
+    gateway.ollama.wait_for(before + 16)
     time.sleep(0.5)
     for client in crowd:
         client.close()
     # Those that left in the queue are taken out of it one by one.
-    house.ollama.answer(GENERATE, tokens("ab"))
-    assert ask(house, key, timeout=240).looks_complete
+    gateway.ollama.answer(GENERATE, tokens("ab"))
+    assert ask(gateway, key, timeout=240).looks_complete
     eventually(lambda: not Hold.objects.filter(state="open").exists(), seconds=30)
 
 
@@ -216,10 +230,10 @@ HEAD = "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer 
     ],
     ids=["with its length", "in chunks"],
 )
-def test_b12_a_body_of_100_mb_is_refused_and_not_kept(
-    house: House, key: str, header: str, piece: bytes, end: bytes
+def test_a_body_of_100_mb_is_refused_and_not_kept(
+    gateway: RunningGateway, key: str, header: str, piece: bytes, end: bytes
 ) -> None:
-    with growing_less_than(50, house, "a body of 100 MB"), house.client(timeout=20) as client:
+    with growing_less_than(50, gateway, "a body of 100 MB"), gateway.client(timeout=20) as client:
         client.send(HEAD.format(key, header).encode())
         # It may be refused long before all of it is sent.
         with contextlib.suppress(OSError):
@@ -230,31 +244,31 @@ def test_b12_a_body_of_100_mb_is_refused_and_not_kept(
         assert client.read_json()["code"] == "request_too_large"
         assert client.read_line() is None and client.is_closed()
 
-    assert nothing_happened(house)
+    assert nothing_happened(gateway)
 
 
-def test_b13_a_body_shorter_than_announced_leaves_nothing(house: House, key: str) -> None:
-    with house.client() as client:
+def test_a_body_shorter_than_announced_leaves_nothing(gateway: RunningGateway, key: str) -> None:
+    with gateway.client() as client:
         client.send(HEAD.format(key, "Content-Length: 5000\r\n").encode() + BODY)
         client.sock.shutdown(socket.SHUT_WR)
-        if not house.nginx:  # Which takes it for somebody who has left.
+        if not gateway.nginx:  # Which takes it for somebody who has left.
             assert client.read_head().status == 400
             assert client.read_json()["code"] == "invalid_request"
         assert client.is_closed()
-    assert nothing_happened(house)
+    assert nothing_happened(gateway)
 
 
 # --- Old, odd and impatient clients -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["whole", "broken"])
-def test_b19_an_old_client_knows_the_end_by_the_last_line(
-    house: House, key: str, broken: bool
+def test_an_old_client_knows_the_end_by_the_last_line(
+    gateway: RunningGateway, key: str, broken: bool
 ) -> None:
-    house.ollama.answer(GENERATE, tokens("ab", done=not broken), [Reset()] if broken else [])
+    gateway.ollama.answer(GENERATE, tokens("ab", done=not broken), [Reset()] if broken else [])
     head = HEAD.format(key, f"Content-Length: {len(BODY)}\r\n").replace("HTTP/1.1", "HTTP/1.0")
 
-    with house.client() as client:
+    with gateway.client() as client:
         client.send(head.encode() + BODY)
         seen = read(client, time.monotonic())
 
@@ -263,10 +277,10 @@ def test_b19_an_old_client_knows_the_end_by_the_last_line(
 
 
 @pytest.mark.parametrize("allowed", [True, False], ids=["with a key", "without"])
-def test_b20_who_waits_for_a_100_gets_it_and_then_an_answer(
-    house: House, key: str, allowed: bool
+def test_who_waits_for_a_100_gets_it_and_then_an_answer(
+    gateway: RunningGateway, key: str, allowed: bool
 ) -> None:
-    with house.client() as client:
+    with gateway.client() as client:
         header = f"Content-Length: {len(BODY)}\r\nExpect: 100-continue\r\n"
         client.send(HEAD.format(key if allowed else "x", header).encode())
         assert client.read_head().status == 100
@@ -274,17 +288,17 @@ def test_b20_who_waits_for_a_100_gets_it_and_then_an_answer(
         assert client.read_head().status == (200 if allowed else 401)
         client.read_all()
 
-    assert len(house.ollama.requests) == TokenUsage.objects.count() == (1 if allowed else 0)
+    assert len(gateway.ollama.requests) == TokenUsage.objects.count() == (1 if allowed else 0)
 
 
-def test_b21_a_line_is_there_before_the_next_is_made_and_is_not_compressed(
-    house: House, key: str
+def test_a_line_is_there_before_the_next_is_made_and_is_not_compressed(
+    gateway: RunningGateway, key: str
 ) -> None:
     seen = {piece: threading.Event() for piece in "abcd"}
     steps = [[tokens(piece, done=False), Wait(event)] for piece, event in seen.items()]
-    house.ollama.answer(GENERATE, steps, tokens("e"))
+    gateway.ollama.answer(GENERATE, steps, tokens("e"))
 
-    with house.client() as client:
+    with gateway.client() as client:
         client.post(GENERATE, ASKED, key=key, headers={"Accept-Encoding": "gzip, br"})
         assert "content-encoding" not in client.read_head().headers
         for piece, event in seen.items():
@@ -293,7 +307,7 @@ def test_b21_a_line_is_there_before_the_next_is_made_and_is_not_compressed(
         assert b'"done":true' in client.read_all()
 
 
-def test_other_customers_are_served_after_all_this(house: House, key: str) -> None:
-    seen: list[Seen] = [ask(house, key) for _ in range(5)]
+def test_other_customers_are_served_after_all_this(gateway: RunningGateway, key: str) -> None:
+    seen: list[Seen] = [ask(gateway, key) for _ in range(5)]
 
     assert all(one.looks_complete for one in seen)

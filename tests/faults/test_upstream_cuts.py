@@ -63,7 +63,7 @@ class BareUpstream:
 
 
 @pytest.mark.parametrize(("path", "fields"), FAMILIES.values(), ids=FAMILIES)
-def test_a8_no_cut_at_any_byte_looks_complete(
+def test_no_cut_at_any_byte_looks_complete(
     bare: BareUpstream, alice: Caller, priced: Any, path: str, fields: dict[str, Any]
 ) -> None:
     upstream = "/api/generate" if "generate" in path else "/api/chat"

@@ -30,7 +30,7 @@ from tests.fakes.script import (
 )
 from tests.faults.conftest import (
     BOTH_WAYS,
-    House,
+    RunningGateway,
     ask,
     costs_nothing,
     figure,
@@ -53,15 +53,15 @@ GOOD_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
 # --- Before the first line ----------------------------------------------------------------------
 
 
-def test_a1_a_model_server_that_is_down_is_a_quick_503(house: House, key: str) -> None:
-    house.proxy.down()
+def test_a_model_server_that_is_down_is_a_quick_503(gateway: RunningGateway, key: str) -> None:
+    gateway.proxy.down()
 
-    found = [ask(house, key) for _ in range(5 if house.nginx else 50)]
+    found = [ask(gateway, key) for _ in range(5 if gateway.nginx else 50)]
 
     times = sorted(seen.seconds for seen in found)
     p50, p99 = percentile(times, 50), percentile(times, 99)
     figure(
-        f"time to 503 when refused, {house.way}: p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms"
+        f"time to 503 when refused, {gateway.way}: p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms"
     )
     assert all(is_error(seen, 503, "upstream_down") for seen in found)
     assert all(int(seen.headers["retry-after"]) > 0 for seen in found)
@@ -69,21 +69,23 @@ def test_a1_a_model_server_that_is_down_is_a_quick_503(house: House, key: str) -
     assert not TokenUsage.objects.exists() and not Hold.objects.exists()
 
 
-def test_a2_silence_is_a_504_at_the_first_lines_deadline(house: House, key: str) -> None:
-    house.ollama.answer(GENERATE, Stall())
+def test_silence_is_a_504_at_the_first_lines_deadline(gateway: RunningGateway, key: str) -> None:
+    gateway.ollama.answer(GENERATE, Stall())
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert is_error(seen, 504, "upstream_stalled")
     assert FIRST_LINE - EARLY < seen.seconds < FIRST_LINE + LATE
-    assert house.ollama.requests[0].left.wait(2), "the upstream connection was not closed"
+    assert gateway.ollama.requests[0].left.wait(2), "the upstream connection was not closed"
     assert costs_nothing("upstream_stalled")
 
 
-def test_a3_a_dribbled_status_line_is_cut_at_the_same_deadline(house: House, key: str) -> None:
-    house.ollama.answer(GENERATE, dribble(GOOD_HEAD, pause=0.3))
+def test_a_dribbled_status_line_is_cut_at_the_same_deadline(
+    gateway: RunningGateway, key: str
+) -> None:
+    gateway.ollama.answer(GENERATE, dribble(GOOD_HEAD, pause=0.3))
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert is_error(seen, 504, "upstream_stalled")
     assert FIRST_LINE - EARLY < seen.seconds < FIRST_LINE + LATE
@@ -95,12 +97,12 @@ def test_a3_a_dribbled_status_line_is_cut_at_the_same_deadline(house: House, key
     [tokens(["x"] * 100, pause=0.3), slices(b'{"response": "' + b"x" * 100, 1, pause=0.3)],
     ids=["lines", "bytes of one line"],
 )
-def test_a4_a_dribble_without_end_is_cut_at_a_deadline(
-    house: House, key: str, body: list[Any]
+def test_a_dribble_without_end_is_cut_at_a_deadline(
+    gateway: RunningGateway, key: str, body: list[Any]
 ) -> None:
-    house.ollama.answer(GENERATE, tokens("a", done=False), body)
+    gateway.ollama.answer(GENERATE, tokens("a", done=False), body)
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert is_broken_off(seen, "answer_too_long") and seen.seconds < TOTAL + LATE
     assert seen.seconds > TOTAL - EARLY, "another deadline was quicker"
@@ -120,24 +122,24 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("refusal", "status"), REFUSALS.values(), ids=REFUSALS)
-def test_a5_a_refusal_keeps_a_status_and_tells_nothing(
-    house: House, key: str, refusal: list[Any], status: int
+def test_a_refusal_keeps_a_status_and_tells_nothing(
+    gateway: RunningGateway, key: str, refusal: list[Any], status: int
 ) -> None:
-    house.ollama.answer(GENERATE, refusal)
+    gateway.ollama.answer(GENERATE, refusal)
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert seen.status == status and "/srv" not in str(seen.error)
     assert costs_nothing("upstream_refused", "upstream_broke", "invalid_request")
 
 
-def test_a6_a_busy_model_server_is_not_asked_again(house: House, key: str) -> None:
-    house.ollama.answer(GENERATE, reply({"error": "server busy, please try again"}, 503))
+def test_a_busy_model_server_is_not_asked_again(gateway: RunningGateway, key: str) -> None:
+    gateway.ollama.answer(GENERATE, reply({"error": "server busy, please try again"}, 503))
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert is_error(seen, 503, "upstream_busy") and int(seen.headers["retry-after"]) > 0
-    assert len(house.ollama.requests) == 1
+    assert len(gateway.ollama.requests) == 1
     assert costs_nothing("upstream_refused")
 
 
@@ -146,12 +148,12 @@ def test_a6_a_busy_model_server_is_not_asked_again(house: House, key: str) -> No
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("lines", range(6))
-def test_a7_an_error_line_ends_an_answer_as_failed(
-    house: House, key: str, lines: int, stream: bool
+def test_an_error_line_ends_an_answer_as_failed(
+    gateway: RunningGateway, key: str, lines: int, stream: bool
 ) -> None:
-    house.ollama.answer(GENERATE, tokens("x" * lines, done=False), error_line("out of memory"))
+    gateway.ollama.answer(GENERATE, tokens("x" * lines, done=False), error_line("out of memory"))
 
-    seen = ask(house, key, stream=stream)
+    seen = ask(gateway, key, stream=stream)
 
     status = 200 if stream and lines else 502
     assert is_error(seen, status, "upstream_broke") and seen.ended_properly
@@ -160,13 +162,13 @@ def test_a7_an_error_line_ends_an_answer_as_failed(
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("at", [0, 10, 200, 420, 600])
-def test_a8_a_cut_on_the_wire_never_looks_complete(
-    house: House, key: str, at: int, reset: bool
+def test_a_cut_on_the_wire_never_looks_complete(
+    gateway: RunningGateway, key: str, at: int, reset: bool
 ) -> None:
-    house.ollama.answer(GENERATE, tokens("abcdefgh", pause=0.01))
-    house.proxy.harm(Cut(at, reset=reset))
+    gateway.ollama.answer(GENERATE, tokens("abcdefgh", pause=0.01))
+    gateway.proxy.harm(Cut(at, reset=reset))
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert seen.error and not seen.looks_complete
     assert costs_nothing("upstream_broke", "upstream_refused")
@@ -188,12 +190,12 @@ BROKEN_ENDS = {
 
 @pytest.mark.parametrize("ending", BROKEN_ENDS.values(), ids=BROKEN_ENDS)
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_a9_a10_a13_a_stream_without_its_last_line_is_broken(
-    house: House, key: str, ending: list[Any], stream: bool
+def test_a_stream_without_its_last_line_is_broken(
+    gateway: RunningGateway, key: str, ending: list[Any], stream: bool
 ) -> None:
-    house.ollama.answer(GENERATE, tokens("ab", done=False), ending)
+    gateway.ollama.answer(GENERATE, tokens("ab", done=False), ending)
 
-    seen = ask(house, key, stream=stream)
+    seen = ask(gateway, key, stream=stream)
 
     assert seen.error["code"] == "upstream_broke" and not seen.looks_complete
     assert b"<html>" not in seen.body and b"\xc3" not in seen.body
@@ -201,23 +203,23 @@ def test_a9_a10_a13_a_stream_without_its_last_line_is_broken(
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_a9_a_proper_end_without_a_last_line_is_an_end(
-    house: House, key: str, stream: bool
+def test_a_proper_end_without_a_last_line_is_an_end(
+    gateway: RunningGateway, key: str, stream: bool
 ) -> None:
-    house.ollama.answer(GENERATE, tokens("ab", done=False))
+    gateway.ollama.answer(GENERATE, tokens("ab", done=False))
 
-    seen = ask(house, key, stream=stream)
+    seen = ask(gateway, key, stream=stream)
 
     assert seen.looks_complete and json.loads(seen.lines[-1])["done_reason"] == "length"
     assert (the_row().outcome, the_row().billed) == ("complete", True)
     assert (the_row().completion_tokens, the_row().count_source) == (2, "counted")
 
 
-def test_a11_a_last_line_without_its_newline_is_complete(house: House, key: str) -> None:
+def test_a_last_line_without_its_newline_is_complete(gateway: RunningGateway, key: str) -> None:
     last = json.dumps({"response": "", "done": True, "prompt_eval_count": 3, "eval_count": 7})
-    house.ollama.answer(GENERATE, tokens("a", done=False), Raw(last.encode()))
+    gateway.ollama.answer(GENERATE, tokens("a", done=False), Raw(last.encode()))
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert seen.looks_complete
     row = the_row()
@@ -229,28 +231,28 @@ ENDLESS = [Raw(b"x" * 65_536)] * 480  # 30 MB
 
 
 @pytest.mark.parametrize("begun", ["", "a"], ids=["first line", "in mid-stream"])
-def test_a12_a_line_of_ten_megabytes_is_cut_and_memory_stays_flat(
-    house: House, key: str, begun: str
+def test_a_line_of_ten_megabytes_is_cut_and_memory_stays_flat(
+    gateway: RunningGateway, key: str, begun: str
 ) -> None:
-    house.ollama.answer(GENERATE, tokens(begun, done=False), ENDLESS)
-    ask(house, key)
+    gateway.ollama.answer(GENERATE, tokens(begun, done=False), ENDLESS)
+    ask(gateway, key)
 
-    with growing_less_than(40, house, "four lines of 30 MB at once"):
-        found = in_parallel(range(4), lambda _: ask(house, key))
+    with growing_less_than(40, gateway, "four lines of 30 MB at once"):
+        found = in_parallel(range(4), lambda _: ask(gateway, key))
 
     assert all(seen.error["code"] == "upstream_broke" for seen in found)
     assert not any(seen.looks_complete for seen in found)
-    assert house.ollama.requests[-1].left.wait(2), "the rest of the line was waited for"
+    assert gateway.ollama.requests[-1].left.wait(2), "the rest of the line was waited for"
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("more", [tokens("b", count=900), [Line(b"<html>")], [Sleep(3), Reset()]])
-def test_a15_what_follows_the_last_line_is_dropped(
-    house: House, key: str, more: list[Any], stream: bool
+def test_what_follows_the_last_line_is_dropped(
+    gateway: RunningGateway, key: str, more: list[Any], stream: bool
 ) -> None:
-    house.ollama.answer(GENERATE, tokens("ab"), more)
+    gateway.ollama.answer(GENERATE, tokens("ab"), more)
 
-    seen = ask(house, key, stream=stream)
+    seen = ask(gateway, key, stream=stream)
 
     assert seen.looks_complete and seen.ended_properly and seen.seconds < 2
     assert b"".join(json.loads(line)["response"].encode() for line in seen.lines) == b"ab"
@@ -259,13 +261,13 @@ def test_a15_what_follows_the_last_line_is_dropped(
 
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_what_the_model_server_says_arrives_however_it_is_sliced(
-    house: House, key: str, size: int
+    gateway: RunningGateway, key: str, size: int
 ) -> None:
     pieces = ["Grüße", " \U0001f600", "\r", " \u2028", "\\n", '"']
-    house.ollama.answer(GENERATE, tokens(pieces))
-    house.proxy.harm(Slicer(size))
+    gateway.ollama.answer(GENERATE, tokens(pieces))
+    gateway.proxy.harm(Slicer(size))
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert [json.loads(line)["response"] for line in seen.body.split(b"\n")[:-2]] == pieces
     assert seen.looks_complete

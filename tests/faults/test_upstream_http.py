@@ -15,7 +15,7 @@ from tests.fakes.proxy import Instead
 from tests.fakes.script import Close, Raw, Reset, Sleep, Status, dribble, tokens
 from tests.faults.conftest import (
     BOTH_WAYS,
-    House,
+    RunningGateway,
     Seen,
     ask,
     costs_nothing,
@@ -51,21 +51,23 @@ WIRES = {
 
 
 @pytest.mark.parametrize("wire", WIRES.values(), ids=WIRES)
-def test_a17_broken_http_is_a_502(house: House, key: str, wire: bytes) -> None:
-    house.proxy.harm(Instead(wire))
+def test_broken_http_is_a_502(gateway: RunningGateway, key: str, wire: bytes) -> None:
+    gateway.proxy.harm(Instead(wire))
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert is_error(seen, 502, "upstream_broke")
     assert costs_nothing("upstream_broke", "upstream_refused")
-    assert len(house.ollama.requests) == 1
+    assert len(gateway.ollama.requests) == 1
 
 
-def test_a17_where_length_and_chunks_disagree_the_chunks_count(house: House, key: str) -> None:
+def test_where_length_and_chunks_disagree_the_chunks_count(
+    gateway: RunningGateway, key: str
+) -> None:
     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(DONE), DONE)
-    house.proxy.harm(Instead(CHUNKED + b"Content-Length: 5\r\n\r\n" + chunks))
+    gateway.proxy.harm(Instead(CHUNKED + b"Content-Length: 5\r\n\r\n" + chunks))
 
-    assert ask(house, key).looks_complete and the_row().outcome == "complete"
+    assert ask(gateway, key).looks_complete and the_row().outcome == "complete"
 
 
 BOMB = gzip.compress(b"0" * 50_000_000)
@@ -84,57 +86,57 @@ PACKED = {
 
 
 @pytest.mark.parametrize(("coding", "data"), PACKED.values(), ids=PACKED)
-def test_a18_a_compressed_answer_is_refused_and_not_unpacked(
-    house: House, key: str, coding: str, data: bytes
+def test_a_compressed_answer_is_refused_and_not_unpacked(
+    gateway: RunningGateway, key: str, coding: str, data: bytes
 ) -> None:
-    house.ollama.answer(GENERATE, Status(200, {"Content-Encoding": coding}), Raw(data))
-    ask(house, key)
+    gateway.ollama.answer(GENERATE, Status(200, {"Content-Encoding": coding}), Raw(data))
+    ask(gateway, key)
 
-    with growing_less_than(20, house, "a compressed answer"):
-        seen = ask(house, key)
+    with growing_less_than(20, gateway, "a compressed answer"):
+        seen = ask(gateway, key)
 
     assert is_error(seen, 502, "upstream_broke")
 
 
-def test_a19_a_redirect_is_not_followed(house: House, key: str) -> None:
+def test_a_redirect_is_not_followed(gateway: RunningGateway, key: str) -> None:
     with FakeOllama() as elsewhere:
         location = {"Location": elsewhere.url + GENERATE, "Content-Length": "0"}
         for status in (301, 302, 303, 307, 308):
-            house.ollama.answer(GENERATE, Status(status, location))
-            assert is_error(ask(house, key), 502, "upstream_error")
+            gateway.ollama.answer(GENERATE, Status(status, location))
+            assert is_error(ask(gateway, key), 502, "upstream_error")
         assert elsewhere.requests == []
 
 
 @pytest.mark.parametrize("ending", [Reset(), Close()], ids=["reset", "closed"])
-def test_a21_a_request_that_was_sent_is_never_sent_again(
-    house: House, key: str, ending: Any
+def test_a_request_that_was_sent_is_never_sent_again(
+    gateway: RunningGateway, key: str, ending: Any
 ) -> None:
-    house.ollama.answer(GENERATE, ending)
+    gateway.ollama.answer(GENERATE, ending)
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
-    assert is_error(seen, 502, "upstream_broke") and len(house.ollama.requests) == 1
+    assert is_error(seen, 502, "upstream_broke") and len(gateway.ollama.requests) == 1
     assert costs_nothing("upstream_broke", "upstream_refused")
 
 
-def test_a22_a_model_that_loads_longer_than_a_lease_lasts_is_waited_for(
-    house: House, key: str
+def test_a_model_that_loads_longer_than_a_lease_lasts_is_waited_for(
+    gateway: RunningGateway, key: str
 ) -> None:
-    house.ollama.answer(GENERATE, Sleep(2.3), tokens("ab"))
+    gateway.ollama.answer(GENERATE, Sleep(2.3), tokens("ab"))
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert seen.looks_complete and seen.seconds > 2.3
     assert the_row().outcome == "complete"
 
 
 @pytest.mark.parametrize("pause", [0.05, 60], ids=["endless", "one"])
-def test_a23_a_continue_that_nothing_follows_is_cut_at_the_deadline(
-    house: House, key: str, pause: float
+def test_a_continue_that_nothing_follows_is_cut_at_the_deadline(
+    gateway: RunningGateway, key: str, pause: float
 ) -> None:
-    house.ollama.answer(GENERATE, interim("100 Continue", pause))
+    gateway.ollama.answer(GENERATE, interim("100 Continue", pause))
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert is_error(seen, 504, "upstream_stalled")
     assert FIRST_LINE - EARLY < seen.seconds < FIRST_LINE + LATE
@@ -142,13 +144,13 @@ def test_a23_a_continue_that_nothing_follows_is_cut_at_the_deadline(
 
 
 @pytest.mark.parametrize("status", ["102 Processing", "103 Early Hints", "199 Whatever"])
-def test_a23_another_interim_answer_is_none(house: House, key: str, status: str) -> None:
-    house.ollama.answer(GENERATE, interim(status, 0.05))
+def test_another_interim_answer_is_none(gateway: RunningGateway, key: str, status: str) -> None:
+    gateway.ollama.answer(GENERATE, interim(status, 0.05))
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert is_error(seen, 502, "upstream_error") and seen.seconds < FIRST_LINE + LATE
-    assert house.ollama.requests[0].left.wait(2), "the upstream connection was not closed"
+    assert gateway.ollama.requests[0].left.wait(2), "the upstream connection was not closed"
     assert costs_nothing("upstream_refused", "upstream_broke")
 
 
@@ -158,7 +160,9 @@ def interim(status: str, pause: float) -> list[Any]:
     return dribble(head * 200, size=len(head), pause=pause)
 
 
-def test_a24_no_header_of_the_model_server_reaches_the_client(house: House, key: str) -> None:
+def test_no_header_of_the_model_server_reaches_the_client(
+    gateway: RunningGateway, key: str
+) -> None:
     theirs = {
         "Set-Cookie": "a=canary",
         "Server": "canary",
@@ -168,31 +172,33 @@ def test_a24_no_header_of_the_model_server_reaches_the_client(house: House, key:
         "Connection": "X-Canary, close",
         "X-Canary": "canary",
     }
-    house.ollama.answer(GENERATE, Status(200, theirs), tokens("ab"))
+    gateway.ollama.answer(GENERATE, Status(200, theirs), tokens("ab"))
 
-    seen = ask(house, key)
+    seen = ask(gateway, key)
 
     assert seen.looks_complete and "canary" not in str(seen.headers).lower()
 
 
-def test_a25_a_model_server_restarted_under_load_is_found_again(house: House, key: str) -> None:
-    house.ollama.answer(GENERATE, tokens(["x"] * 300, pause=0.02))
+def test_a_model_server_restarted_under_load_is_found_again(
+    gateway: RunningGateway, key: str
+) -> None:
+    gateway.ollama.answer(GENERATE, tokens(["x"] * 300, pause=0.02))
     cut: list[Seen] = []
-    readers = [threading.Thread(target=lambda: cut.append(ask(house, key))) for _ in range(12)]
+    readers = [threading.Thread(target=lambda: cut.append(ask(gateway, key))) for _ in range(12)]
     for reader in readers:
         reader.start()
-    house.ollama.wait_for(12)
+    gateway.ollama.wait_for(12)
     time.sleep(0.3)
 
-    house.proxy.down()
-    house.proxy.cut(reset=True)
-    refused = [ask(house, key) for _ in range(5)]
+    gateway.proxy.down()
+    gateway.proxy.cut(reset=True)
+    refused = [ask(gateway, key) for _ in range(5)]
     for reader in readers:
         reader.join(10)
     back_at = time.monotonic()
-    house.ollama.answer(GENERATE, tokens("ab"))
-    house.proxy.up()
-    eventually(lambda: ask(house, key).looks_complete)
+    gateway.ollama.answer(GENERATE, tokens("ab"))
+    gateway.proxy.up()
+    eventually(lambda: ask(gateway, key).looks_complete)
 
     assert all(is_error(seen, 503, "upstream_down") for seen in refused)
     assert all(int(seen.headers["retry-after"]) > 0 for seen in refused)

@@ -144,13 +144,13 @@ def deploy(
             postgres = stack.enter_context(postgres or Postgres())
             url = postgres.create("gateway")
         made = Deployment(home, url, ollama, postgres, more=more)
-        _furnish(made)
+        _seed(made)
         yield made
         made.settle_holds()
         made.books_balance()
 
 
-FURNISH = """
+SEED = """
 from django.core.management import call_command
 call_command("migrate", verbosity=0)
 call_command("create_account", "Alice", credit="1000000")
@@ -159,9 +159,9 @@ call_command("issue_key", "Alice", name="test")
 """
 
 
-def _furnish(made: Deployment) -> None:
+def _seed(made: Deployment) -> None:
     """In one process: to start one takes longer than what it does."""
-    made.key = _key_in(manage(made.env, "shell", "--no-imports", "-c", FURNISH))
+    made.key = _key_in(manage(made.env, "shell", "--no-imports", "-c", SEED))
 
 
 def issue_key(made: Deployment, account: str = "Alice") -> str:

@@ -11,21 +11,21 @@ import requests
 from tests.conftest import set_price
 from tests.fakes.ollama import Received
 from tests.fakes.script import CREATED_AT, Raw, Step, reply, tokens
-from tests.faults.conftest import House, figure, growing_less_than, in_parallel, started
+from tests.faults.conftest import RunningGateway, figure, growing_less_than, in_parallel, started
 from tests.faults.test_hostile_bodies import listening
 
 TOKENS, TOP, TEXTS, NUMBERS = 8192, 20, 512, 4096
 
 
 @pytest.fixture(scope="module")
-def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[RunningGateway]:
     more: dict[str, Any] = {
         "GATEWAY_WORKERS": "1",
         "UPSTREAM_TOTAL_SECONDS": "120",
         "CLIENT_SECONDS": "60",
     }
-    with started(**more) as house:
-        yield house
+    with started(**more) as gateway:
+        yield gateway
 
 
 def tokens_with_probabilities() -> list[Step]:
@@ -50,9 +50,9 @@ def vectors(received: Received) -> list[Step]:
     return reply(PARTS[len(received.json["input"])])
 
 
-def ask(house: House, key: str, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
+def ask(gateway: RunningGateway, key: str, path: str, body: dict[str, Any]) -> tuple[int, bytes]:
     headers = {"Authorization": f"Bearer {key}"}
-    response = requests.post(house.url + path, json=body, headers=headers, timeout=120)
+    response = requests.post(gateway.url + path, json=body, headers=headers, timeout=120)
     return response.status_code, response.content
 
 
@@ -70,15 +70,15 @@ WHOLE = {
 @pytest.mark.parametrize(("at_once", "megabytes"), [(1, 48), (4, 150)])
 @pytest.mark.parametrize("family", WHOLE)
 def test_a_whole_response_takes_little_more_than_its_body(
-    house: House, key: str, family: str, at_once: int, megabytes: int
+    gateway: RunningGateway, key: str, family: str, at_once: int, megabytes: int
 ) -> None:
-    house.ollama.answer("/api/chat", *LINES)
+    gateway.ollama.answer("/api/chat", *LINES)
     path, body = WHOLE[family]
     what = f"{at_once} × {TOKENS} tokens with {TOP} logprobs, {family}"
-    ask(house, key, path, SAID | {"stream": False})
+    ask(gateway, key, path, SAID | {"stream": False})
 
-    with growing_less_than(megabytes, house, what):
-        told = in_parallel([key] * at_once, lambda one: ask(house, one, path, body), seconds=120)
+    with growing_less_than(megabytes, gateway, what):
+        told = in_parallel([key] * at_once, lambda one: ask(gateway, one, path, body), seconds=120)
 
     figure(f"{what}: {len(told[0][1])} bytes")
     assert [status for status, _ in told] == [200] * at_once
@@ -95,16 +95,16 @@ ENCODINGS = {
 @pytest.mark.parametrize("at_once", [1, 4])
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_embeddings_take_little_more_than_their_body(
-    house: House, key: str, encoding: str, at_once: int
+    gateway: RunningGateway, key: str, encoding: str, at_once: int
 ) -> None:
     set_price("nomic-embed-text", "0.001")
     path, more = ENCODINGS[encoding]
     body = {"model": "nomic-embed-text", "input": ["x"] * TEXTS, **more}
     what = f"{at_once} × {TEXTS} texts of {NUMBERS} numbers, {encoding}"
 
-    with listening(house, key) as other, growing_less_than(190, house, what):
-        house.ollama.answer("/api/embed", vectors)
-        told = in_parallel([key] * at_once, lambda one: ask(house, one, path, body), seconds=120)
+    with listening(gateway, key) as other, growing_less_than(190, gateway, what):
+        gateway.ollama.answer("/api/embed", vectors)
+        told = in_parallel([key] * at_once, lambda one: ask(gateway, one, path, body), seconds=120)
 
     statuses = sorted(status for status, _ in told)
     figure(f"{what}: longest gap {other.longest:.2f} s, {statuses}, {len(told[0][1])} bytes")

@@ -1,4 +1,4 @@
-"""Prompts stay in the house: whom the gateway speaks to, whatever its surroundings suggest.
+"""Prompts stay in the gateway: whom the gateway speaks to, whatever its surroundings suggest.
 
 Each worker notes every address it looks up or connects to. Its environment names proxies, its home
 has a `.netrc`, a model server sends it elsewhere, and prompts hold addresses of images: all of them
@@ -23,7 +23,7 @@ from tests.servers.gunicorn import manage
 
 pytestmark = pytest.mark.once  # It brings its own database, so one run is enough.
 
-PROMPT = "a prompt that stays in the house"
+PROMPT = "a prompt that stays in the gateway"
 PASSWORD = "a-password-of-netrc"
 
 

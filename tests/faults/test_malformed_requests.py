@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from billing.models import Hold, TokenUsage
-from tests.faults.conftest import BOTH_WAYS, House, nothing_happened
+from tests.faults.conftest import BOTH_WAYS, RunningGateway, nothing_happened
 from tests.gateway.test_malformed import addresses
 
 pytestmark = BOTH_WAYS
@@ -43,35 +43,35 @@ SMUGGLED = {
 
 
 @pytest.mark.parametrize(("header", "body"), SMUGGLED.values(), ids=SMUGGLED)
-def test_b15_b16_a_request_that_lies_about_its_length_is_the_last_of_its_connection(
-    house: House, key: str, header: bytes, body: bytes
+def test_a_request_that_lies_about_its_length_is_the_last_of_its_connection(
+    gateway: RunningGateway, key: str, header: bytes, body: bytes
 ) -> None:
     """A second answer would be one to `INNER`, which somebody else is to be charged with."""
     start = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
 
-    answers = everything(house, start.encode() + header.replace(b"N", LENGTH) + b"\r\n" + body)
+    answers = everything(gateway, start.encode() + header.replace(b"N", LENGTH) + b"\r\n" + body)
 
-    assert statuses(answers) in ([400], [501]) and nothing_happened(house)
+    assert statuses(answers) in ([400], [501]) and nothing_happened(gateway)
 
 
-def test_b15_headers_with_underscores_say_nothing(house: House, key: str) -> None:
+def test_headers_with_underscores_say_nothing(gateway: RunningGateway, key: str) -> None:
     """It has neither length nor chunks then, and what follows it is no request."""
     start = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
     odd = b"Content_Length: 0\r\nTransfer_Encoding: chunked\r\n\r\n"
 
-    answers = everything(house, start.encode() + odd + CHUNKED_INNER)
+    answers = everything(gateway, start.encode() + odd + CHUNKED_INNER)
 
-    assert statuses(answers) == [411, 400] and nothing_happened(house)
+    assert statuses(answers) == [411, 400] and nothing_happened(gateway)
 
 
 def statuses(answers: bytes) -> list[int]:
     return [int(status) for status in re.findall(rb"HTTP/1\.1 (\d+) ", answers)]
 
 
-def everything(house: House, sent: bytes) -> bytes:
+def everything(gateway: RunningGateway, sent: bytes) -> bytes:
     """Send bytes; return all that comes back until the server closes, which it must."""
     found = b""
-    with house.client(timeout=4) as client:
+    with gateway.client(timeout=4) as client:
         # It may refuse what is too long before all of it is sent.
         with contextlib.suppress(ConnectionError):
             client.send(sent)
@@ -94,8 +94,8 @@ HOSTS = {
 
 
 @pytest.mark.parametrize("head", HOSTS.values(), ids=HOSTS)
-def test_b17_a_host_that_is_not_ours_is_refused(house: House, key: str, head: bytes) -> None:
-    assert statuses(everything(house, head + last_header(key))) == [400]
+def test_a_host_that_is_not_ours_is_refused(gateway: RunningGateway, key: str, head: bytes) -> None:
+    assert statuses(everything(gateway, head + last_header(key))) == [400]
 
 
 def last_header(key: str) -> bytes:
@@ -110,15 +110,19 @@ TARGETS = {
 
 
 @pytest.mark.parametrize(("head", "header_is_ours"), TARGETS.values(), ids=TARGETS)
-def test_b17_a_whole_address_as_the_target_lets_nobody_in(
-    house: House, key: str, head: bytes, header_is_ours: bool
+def test_a_whole_address_as_the_target_lets_nobody_in(
+    gateway: RunningGateway, key: str, head: bytes, header_is_ours: bool
 ) -> None:
-    assert statuses(everything(house, head + last_header(key))) == [200 if header_is_ours else 400]
-    without = everything(house, head + b"Connection: close\r\n\r\n")
+    assert statuses(everything(gateway, head + last_header(key))) == [
+        200 if header_is_ours else 400
+    ]
+    without = everything(gateway, head + b"Connection: close\r\n\r\n")
     assert statuses(without) == [401 if header_is_ours else 400] and b"budgets" not in without
 
 
-def test_b18_nobody_believes_what_a_client_says_of_its_address(house: House, key: str) -> None:
+def test_nobody_believes_what_a_client_says_of_its_address(
+    gateway: RunningGateway, key: str
+) -> None:
     claims = {
         "X-Forwarded-For": "6.6.6.6",
         "X_Forwarded_For": "6.6.6.6",
@@ -128,12 +132,12 @@ def test_b18_nobody_believes_what_a_client_says_of_its_address(house: House, key
         "X-Forwarded-Proto": "https",
     }
 
-    with house.client() as client:
+    with gateway.client() as client:
         client.get("/usage", key=key, headers=dict(claims))
         assert client.read_head().status == 200
         assert b"evil" not in client.read_all()
 
-    assert "6.6.6.6" not in house.server.log() + (house.nginx.log() if house.nginx else "")
+    assert "6.6.6.6" not in gateway.server.log() + (gateway.nginx.log() if gateway.nginx else "")
 
 
 # --- Odd methods and long lines -----------------------------------------------------------------
@@ -143,19 +147,19 @@ LISTINGS = {("GET", "/api/tags"), ("GET", "/api/ps"), ("GET", "/api/version")}
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "PATCH", "CONNECT", "PUT", "FOO", "HEAD"])
-def test_b22_no_other_method_does_anything_at_any_address(
-    house: House, key: str, method: str
+def test_no_other_method_does_anything_at_any_address(
+    gateway: RunningGateway, key: str, method: str
 ) -> None:
     found: Counter[int] = Counter()
     for path in sorted(set(addresses())):
-        with house.client() as client:
+        with gateway.client() as client:
             client.request(method, path, b"{}" if method != "HEAD" else b"", key=key)
             found[client.read_head().status] += 1
 
     # 302: to the back-office's login.
     allowed = {302, 403, 404, 405} | ({200} if method in ("HEAD", "OPTIONS") else set())
     assert set(found) <= allowed and found.total() > 90
-    asked = {(each.method, each.path) for each in house.ollama.requests}
+    asked = {(each.method, each.path) for each in gateway.ollama.requests}
     assert asked <= (LISTINGS if method == "HEAD" else set())
     assert not Hold.objects.exists() and not TokenUsage.objects.exists()
 
@@ -171,11 +175,11 @@ LONG = {
 
 
 @pytest.mark.parametrize(("path", "header", "direct", "nginx"), LONG.values(), ids=LONG)
-def test_b24_what_is_too_long_is_refused(
-    house: House, key: str, path: str, header: str, direct: int, nginx: int
+def test_what_is_too_long_is_refused(
+    gateway: RunningGateway, key: str, path: str, header: str, direct: int, nginx: int
 ) -> None:
     head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{header}".encode()
 
-    answers = everything(house, head + last_header(key))
+    answers = everything(gateway, head + last_header(key))
 
-    assert statuses(answers) == [nginx if house.nginx else direct]
+    assert statuses(answers) == [nginx if gateway.nginx else direct]
