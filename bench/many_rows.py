@@ -34,10 +34,10 @@ FILL = [
     FROM ({numbers}) numbers, (SELECT * FROM model_prices ORDER BY id LIMIT 1) p,
         (SELECT * FROM accounts_apikey ORDER BY id LIMIT 1) k""",
     """INSERT INTO token_usages (request_id, account_id, key_id, price_id, model, operation,
-        prompt_tokens, completion_tokens, prompt_price, completion_price, request_price, billed,
+        prompt_tokens, completion_tokens, prompt_price, completion_price, billed,
         cost, outcome, count_source, started_at, settled_at, day)
     SELECT h.request_id, h.account_id, h.key_id, h.price_id, h.model, h.operation, {prompt},
-        {completion}, p.prompt_price, p.completion_price, 0, TRUE, {cost}, 'complete', 'upstream',
+        {completion}, p.prompt_price, p.completion_price, TRUE, {cost}, 'complete', 'upstream',
         h.opened_at, h.closed_at, date(h.closed_at)
     FROM billing_hold h JOIN model_prices p ON p.id = h.price_id""",
     """INSERT INTO billing_usagedaily (account_id, day, key_id, model, price_id, requests, unbilled,

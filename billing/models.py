@@ -33,12 +33,6 @@ class ModelPrice(models.Model):
     effective_from = models.DateTimeField()
     prompt_price = models.BigIntegerField(help_text="Smallest units per prompt token.")
     completion_price = models.BigIntegerField(help_text="Smallest units per completion token.")
-    cached_prompt_price = models.BigIntegerField(
-        null=True,
-        blank=True,
-        help_text="Smallest units per cached prompt token; empty: as the prompt.",
-    )
-    request_price = models.BigIntegerField(default=0, help_text="Smallest units per request.")
     created_at = models.DateTimeField(auto_now_add=True)
     created_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, blank=True, on_delete=models.PROTECT, related_name="+"
@@ -51,11 +45,7 @@ class ModelPrice(models.Model):
         constraints = [
             models.UniqueConstraint(fields=["model", "effective_from"], name="one_price_at_a_time"),
             models.CheckConstraint(
-                condition=Q(
-                    prompt_price__gte=0,
-                    completion_price__gte=0,
-                    request_price__gte=0,
-                ),
+                condition=Q(prompt_price__gte=0, completion_price__gte=0),
                 name="prices_not_negative",
             ),
         ]
@@ -66,7 +56,7 @@ class ModelPrice(models.Model):
 
     @property
     def rates(self) -> pricing.Rates:
-        return pricing.Rates(self.prompt_price, self.completion_price, self.request_price)
+        return pricing.Rates(self.prompt_price, self.completion_price)
 
     @property
     def prompt_per_1k(self) -> Decimal:
@@ -280,7 +270,6 @@ class TokenUsage(models.Model):
     completion_tokens = models.BigIntegerField()
     prompt_price = models.BigIntegerField()
     completion_price = models.BigIntegerField()
-    request_price = models.BigIntegerField()
     billed = models.BooleanField(help_text="Whether the answer is charged; if not it cost nothing.")
     cost = MoneyField()
     outcome = models.CharField(max_length=20, choices=OUTCOMES)
@@ -307,8 +296,7 @@ class TokenUsage(models.Model):
                 | Q(
                     billed=True,
                     cost=F("prompt_tokens") * F("prompt_price")
-                    + F("completion_tokens") * F("completion_price")
-                    + F("request_price"),
+                    + F("completion_tokens") * F("completion_price"),
                 ),
                 name="cost_follows_from_row",
             ),

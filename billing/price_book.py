@@ -102,7 +102,6 @@ def schedule(
         effective_from=effective_from,
         prompt_price=line.rates.prompt,
         completion_price=line.rates.completion,
-        request_price=line.rates.request,
         created_by=by,
         author=authors.name_of(by),
     )

@@ -25,16 +25,15 @@ class InvalidPrice(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Prices in pico: per prompt token, per completion token, per request."""
+    """Prices in pico: per prompt token and per completion token."""
 
     prompt: int
     completion: int
-    request: int = 0
 
 
 def cost(rates: Rates, prompt_tokens: int, completion_tokens: int) -> int:
     """Return what this many tokens cost, in pico, exactly; raise OverflowError past 64 bits."""
-    total = rates.prompt * prompt_tokens + rates.completion * completion_tokens + rates.request
+    total = rates.prompt * prompt_tokens + rates.completion * completion_tokens
     if total > MAX_PICO:
         raise OverflowError("the cost leaves 64 bits")
     return total

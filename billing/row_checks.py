@@ -55,27 +55,20 @@ def _sums(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def cost_follows_from_row() -> Iterator[str]:
     """A usage row's cost is its tokens times its prices, or nothing if it is not billed."""
-    formula = (
-        F("prompt_tokens") * F("prompt_price")
-        + F("completion_tokens") * F("completion_price")
-        + F("request_price")
-    )
-    wrong = Q(billed=False) & ~Q(cost=0) | Q(billed=True) & ~Q(cost=formula)
+    prompt = F("prompt_tokens") * F("prompt_price")
+    completion = F("completion_tokens") * F("completion_price")
+    wrong = Q(billed=False) & ~Q(cost=0) | Q(billed=True) & ~Q(cost=prompt + completion)
     for row in TokenUsage.objects.filter(wrong).iterator():
         yield f"usage row {row.request_id}: cost {row.cost} is not tokens times prices"
 
 
 def row_has_its_versions_prices() -> Iterator[str]:
-    """A usage row's prices are those of the price version it names; the price of the request of an
-    adjustment is the difference of two."""
+    """A usage row's prices are those of the price version it names."""
     names = ("prompt_price", "completion_price", "model")
     same = {name: OuterRef(name) for name in names}
     version = ModelPrice.objects.order_by().filter(pk=OuterRef("price_id"), **same)
-    firsts = TokenUsage.objects.order_by().filter(adjusts=None)
-    wrong_fee = ~Exists(version.filter(request_price=OuterRef("request_price")))
-    for rows in (firsts.filter(wrong_fee), _adjustments().filter(~Exists(version))):
-        for row in rows.iterator():
-            yield f"usage row {row.request_id}: prices differ from price version {row.price_id}"
+    for row in TokenUsage.objects.order_by().filter(~Exists(version)).iterator():
+        yield f"usage row {row.request_id}: prices differ from price version {row.price_id}"
 
 
 def _adjustments() -> QuerySet[TokenUsage]:

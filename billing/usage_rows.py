@@ -28,11 +28,10 @@ def require_known(lost: Reservation) -> None:
 
 def usage_row(settlement: Settlement, now: datetime) -> TokenUsage:
     """Return the row of a request that is settled now."""
-    usage, rates = settlement.usage, settlement.reservation.rates
+    usage = settlement.usage
     row = _row(settlement, now)
     row.request_id = settlement.request_id
     row.prompt_tokens, row.completion_tokens = usage.prompt_tokens, usage.completion_tokens
-    row.request_price = rates.request
     row.billed, row.cost = settlement.billed, from_pico(settlement.cost)
     return row
 
@@ -43,14 +42,14 @@ def adjustment_row(settlement: Settlement, booked: TokenUsage, now: datetime) ->
     usage, rates = settlement.usage, settlement.reservation.rates
     row = _row(settlement, now)
     row.request_id, row.adjusts = new_request_id(), booked.request_id
-    due = (usage.prompt_tokens, usage.completion_tokens, rates.request)
-    paid = (booked.prompt_tokens, booked.completion_tokens, booked.request_price)
-    row.prompt_tokens, row.completion_tokens, row.request_price = (
+    due = (usage.prompt_tokens, usage.completion_tokens)
+    paid = (booked.prompt_tokens, booked.completion_tokens)
+    row.prompt_tokens, row.completion_tokens = (
         (one if settlement.billed else 0) - (other if booked.billed else 0)
         for one, other in zip(due, paid, strict=True)
     )
     tokens = row.prompt_tokens * rates.prompt + row.completion_tokens * rates.completion
-    row.billed, row.cost = True, from_pico(tokens + row.request_price)
+    row.billed, row.cost = True, from_pico(tokens)
     return row
 
 

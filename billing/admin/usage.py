@@ -95,7 +95,6 @@ class TokenUsageAdmin(RequestAdmin):
         count("completion_tokens", "tokens written"),
         unit_price("prompt_price", "price of a token read"),
         unit_price("completion_price", "price of a token written"),
-        unit_price("request_price", "price of the request"),
         amount("cost", "cost"),
         "price",
         moment("started_at", "started (UTC)"),

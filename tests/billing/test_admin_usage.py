@@ -42,7 +42,6 @@ def usage_row(caller: Caller, price: ModelPrice, at: datetime, outcome: str) -> 
         completion_tokens=7,
         prompt_price=price.prompt_price,
         completion_price=price.completion_price,
-        request_price=0,
         billed=True,
         cost=from_pico(5 * price.prompt_price + 7 * price.completion_price),
         outcome=outcome,

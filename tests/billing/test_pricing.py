@@ -24,7 +24,7 @@ from gateway.metering import Outcome, Usage
 
 TOKENS = st.integers(0, 10**9)
 PRICES = st.integers(0, 10**12)
-RATES = st.builds(Rates, PRICES, PRICES, PRICES)
+RATES = st.builds(Rates, PRICES, PRICES)
 SMALL = st.integers(0, 10**4)
 SMALL_RATES = st.builds(Rates, st.integers(0, 10**9), st.integers(0, 10**9))
 
@@ -32,8 +32,8 @@ SMALL_RATES = st.builds(Rates, st.integers(0, 10**9), st.integers(0, 10**9))
 # --- Cost -----------------------------------------------------------------------------------------
 
 
-def test_a_cost_is_tokens_times_price_and_a_fee() -> None:
-    assert cost(Rates(2, 3, 100), 10, 20) == 180
+def test_a_cost_is_tokens_times_price() -> None:
+    assert cost(Rates(2, 3), 10, 20) == 80
 
 
 def test_the_readmes_price_comes_out_to_the_last_digit() -> None:
@@ -45,7 +45,7 @@ def test_the_readmes_price_comes_out_to_the_last_digit() -> None:
 @examples(deadline=None)
 @given(RATES, TOKENS, TOKENS)
 def test_a_cost_is_exact_or_refused(rates: Rates, read: int, written: int) -> None:
-    exact = rates.prompt * read + rates.completion * written + rates.request
+    exact = rates.prompt * read + rates.completion * written
     if exact > MAX_PICO:
         with pytest.raises(OverflowError):
             cost(rates, read, written)
