@@ -4,7 +4,7 @@ import re
 import unicodedata
 from decimal import Decimal
 
-from billing.money import from_pico, to_pico
+from billing.money import from_units, to_units
 
 # As `1,000`: a decimal comma, or one between thousands.
 AMBIGUOUS = re.compile(r"-?[1-9][0-9]{0,2},[0-9]{3}")
@@ -32,5 +32,5 @@ def read_amount(text: str, currency: str) -> Decimal:
     for pattern, between, decimal in WRITTEN:
         if pattern.fullmatch(bare):
             plain = (bare.replace(between, "") if between else bare).replace(decimal, ".")
-            return from_pico(to_pico(plain))
+            return from_units(to_units(plain))
     raise ValueError(f"'{text}' is not an amount such as 1000.50.")

@@ -14,7 +14,7 @@ from django.db.models.functions import Lag
 
 from billing import clock
 from billing.models import Budget, BudgetPeriod, Entry, Hold, LimitChange, TokenUsage
-from billing.money import ExactSum, from_pico, to_pico
+from billing.money import ExactSum, from_units, to_units
 from billing.months import month_of, months_held
 
 WALLET = Q(key=None, unit=Budget.Unit.MONEY, window=Budget.Window.TOTAL)
@@ -30,7 +30,7 @@ def held_is_open_holds() -> Iterator[str]:
                 yield f"hold {hold.request_id}: budget {budget_id} gave to it and is gone"
                 continue
             money = units[budget_id] == Budget.Unit.MONEY
-            held[budget_id, month] += to_pico(hold.amount) if money else hold.tokens
+            held[budget_id, month] += to_units(hold.amount) if money else hold.tokens
     for budget in Budget.objects.select_related("account", "key").iterator():
         expected = held.pop((budget.pk, ""), 0)
         if budget.held != expected:
@@ -78,7 +78,7 @@ def _used() -> Used:
         for key_id in (None, row["key_id"]):
             for month in ("", month_of(row["day"])):
                 place = used[row["account_id"], key_id][month]
-                place["money"] += to_pico(row["money"])
+                place["money"] += to_units(row["money"])
                 place["tokens"] += int(row["tokens"])
     return used
 
@@ -105,9 +105,9 @@ def wallet_is_entries() -> Iterator[str]:
         Entry.objects.order_by().values_list("account_id").annotate(sum=ExactSum("amount"))
     )
     for wallet in Budget.objects.filter(WALLET).select_related("account").iterator():
-        total = to_pico(entries.pop(wallet.account_id, 0))
+        total = to_units(entries.pop(wallet.account_id, 0))
         if wallet.limit != total:
-            found = f"limit {from_pico(wallet.limit):f}, entries {from_pico(total):f}"
+            found = f"limit {from_units(wallet.limit):f}, entries {from_units(total):f}"
             yield f"wallet of {wallet.account}: {found}"
     for account_id, total in entries.items():
         yield f"account {account_id}: entries of {total:f}, but no wallet"

@@ -13,7 +13,7 @@ from django.db.models.lookups import GreaterThanOrEqual
 
 from billing import clock
 from billing.models import Budget, BudgetPeriod, Hold, TokenUsage
-from billing.money import to_pico
+from billing.money import to_units
 from billing.months import month_of, months_held
 from billing.reservations import Reservation
 from gateway.metering import CapReached, NoCredit, Refused
@@ -89,7 +89,7 @@ def charge(reservation: Reservation, row: TokenUsage, held_in: tuple[tuple[int, 
     for budget in _mine(row.account_id, row.key_id):
         money = budget.unit == Budget.Unit.MONEY
         held = reservation.amount if money else reservation.tokens
-        used = (to_pico(row.cost) if money else row.total_tokens) if row.billed else 0
+        used = (to_units(row.cost) if money else row.total_tokens) if row.billed else 0
         gave = [month for budget_id, month in held_in if budget_id == budget.pk]
         if budget.window == Budget.Window.MONTH:
             _charge_months(budget, gave, held, used, month_of(row.settled_at))
@@ -103,7 +103,7 @@ def charge(reservation: Reservation, row: TokenUsage, held_in: tuple[tuple[int, 
 def release(held: Hold) -> None:
     """Give back all that was held, in every budget and month that gave it."""
     for budget in _mine(held.account_id, held.key_id):
-        amount = to_pico(held.amount) if budget.unit == Budget.Unit.MONEY else held.tokens
+        amount = to_units(held.amount) if budget.unit == Budget.Unit.MONEY else held.tokens
         gave = [month for budget_id, month in held.held_in if budget_id == budget.pk]
         if budget.window == Budget.Window.MONTH:
             _charge_months(budget, gave, amount, 0, "")

@@ -9,18 +9,18 @@ from django.db.models import F, Value
 from accounts import authors
 from accounts.models import Account
 from billing.models import Budget, Entry
-from billing.money import MAX_LIMIT, MAX_PICO, from_pico
+from billing.money import MAX_LIMIT, MAX_UNITS, from_units
 
 # How far below zero a wallet's limit may be taken: with MAX_LIMIT spent, what is left fits 64 bits.
-DEEPEST = MAX_LIMIT - MAX_PICO
+DEEPEST = MAX_LIMIT - MAX_UNITS
 
 
-def fill(wallet: Budget, pico: int) -> None:
+def fill(wallet: Budget, units: int) -> None:
     """Change what a wallet was given in all; raise ValueError if that leaves what it can count."""
-    least, most = max(DEEPEST - pico, -MAX_PICO), min(MAX_LIMIT - pico, MAX_PICO)
+    least, most = max(DEEPEST - units, -MAX_UNITS), min(MAX_LIMIT - units, MAX_UNITS)
     fits = Budget.objects.filter(pk=wallet.pk, limit__range=(least, most))
-    if fits.update(limit=F("limit") + Value(pico)) != 1:
-        bound = from_pico(MAX_LIMIT if pico > 0 else DEEPEST)
+    if fits.update(limit=F("limit") + Value(units)) != 1:
+        bound = from_units(MAX_LIMIT if units > 0 else DEEPEST)
         raise ValueError(f"That is too much: what a wallet was given ends at {bound:,f}.")
 
 

@@ -42,7 +42,7 @@ from billing.models import (
     TokenUsage,
     UsageDaily,
 )
-from billing.money import MAX_LIMIT, ExactSum, from_pico, to_pico
+from billing.money import MAX_LIMIT, ExactSum, from_units, to_units
 from billing.months import LATE, month_of
 from billing.reservations import Reservation, Settlement, reservation_of
 from billing.usage_rows import adjustment_row, require_known, usage_row
@@ -78,7 +78,7 @@ def hold(
         price_id=price.pk,
         model=demand.model,
         operation=demand.operation,
-        amount=from_pico(cost),
+        amount=from_units(cost),
         tokens=demand.prompt_bound + demand.completion_bound,
         prompt_estimate=demand.prompt_estimate,
         held_in=[(budget.pk, month) for budget, month in places],
@@ -215,7 +215,7 @@ def _book_without_hold(settlement: Settlement) -> TokenUsage | None:
         price_id=lost.price_id,
         model=lost.model,
         operation=lost.operation,
-        amount=from_pico(lost.amount),
+        amount=from_units(lost.amount),
         tokens=lost.tokens,
         prompt_estimate=lost.prompt_estimate,
         held_in=[],
@@ -240,7 +240,7 @@ def _adjust(settlement: Settlement) -> TokenUsage | None:
     logger.error(
         "Request %s went on after it was settled as expired: %s was billed, it cost %s; the "
         "difference is billed by row %s.",
-        *(settlement.request_id, booked.cost, from_pico(settlement.cost), row.request_id),
+        *(settlement.request_id, booked.cost, from_units(settlement.cost), row.request_id),
     )
     return _write(settlement.reservation, row, ())
 
@@ -265,7 +265,7 @@ def _roll_up(row: TokenUsage) -> None:
     requests = (int(row.adjusts is None), int(not row.billed))
     place: list[Any] = [row.account_id, row.day, row.key_id, row.model, row.price_id]
     with connection.cursor() as cursor:
-        cursor.execute(_UPSERT, [*place, *requests, *counted, to_pico(row.cost)])
+        cursor.execute(_UPSERT, [*place, *requests, *counted, to_units(row.cost)])
 
 
 # --- Leases -----------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def post(
     if amount == 0:
         raise ValueError("An entry moves money; zero does not.")
     wallet = open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL, by=by)
-    entries.fill(wallet, to_pico(amount))
+    entries.fill(wallet, to_units(amount))
     return entries.insert(
         account, amount, kind=kind, reason=reason.strip(), reference=reference.strip(), by=by
     )
@@ -373,15 +373,15 @@ def _spent_in(past: QuerySet[UsageDaily], unit: Budget.Unit) -> int:
         cost=ExactSum("cost"), prompt=Sum("prompt_tokens"), completion=Sum("completion_tokens")
     )
     if unit == Budget.Unit.MONEY:
-        if (cost := totals["cost"] or Decimal(0)) > from_pico(MAX_LIMIT):
+        if (cost := totals["cost"] or Decimal(0)) > from_units(MAX_LIMIT):
             raise ValueError(f"{cost:,f} was used before: more than a budget can count.")
-        return to_pico(cost)
+        return to_units(cost)
     return int((totals["prompt"] or 0) + (totals["completion"] or 0))
 
 
 @transaction.atomic
 def set_limit(budget: Budget, limit: int, *, by: User | None = None) -> None:
-    """Change a cap, in pico or tokens. A wallet's limit moves by entries alone."""
+    """Change a cap, in smallest units or tokens. A wallet's limit moves by entries alone."""
     if budget.is_wallet:
         raise ValueError("A wallet is filled by entries.")
     same = Budget.objects.filter(pk=budget.pk)

@@ -14,7 +14,7 @@ from accounts.connections import release_connection
 from billing import budgets, clock, journal, ledger, price_book, pricing, processes
 from billing.leases import lease_renewer
 from billing.models import TokenUsage
-from billing.money import from_pico, to_pico
+from billing.money import from_units, to_units
 from billing.reservations import Reservation, Settlement
 from gateway.metering import CountSource, Demand, NotPriced, Offer, Outcome, Receipt, Usage
 
@@ -89,7 +89,7 @@ class LedgerMeter:
         """Put a settlement into the journal; its price is pinned, so its cost is known."""
         try:
             journal.write(settlement)
-            cost = from_pico(settlement.cost)
+            cost = from_units(settlement.cost)
         except OSError:
             logger.exception("The journal cannot be written; kept in memory: %s", settlement)
             return None
@@ -149,8 +149,8 @@ def receipt_of(rows: list[TokenUsage]) -> Receipt | None:
         CountSource(counted[-1].count_source),
         started=True,
     )
-    cost = sum(to_pico(row.cost) for row in counted)
-    return Receipt(usage, from_pico(cost), settings.CURRENCY)
+    cost = sum(to_units(row.cost) for row in counted)
+    return Receipt(usage, from_units(cost), settings.CURRENCY)
 
 
 def drop_connection() -> None:

@@ -6,8 +6,8 @@ price: what a token costs, one row per version, never changed. budget: a limit, 
 and held of it. hold: what one request may take, set aside before it is answered. usage row: what
 it took, and the evidence of the bill. entry: money put in or taken out by a person.
 
-Prices and amounts are pico (`money.py`), tokens are tokens; both are whole numbers. What must never
-change is guarded by triggers in the database itself (migration 0002).
+Prices and amounts are smallest units (`money.py`), tokens are tokens; both are whole numbers. What
+must never change is guarded by triggers in the database itself (migration 0002).
 """
 
 from decimal import Decimal
@@ -19,7 +19,7 @@ from django.db.models import F, Q
 from accounts.models import Account, ApiKey
 from billing import pricing
 from billing.configuration import BillingConfig as BillingConfig
-from billing.money import MoneyField, from_pico
+from billing.money import MoneyField, from_units
 from gateway.metering import CountSource, Outcome
 
 OUTCOMES = [(outcome.value, outcome.value.replace("_", " ")) for outcome in Outcome]
@@ -70,8 +70,8 @@ class ModelPrice(models.Model):
 class Budget(models.Model):
     """A limit of an account, or of one of its keys: a wallet, a monthly cap of money or tokens.
 
-    `limit`, `spent` and `held` are pico or tokens, by `unit`. A wallet's limit is everything
-    ever paid in. What is spent and held of a monthly budget stands in its `BudgetPeriod` rows.
+    `limit`, `spent` and `held` are smallest units or tokens, by `unit`. A wallet's limit is
+    everything ever paid in. What a monthly budget has spent and held is in its `BudgetPeriod` rows.
     """
 
     class Unit(models.TextChoices):
@@ -122,7 +122,7 @@ class Budget(models.Model):
 
     def amount(self, value: int) -> Decimal | int:
         """Return one of the budget's numbers in the unit people read."""
-        return from_pico(value) if self.unit == self.Unit.MONEY else value
+        return from_units(value) if self.unit == self.Unit.MONEY else value
 
     @property
     def left(self) -> int:

@@ -1,8 +1,10 @@
-"""Money is a whole number of the smallest unit: 1e-12 of the currency's unit, or 1e-9 where that
-is worth little. Such a number is called pico, whatever its scale.
+"""Money as a whole number of smallest units: 1e-12 of the currency's major unit.
 
-A price per 1,000 tokens with nine (or six) decimals is then a whole number per token, and sums, in
-Python and in both databases, are exact. Django's DecimalField is a float on SQLite.
+In currencies whose major unit is worth little (`SMALL_UNITS`) the smallest unit is 1e-9 of it.
+`scale()` is the number of decimals: 12 or 9.
+
+A price per 1,000 tokens with nine (or six) decimals is then a whole number per token, and sums are
+exact in Python and in both databases. Django's DecimalField is a float on SQLite.
 """
 
 import re
@@ -32,7 +34,7 @@ _SMALL = (
 SMALL_UNITS = frozenset(_SMALL.split())
 
 # What a 64-bit integer holds.
-MAX_PICO = 2**63 - 1
+MAX_UNITS = 2**63 - 1
 # The most that a budget is given. The rest is for what is spent beyond a limit: by requests that
 # ran when it was reached, and by a model that read more than was held for.
 MAX_LIMIT = 9 * 10**18
@@ -50,40 +52,46 @@ def scale() -> int:
     return scale_of(settings.CURRENCY)
 
 
-def to_pico(amount: Decimal | int | str) -> int:
-    """Return an amount of the major unit in pico; raise ValueError if it is finer or too large."""
+def to_units(amount: Decimal | int | str) -> int:
+    """Return an amount of the major unit as smallest units, of which 10 ** `scale()` make one.
+
+    Raises ValueError if the amount has more decimals than that, or does not fit 64 bits.
+    """
     places = scale()
     text = (f"{amount:f}" if isinstance(amount, Decimal) else str(amount)).strip()
-    units, _point, decimals = text.lstrip("-").partition(".")
+    whole, _point, decimals = text.lstrip("-").partition(".")
     if not _AMOUNT.fullmatch(text) or len(decimals) > places:
         raise ValueError(f"'{text}' is not an amount with at most {places} decimals.")
-    pico = int(units + decimals.ljust(places, "0"))
-    if pico > MAX_PICO:
+    units = int(whole + decimals.ljust(places, "0"))
+    if units > MAX_UNITS:
         raise ValueError(f"'{text}' is too large.")
-    return -pico if text.startswith("-") else pico
+    return -units if text.startswith("-") else units
 
 
-def from_pico(pico: int) -> Decimal:
-    """Return pico as an exact amount of the major unit, without trailing zeros."""
-    amount = Decimal(pico).scaleb(-scale())
+def from_units(units: int) -> Decimal:
+    """Return smallest units (10 ** `scale()` to one) as an amount of the major unit.
+
+    The amount is exact and has no trailing zeros.
+    """
+    amount = Decimal(units).scaleb(-scale())
     return amount.quantize(Decimal(1)) if amount == int(amount) else amount.normalize()
 
 
 class MoneyField(_Integers):
-    """An amount: Decimal in Python, pico in the database."""
+    """An amount: Decimal in Python, smallest units in the database."""
 
     description = "Money, exact"
 
     def from_db_value(self, value: int | None, *_args: Any) -> Decimal | None:
-        return None if value is None else from_pico(int(value))
+        return None if value is None else from_units(int(value))
 
     def to_python(self, value: Any) -> Decimal | None:
-        return None if value is None else from_pico(to_pico(value))
+        return None if value is None else from_units(to_units(value))
 
     def get_prep_value(self, value: Any) -> Any:
         if value is None or hasattr(value, "resolve_expression"):
             return value
-        return to_pico(value)
+        return to_units(value)
 
     def formfield(self, **kwargs: Any) -> forms.Field | None:
         return forms.DecimalField(**{"decimal_places": scale(), "max_digits": 24, **kwargs})

@@ -21,7 +21,7 @@ COLUMNS = ["model", "input_per_1k", "output_per_1k"]
 
 @dataclass(frozen=True, slots=True)
 class PriceLine:
-    """One line of a price list: a canonical model name and pico per token."""
+    """One line of a price list: a canonical model name and smallest units per token."""
 
     model: str
     rates: Rates

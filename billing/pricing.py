@@ -1,9 +1,9 @@
-"""Multiply tokens and money. Pure, whole numbers only: pico-units and tokens."""
+"""Multiply tokens and money. Pure, whole numbers only: smallest units and tokens."""
 
 from dataclasses import dataclass
 from decimal import Decimal
 
-from billing.money import MAX_PICO, from_pico, scale, to_pico
+from billing.money import MAX_UNITS, from_units, scale, to_units
 from gateway.metering import Outcome, Usage
 
 # 100 per 1,000 tokens, or 100,000 in a currency of small units: far above any price, and low enough
@@ -25,16 +25,16 @@ class InvalidPrice(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Prices in pico: per prompt token and per completion token."""
+    """Prices in smallest units: per prompt token and per completion token."""
 
     prompt: int
     completion: int
 
 
 def cost(rates: Rates, prompt_tokens: int, completion_tokens: int) -> int:
-    """Return what this many tokens cost, in pico, exactly; raise OverflowError past 64 bits."""
+    """Return the exact cost in smallest units; raise OverflowError past 64 bits."""
     total = rates.prompt * prompt_tokens + rates.completion * completion_tokens
-    if total > MAX_PICO:
+    if total > MAX_UNITS:
         raise OverflowError("the cost leaves 64 bits")
     return total
 
@@ -60,20 +60,20 @@ def is_billed(outcome: Outcome, usage: Usage, *, bill_interrupted: bool) -> bool
 
 
 def per_token(price_per_1k: str | Decimal) -> int:
-    """Turn a price per 1,000 tokens into pico per token; raise InvalidPrice.
+    """Turn a price per 1,000 tokens into smallest units per token; raise InvalidPrice.
 
-    It has three decimals less than an amount, so that one token's is a whole number of pico.
+    It has three decimals less than an amount, so that one token's is a whole number of units.
     """
     try:
-        pico = to_pico(price_per_1k)
+        units = to_units(price_per_1k)
     except ValueError:
         raise InvalidPrice(f"'{price_per_1k}' is not a price such as 0.002.") from None
-    if pico < 0 or pico // 1000 > MAX_PRICE:
+    if units < 0 or units // 1000 > MAX_PRICE:
         most = f"{per_1k(MAX_PRICE):f}"
         raise InvalidPrice(f"'{price_per_1k}' is out of range; prices go from 0 to {most}.")
-    if pico % 1000:
+    if units % 1000:
         raise InvalidPrice(f"'{price_per_1k}' has more than {price_decimals()} decimals.")
-    return pico // 1000
+    return units // 1000
 
 
 def price_decimals() -> int:
@@ -81,11 +81,11 @@ def price_decimals() -> int:
     return scale() - 3
 
 
-def per_1k(pico_per_token: int) -> Decimal:
-    """Turn pico per token into a price per 1,000 tokens."""
-    return from_pico(pico_per_token * 1000)
+def per_1k(units_per_token: int) -> Decimal:
+    """Turn smallest units per token into a price per 1,000 tokens."""
+    return from_units(units_per_token * 1000)
 
 
-def per_1m(pico_per_token: int) -> Decimal:
-    """Turn pico per token into a price per 1,000,000 tokens."""
-    return from_pico(pico_per_token * 1_000_000)
+def per_1m(units_per_token: int) -> Decimal:
+    """Turn smallest units per token into a price per 1,000,000 tokens."""
+    return from_units(units_per_token * 1_000_000)

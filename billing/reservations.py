@@ -10,7 +10,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from billing.money import to_pico
+from billing.money import to_units
 from billing.pricing import Rates, cost
 from gateway.metering import CountSource, Outcome, Usage
 
@@ -50,7 +50,7 @@ def reservation_of(held: Any, rates: Rates) -> Reservation:
         rates=rates,
         model=held.model,
         operation=held.operation,
-        amount=to_pico(held.amount),
+        amount=to_units(held.amount),
         tokens=held.tokens,
         prompt_estimate=held.prompt_estimate,
         held_in=tuple((budget_id, month) for budget_id, month in held.held_in),
@@ -74,7 +74,7 @@ class Settlement:
 
     @property
     def cost(self) -> int:
-        """Return what it comes to, in pico; raise OverflowError past 64 bits."""
+        """Return what it comes to, in smallest units; raise OverflowError past 64 bits."""
         usage = self.usage
         used = (usage.prompt_tokens, usage.completion_tokens)
         return cost(self.reservation.rates, *used) if self.billed else 0

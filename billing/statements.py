@@ -11,7 +11,7 @@ from django.db.models.functions import Coalesce
 
 from accounts.models import Account, ApiKey
 from billing.models import Budget, BudgetPeriod, UsageDaily
-from billing.money import ExactSum, from_pico
+from billing.money import ExactSum, from_units
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,4 +121,4 @@ def balance(account: Account) -> Decimal | None:
         account=account, key=None, unit=Budget.Unit.MONEY, window=Budget.Window.TOTAL
     )
     wallet = wallets.first()
-    return None if wallet is None else from_pico(wallet.limit - wallet.spent)
+    return None if wallet is None else from_units(wallet.limit - wallet.spent)

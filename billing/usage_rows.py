@@ -4,7 +4,7 @@ from datetime import datetime
 
 from accounts.models import ApiKey
 from billing.models import ModelPrice, TokenUsage
-from billing.money import from_pico
+from billing.money import from_units
 from billing.reservations import Reservation, Settlement
 from gateway.http.request_ids import new_request_id
 
@@ -32,7 +32,7 @@ def usage_row(settlement: Settlement, now: datetime) -> TokenUsage:
     row = _row(settlement, now)
     row.request_id = settlement.request_id
     row.prompt_tokens, row.completion_tokens = usage.prompt_tokens, usage.completion_tokens
-    row.billed, row.cost = settlement.billed, from_pico(settlement.cost)
+    row.billed, row.cost = settlement.billed, from_units(settlement.cost)
     return row
 
 
@@ -49,7 +49,7 @@ def adjustment_row(settlement: Settlement, booked: TokenUsage, now: datetime) ->
         for one, other in zip(due, paid, strict=True)
     )
     tokens = row.prompt_tokens * rates.prompt + row.completion_tokens * rates.completion
-    row.billed, row.cost = True, from_pico(tokens)
+    row.billed, row.cost = True, from_units(tokens)
     return row
 
 

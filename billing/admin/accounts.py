@@ -17,7 +17,7 @@ from billing import clock, ledger, statements
 from billing.admin.figures import in_unit, money
 from billing.admin.forms import CreditForm, IssueCheckedKeyForm, PaidAccountForm
 from billing.models import Budget, Entry
-from billing.money import from_pico
+from billing.money import from_units
 from billing.months import month_of
 
 ENTRIES_ON_PAGE = 10
@@ -25,7 +25,7 @@ ENTRIES_ON_PAGE = 10
 
 def balance(account: Any) -> str:
     """Return what the wallet has left, from the list's annotation."""
-    return "postpaid" if account.credit is None else money(from_pico(account.credit))
+    return "postpaid" if account.credit is None else money(from_units(account.credit))
 
 
 class AccountAdmin(PlainAccountAdmin):

@@ -19,7 +19,7 @@ from accounts.models import Account, ApiKey
 from billing import price_book, pricing
 from billing.amounts import read_amount
 from billing.models import Budget, Entry
-from billing.money import MAX_LIMIT, from_pico, to_pico
+from billing.money import MAX_LIMIT, from_units, to_units
 from gateway.names import InvalidName, canonical
 
 if TYPE_CHECKING:
@@ -173,19 +173,19 @@ class PriceForm(forms.Form):
 
 
 def read_limit(text: str, unit: str) -> int:
-    """Return a limit in pico or tokens; raise ValidationError."""
+    """Return a limit in smallest units or tokens; raise ValidationError."""
     if unit == Budget.Unit.TOKENS:
         if not re.fullmatch(r"[0-9]{1,18}", text):
             raise forms.ValidationError("Tokens are counted in whole numbers, such as 100000.")
         return int(text)
     try:
-        pico = to_pico(text)
+        units = to_units(text)
     except ValueError as error:
         raise forms.ValidationError(str(error)) from None
-    if not 0 <= pico <= MAX_LIMIT:
-        most = f"{from_pico(MAX_LIMIT):,f}"
+    if not 0 <= units <= MAX_LIMIT:
+        most = f"{from_units(MAX_LIMIT):,f}"
         raise forms.ValidationError(f"A limit is from 0 to {most}.")
-    return pico
+    return units
 
 
 class CapForm(forms.Form):

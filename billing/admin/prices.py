@@ -57,8 +57,8 @@ def price(field: str, label: str) -> tuple[Column, Column]:
 
 
 def _of(row: ModelPrice, field: str) -> int:
-    pico: int = getattr(row, field)
-    return pico
+    units: int = getattr(row, field)
+    return units
 
 
 @admin.register(ModelPrice)

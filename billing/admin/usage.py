@@ -13,7 +13,7 @@ from accounts.admin.base import Column, column, figure, moment
 from billing.admin.figures import money, tokens
 from billing.admin.lists import CURSOR, DayFilter, KeysetAdmin, RequestAdmin, RequestDayFilter
 from billing.models import Hold, TokenUsage, UsageDaily
-from billing.money import from_pico
+from billing.money import from_units
 from gateway.metering import CountSource
 
 
@@ -26,7 +26,7 @@ def amount(field: str, label: str) -> Column:
 
 
 def unit_price(field: str, label: str) -> Column:
-    return figure(field, label, lambda row: money(from_pico(getattr(row, field))))
+    return figure(field, label, lambda row: money(from_units(getattr(row, field))))
 
 
 def outcome_of(row: TokenUsage) -> str:

@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from billing.admin.lists import first_id
 from billing.models import Hold, ModelPrice, TokenUsage
-from billing.money import from_pico
+from billing.money import from_units
 from gateway.http.request_ids import uuid7
 from tests.conftest import Caller
 
@@ -43,7 +43,7 @@ def usage_row(caller: Caller, price: ModelPrice, at: datetime, outcome: str) -> 
         prompt_price=price.prompt_price,
         completion_price=price.completion_price,
         billed=True,
-        cost=from_pico(5 * price.prompt_price + 7 * price.completion_price),
+        cost=from_units(5 * price.prompt_price + 7 * price.completion_price),
         outcome=outcome,
         count_source="upstream",
         started_at=at,

@@ -21,7 +21,7 @@ from billing import append_only, journal, leases, ledger, processes, recovery
 from billing.journal import Fate
 from billing.meter import LedgerMeter
 from billing.models import Hold, ModelPrice, TokenUsage, UsageDaily
-from billing.money import from_pico
+from billing.money import from_units
 from billing.pricing import Rates
 from billing.reservations import Reservation, Settlement, to_line
 from gateway.http.request_ids import new_request_id
@@ -356,7 +356,7 @@ def test_an_ending_whose_hold_is_gone_is_settled_from_what_it_carries(
         hold.opened_at,
     )
     assert (found.state, found.tokens, found.amount) == ("settled", hold.tokens, hold.amount)
-    assert from_pico(alice.wallet.spent) == row.cost and alice.wallet.held == 0
+    assert from_units(alice.wallet.spent) == row.cost and alice.wallet.held == 0
     assert books_balance()
 
 

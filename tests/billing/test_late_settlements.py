@@ -10,7 +10,7 @@ import pytest
 from billing import journal, leases, ledger, recovery
 from billing.meter import LedgerMeter
 from billing.models import Budget, Hold, ModelPrice, TokenUsage, UsageDaily
-from billing.money import from_pico
+from billing.money import from_units
 from billing.reservations import Settlement
 from gateway.http.request_ids import new_request_id
 from gateway.metering import CountSource, Demand, Operation, Outcome, Usage
@@ -61,7 +61,7 @@ def test_the_last_chunk_and_the_books_say_what_was_delivered(
     assert receipt and receipt.cost == Decimal("0.00022")
     assert (receipt.usage.prompt_tokens, receipt.usage.completion_tokens) == (10, 50)
     later = TokenUsage.objects.get(adjusts=early.request_id)
-    assert early.cost + later.cost == receipt.cost == from_pico(alice.wallet.spent)
+    assert early.cost + later.cost == receipt.cost == from_units(alice.wallet.spent)
     assert (later.outcome, later.billed) == ("complete", True)
     assert Hold.objects.get().state == "adjusted" and books_balance()
     [error] = [record for record in caplog.records if record.levelname == "ERROR"]

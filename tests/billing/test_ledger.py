@@ -20,7 +20,7 @@ from billing.models import (
     TokenUsage,
     UsageDaily,
 )
-from billing.money import from_pico
+from billing.money import from_units
 from billing.reservations import Reservation, Settlement, reservation_of
 from gateway.http.request_ids import new_request_id
 from gateway.metering import CapReached, CountSource, Demand, NoCredit, Operation, Outcome, Usage
@@ -77,12 +77,12 @@ def test_a_hold_sets_the_most_aside_and_settling_takes_what_was_used(
     alice: Caller, priced: ModelPrice
 ) -> None:
     hold = reserve(alice, priced)
-    assert from_pico(alice.wallet.held) == hold.amount == Decimal("0.0006")
+    assert from_units(alice.wallet.held) == hold.amount == Decimal("0.0006")
 
     row = finish(hold)
 
     assert row.cost == Decimal("0.00004")
-    assert (alice.wallet.held, from_pico(alice.wallet.spent)) == (0, row.cost)
+    assert (alice.wallet.held, from_units(alice.wallet.spent)) == (0, row.cost)
     assert books_balance()
 
 
@@ -281,7 +281,7 @@ def test_credit_that_is_all_held_is_gone_for_others(alice: Caller, priced: Model
 
 def test_an_entry_moves_the_wallet_and_says_why(alice: Caller) -> None:
     ledger.post(
-        alice.account, Decimal("-0.000000000001"), kind=Entry.Kind.ADJUSTMENT, reason="A pico"
+        alice.account, Decimal("-0.000000000001"), kind=Entry.Kind.ADJUSTMENT, reason="One unit"
     )
 
     assert statements.balance(alice.account) == Decimal("24.999999999999")

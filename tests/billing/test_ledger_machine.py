@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 from billing import ledger, price_book, pricing, processes, reconciliation, recovery
 from billing.models import Budget, Entry, Hold, TokenUsage
-from billing.money import from_pico
+from billing.money import from_units
 from billing.reservations import Reservation, Settlement
 from gateway.http.request_ids import new_request_id
 from gateway.metering import Demand, Operation, Outcome, Refused, Usage
@@ -75,7 +75,7 @@ class Open:
         """An orphan costs what was known to be produced, and nothing if that is nothing."""
         if not self.produced:
             return Decimal(0)
-        return from_pico(pricing.cost(self.rates, self.prompt_estimate, self.produced))
+        return from_units(pricing.cost(self.rates, self.prompt_estimate, self.produced))
 
 
 class Ledger(RuleBasedStateMachine):
@@ -241,7 +241,7 @@ class Ledger(RuleBasedStateMachine):
 
         def ended() -> None:
             if left is not None:
-                self.settled[request_id] = from_pico(settlement.cost)
+                self.settled[request_id] = from_units(settlement.cost)
                 self.expired.pop(request_id, None)
                 if self.open.pop(request_id, None) and outcome is Outcome.EXPIRED:
                     self.expired[request_id] = left

@@ -12,10 +12,10 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from billing.models import Entry
-from billing.money import MAX_PICO, MoneyField, from_pico, to_pico
+from billing.money import MAX_UNITS, MoneyField, from_units, to_units
 from tests.conftest import Caller
 
-PICO = st.integers(-MAX_PICO, MAX_PICO)
+UNITS = st.integers(-MAX_UNITS, MAX_UNITS)
 AMOUNTS = [
     ("0", 0),
     ("-0", 0),
@@ -26,8 +26,8 @@ AMOUNTS = [
     (" 25 ", 25 * 10**12),
     ("1.10", 11 * 10**11),
     ("007", 7 * 10**12),
-    ("9223372.036854775807", MAX_PICO),
-    ("-9223372.036854775807", -MAX_PICO),
+    ("9223372.036854775807", MAX_UNITS),
+    ("-9223372.036854775807", -MAX_UNITS),
     (25, 25 * 10**12),
     (Decimal("1E+3"), 1000 * 10**12),
     (Decimal("1E-12"), 1),
@@ -42,54 +42,54 @@ NO_AMOUNTS: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize(("amount", "pico"), AMOUNTS)
-def test_an_amount_is_a_whole_number_of_pico(amount: Any, pico: int) -> None:
-    assert to_pico(amount) == pico
+@pytest.mark.parametrize(("amount", "units"), AMOUNTS)
+def test_an_amount_is_a_whole_number_of_units(amount: Any, units: int) -> None:
+    assert to_units(amount) == units
 
 
 @pytest.mark.parametrize("amount", NO_AMOUNTS, ids=lambda amount: repr(amount)[:20])
 def test_what_is_no_exact_amount_is_refused(amount: Any) -> None:
     with pytest.raises(ValueError, match=r"amount|large"):
-        to_pico(amount)
+        to_units(amount)
 
 
 @pytest.mark.parametrize(
-    ("pico", "shown"),
+    ("units", "shown"),
     [(0, "0"), (1, "0.000000000001"), (10**12, "1"), (25 * 10**13, "250"), (-15 * 10**11, "-1.5")],
 )
-def test_an_amount_is_shown_without_trailing_zeros_or_exponent(pico: int, shown: str) -> None:
-    assert f"{from_pico(pico):f}" == shown
+def test_an_amount_is_shown_without_trailing_zeros_or_exponent(units: int, shown: str) -> None:
+    assert f"{from_units(units):f}" == shown
 
 
 @examples(deadline=None)
-@given(PICO)
-def test_pico_to_amount_and_back_is_the_same(pico: int) -> None:
-    assert to_pico(from_pico(pico)) == pico
-    assert to_pico(f"{from_pico(pico):f}") == pico
+@given(UNITS)
+def test_units_to_amount_and_back_is_the_same(units: int) -> None:
+    assert to_units(from_units(units)) == units
+    assert to_units(f"{from_units(units):f}") == units
 
 
 @examples(deadline=None)
 @given(st.integers(0, 9_223_371), st.integers(0, 10**12 - 1), st.integers(0, 12))
-def test_text_to_pico_and_back_is_the_same(units: int, decimals: int, places: int) -> None:
-    text = f"{units}.{decimals:012}"[: len(str(units)) + 1 + places].rstrip(".")
+def test_text_to_units_and_back_is_the_same(whole: int, decimals: int, places: int) -> None:
+    text = f"{whole}.{decimals:012}"[: len(str(whole)) + 1 + places].rstrip(".")
 
-    assert from_pico(to_pico(text)) == Decimal(text)
+    assert from_units(to_units(text)) == Decimal(text)
 
 
 @examples(deadline=None)
-@given(PICO, PICO)
+@given(UNITS, UNITS)
 def test_order_is_kept(one: int, other: int) -> None:
-    assert (one < other) == (from_pico(one) < from_pico(other))
+    assert (one < other) == (from_units(one) < from_units(other))
 
 
 @examples(deadline=None)
 @given(st.text(max_size=30) | st.text("0123456789.-+eE _,", max_size=20))
 def test_no_text_is_read_as_anything_but_its_exact_value(text: str) -> None:
     try:
-        pico = to_pico(text)
+        units = to_units(text)
     except ValueError:
         return
-    assert from_pico(pico) == Decimal(text.strip())
+    assert from_units(units) == Decimal(text.strip())
 
 
 # --- In the database ------------------------------------------------------------------------------

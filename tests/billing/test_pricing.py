@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
-from billing.money import MAX_PICO, from_pico
+from billing.money import MAX_UNITS, from_units
 from billing.pricing import (
     FREE_BELOW,
     MAX_PRICE,
@@ -39,14 +39,14 @@ def test_a_cost_is_tokens_times_price() -> None:
 def test_the_readmes_price_comes_out_to_the_last_digit() -> None:
     rates = Rates(per_token("0.002"), per_token("0.004"))
 
-    assert from_pico(cost(rates, 5, 9)) == Decimal("0.000046")
+    assert from_units(cost(rates, 5, 9)) == Decimal("0.000046")
 
 
 @examples(deadline=None)
 @given(RATES, TOKENS, TOKENS)
 def test_a_cost_is_exact_or_refused(rates: Rates, read: int, written: int) -> None:
     exact = rates.prompt * read + rates.completion * written
-    if exact > MAX_PICO:
+    if exact > MAX_UNITS:
         with pytest.raises(OverflowError):
             cost(rates, read, written)
     else:
@@ -103,9 +103,9 @@ PER_TOKEN = [
 ]
 
 
-@pytest.mark.parametrize(("text", "pico"), PER_TOKEN)
-def test_a_price_per_1k_is_a_whole_number_per_token(text: Any, pico: int) -> None:
-    assert per_token(text) == pico
+@pytest.mark.parametrize(("text", "units"), PER_TOKEN)
+def test_a_price_per_1k_is_a_whole_number_per_token(text: Any, units: int) -> None:
+    assert per_token(text) == units
 
 
 NO_PRICES = [

@@ -17,7 +17,7 @@ from django.db import connection
 from accounts import keys
 from billing import append_only, ledger, reconciliation, row_checks, statements
 from billing.models import Budget, ModelPrice, TokenUsage
-from billing.money import to_pico
+from billing.money import to_units
 from tests.billing.test_ledger import books_balance, finish, reserve
 from tests.conftest import Caller, database_time
 
@@ -177,10 +177,10 @@ def test_a_missing_and_a_surplus_line_of_the_roll_up_are_two(books: None) -> Non
 
 
 def test_sums_do_not_drift_beyond_what_a_float_can_hold(alice: Caller, priced: ModelPrice) -> None:
-    """2 ** 53 pico are 9007.20; the wallet adds whole numbers beyond that."""
+    """2 ** 53 smallest units are 9007.20; the wallet adds whole numbers beyond that."""
     wallet = ledger.open_budget(alice.account, Budget.Unit.TOKENS, Budget.Window.TOTAL)
     ledger.set_limit(wallet, 10**15)
-    Budget.objects.filter(pk=alice.wallet.pk).update(limit=to_pico("9000000"))
+    Budget.objects.filter(pk=alice.wallet.pk).update(limit=to_units("9000000"))
     sizes = [10**9 * 3 + 1, 10**9 * 2 + 3, 7]
     for size in sizes:
         finish(reserve(alice, priced, prompt=0, completion=size), 0, size)
@@ -221,4 +221,4 @@ def test_an_answer_longer_than_its_hold_is_charged_whole(alice: Caller, priced: 
     """A model that reads more than was foreseen: the wallet passes zero by that, and no more."""
     finish(reserve(alice, priced, prompt=1, completion=1), 4000, 2)
 
-    assert alice.wallet.spent == to_pico("0.008008") and books_balance()
+    assert alice.wallet.spent == to_units("0.008008") and books_balance()

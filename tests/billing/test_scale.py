@@ -14,7 +14,7 @@ from accounts.models import Account
 from billing import ledger, statements
 from billing.checks import check_configuration
 from billing.models import BillingConfig, Budget, Entry, ModelPrice, UsageDaily
-from billing.money import MAX_LIMIT, MAX_PICO, ExactSum, from_pico, scale_of, to_pico
+from billing.money import MAX_LIMIT, MAX_UNITS, ExactSum, from_units, scale_of, to_units
 from billing.pricing import InvalidPrice, per_1k, per_token
 from gateway.metering import NoCredit
 from tests.billing.test_ledger import books_balance, finish, reserve
@@ -44,11 +44,11 @@ def test_currencies_have_twelve_decimals_or_nine() -> None:
 def test_an_amount_of_small_units(settings: Any) -> None:
     settings.CURRENCY = "JPY"
 
-    assert to_pico("1.000000001") == 10**9 + 1
-    assert to_pico("9000000000") == MAX_LIMIT
-    assert f"{from_pico(1):f}" == "0.000000001"
+    assert to_units("1.000000001") == 10**9 + 1
+    assert to_units("9000000000") == MAX_LIMIT
+    assert f"{from_units(1):f}" == "0.000000001"
     with pytest.raises(ValueError, match="at most 9 decimals"):
-        to_pico("0.0000000001")
+        to_units("0.0000000001")
 
 
 def test_a_price_of_small_units(settings: Any) -> None:
@@ -97,7 +97,7 @@ def test_a_wallet_that_is_nearly_full_says_how_much_it_takes(db: None) -> None:
 
 def test_a_wallet_at_its_end_refuses_the_next_request(charlie: Caller) -> None:
     price = set_price("llama3", "100")
-    Budget.objects.filter(pk=charlie.wallet.pk).update(limit=MAX_PICO, spent=to_pico("9200000"))
+    Budget.objects.filter(pk=charlie.wallet.pk).update(limit=MAX_UNITS, spent=to_units("9200000"))
 
     with pytest.raises(NoCredit):
         reserve(charlie, price, prompt=1_000_000)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from billing.money import from_pico
+from billing.money import from_units
 from tests.faults.load import Streams, whole_and_billed, whole_with_usage
 from tests.harness.deployment import Deployment, Producer, Seen, deploy, until
 from tests.servers import clock, container
@@ -141,16 +141,16 @@ def adjusted_to_what_was_told(shared: Deployment, producer: Producer, one: Seen,
     error log has what was billed and what it cost."""
     (first, _), (second, _) = rows = booked(shared, one.request_id)
     assert one.usage and first < second
-    cost = sum(pico for pico, _tokens in rows)
-    assert from_pico(cost) == Decimal(one.usage["cost"])
-    assert f"{from_pico(first)} was billed, it cost {from_pico(cost)}" in log
+    cost = sum(units for units, _tokens in rows)
+    assert from_units(cost) == Decimal(one.usage["cost"])
+    assert f"{from_units(first)} was billed, it cost {from_units(cost)}" in log
     made = producer.produced[one.number].written
-    tokens = sum(tokens for _pico, tokens in rows)
+    tokens = sum(tokens for _units, tokens in rows)
     assert tokens == made == one.pieces == one.usage["completion_tokens"]
 
 
 def booked(shared: Deployment, request_id: str) -> list[tuple[int, int]]:
-    """Cost in pico and completion tokens of a request's row, and of the one that adjusts it."""
+    """Cost in smallest units and completion tokens of each row of a request."""
     found = shared.query(
         "SELECT cost, completion_tokens FROM token_usages WHERE"
         f" COALESCE(adjusts, request_id) = '{uuid.UUID(request_id)}' ORDER BY adjusts NULLS FIRST"

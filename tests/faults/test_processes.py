@@ -121,7 +121,7 @@ def test_sigterm_while_the_model_server_is_silent_does_not_wait_for_it(
     assert took < 8
     assert {(one.status, one.error) for one in seen} == {(503, "gateway_stopping")}, seen
     deployment.books_balance()
-    assert [(row.outcome, row.pico) for row in deployment.rows().values()] == [
+    assert [(row.outcome, row.units) for row in deployment.rows().values()] == [
         ("gateway_stopped", 0)
     ] * 16
 

@@ -10,7 +10,7 @@ import requests
 
 from billing import reconciliation
 from billing.models import Hold, TokenUsage
-from billing.money import from_pico
+from billing.money import from_units
 from billing.pricing import cost
 from gateway.validation import policy
 from tests.conftest import Caller, new_caller, set_price
@@ -26,7 +26,7 @@ def most_one_costs() -> Decimal:
     """Return what one of these requests may cost at most, which is what is held for it."""
     price = set_price("llama3", "0.002", "0.004")
     prompt_bound = len("hi") + policy.MESSAGE_TOKENS + policy.TEMPLATE_TOKENS
-    return from_pico(cost(price.rates, prompt_bound, WRITES))
+    return from_units(cost(price.rates, prompt_bound, WRITES))
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_credit_that_a_cheaper_answer_left_over_is_there_for_the_next(
     answer = alice.post("/generate", model="llama3", prompt="hi").json()
 
     wallet = alice.wallet
-    assert from_pico(wallet.spent) == Decimal(answer["usage"]["cost"])
+    assert from_units(wallet.spent) == Decimal(answer["usage"]["cost"])
     assert (wallet.held, Hold.objects.get().state) == (0, "settled")
 
 

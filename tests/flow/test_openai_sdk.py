@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from billing import ledger
 from billing.models import Budget, TokenUsage
-from billing.money import from_pico
+from billing.money import from_units
 from tests.conftest import Caller, new_caller, set_price
 from tests.fakes.behaviour import WORDS, vector
 from tests.fakes.script import Close, Line, Sleep, Stall, error_line, reply, tokens
@@ -617,7 +617,7 @@ def test_a_real_model_chats_writes_and_embeds(real: openai.OpenAI) -> None:
     assert chunks[-1].usage == chat.usage and text.choices[0].text.strip()
     assert len(vectors) == 2 and len(vectors[0].embedding) > 100
     spent = sum(row.cost for row in TokenUsage.objects.all())
-    assert spent == from_pico(Budget.objects.get(unit="money").spent) > 0
+    assert spent == from_units(Budget.objects.get(unit="money").spent) > 0
 
 
 def test_a_real_model_responds_and_follows_a_schema(real: openai.OpenAI) -> None:

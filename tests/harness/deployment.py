@@ -21,7 +21,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from billing.money import from_pico
+from billing.money import from_units
 from tests.fakes.ollama import FakeOllama, Received
 from tests.fakes.script import Sleep, tokens
 from tests.servers.client import BROKEN, Head, RawClient
@@ -115,13 +115,13 @@ class Deployment:
 class Row:
     prompt_tokens: int
     completion_tokens: int
-    pico: int
+    units: int
     outcome: str
     billed: bool
 
     @property
     def cost(self) -> Decimal:
-        return from_pico(self.pico)
+        return from_units(self.units)
 
 
 @contextlib.contextmanager
