@@ -5,6 +5,7 @@ reads, and answers 500 to a token that is not UTF-8; hence its look-up is replac
 """
 
 import re
+from datetime import datetime
 
 from django.utils import timezone
 from knox.auth import TokenAuthentication
@@ -48,20 +49,20 @@ class KeyAuthentication(TokenAuthentication):
         now = timezone.now()
         if key is None:
             raise AuthenticationFailed(BAD_KEY)
-        if not key.is_valid_at(now):
-            raise AuthenticationFailed(why_ended(key))
-        if not key.account.is_active:
-            raise AuthenticationFailed("This account is suspended.")
+        if not key.is_usable(now):
+            raise AuthenticationFailed(why_unusable(key, now))
         last_used.note(key.pk, now)
         return key.user, key
 
 
-def why_ended(key: ApiKey) -> str:
-    """Say when a key ended. Whoever has the whole secret may know; nobody else gets here."""
+def why_unusable(key: ApiKey, now: datetime) -> str:
+    """Explain why a key is rejected. Only the holder of the secret sees this message."""
+    if not key.has_ended(now):
+        return "This account is suspended."
     how, when = ("was revoked", key.revoked_at) if key.revoked_at else ("expired", key.expiry)
     return (
         f"This API key, which ends in {key.last_four}, {how} on {when:%Y-%m-%d}. "
-        "Ask whoever gave it to you for a new one."
+        "Ask the operator who issued it for a new one."
     )
 
 

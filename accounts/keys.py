@@ -6,7 +6,6 @@ from uuid import UUID
 
 from django.contrib.auth.models import User
 from django.db import transaction
-from django.db.models import Q
 from django.utils import timezone
 
 from accounts import authors
@@ -61,27 +60,21 @@ def owner_of(account: Account) -> User:
 
 
 def revoke(key_id: int, *, now: datetime | None = None) -> bool:
-    """Revoke a key; tell whether it was still in force.
+    """Revoke a key; return False if it was revoked before.
 
-    Effective with the next request, and for running answers within a second.
+    The next request is rejected. Running responses are cancelled within a second.
     """
-    in_force = ApiKey.objects.filter(pk=key_id, revoked_at=None)
-    revoked: int = in_force.update(revoked_at=now or timezone.now())
+    unrevoked = ApiKey.objects.filter(pk=key_id, revoked_at=None)
+    revoked: int = unrevoked.update(revoked_at=now or timezone.now())
     return revoked == 1
 
 
-def in_force(key_ids: Collection[int], now: datetime) -> set[int]:
-    """Return those of the keys that open the door, as authentication decides it for one."""
-    lasting = Q(expiry=None) | Q(expiry__gt=now)
-    found = ApiKey.objects.filter(
-        lasting,
-        pk__in=key_ids,
-        revoked_at=None,
-        account__status=Account.Status.ACTIVE,
-    )
-    return set(found.values_list("pk", flat=True))
+def usable(key_ids: Collection[int], now: datetime) -> set[int]:
+    """Return the ids of those keys that authentication would accept."""
+    keys = ApiKey.objects.filter(pk__in=key_ids).usable(now)
+    return set(keys.values_list("pk", flat=True))
 
 
 def rename(key_id: int, name: str) -> None:
-    """Change a key's name, and nothing that another writer may have changed meanwhile."""
+    """Change a key's name alone: a revocation in the meantime must not be undone."""
     ApiKey.objects.filter(pk=key_id).update(name=name)

@@ -5,6 +5,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import models
+from django.db.models import Case, Q, Value, When
 from django.db.models.functions import Lower
 from knox.models import AbstractAuthToken, AuthTokenManager
 
@@ -102,6 +103,35 @@ class LoginCount(models.Model):
         return f"{self.wrong} wrong"
 
 
+class KeyState(models.TextChoices):
+    """Whether a key is accepted, and if not, why."""
+
+    VALID = "valid", "Valid"
+    SUSPENDED = "account suspended", "Account suspended"
+    EXPIRED = "expired", "Expired"
+    REVOKED = "revoked", "Revoked"
+
+
+class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
+    """The rule of `ApiKey.is_usable`, for many keys in one query."""
+
+    def usable(self, now: datetime) -> "ApiKeyQuerySet":
+        """Keep the keys that authentication accepts."""
+        lasting = Q(expiry=None) | Q(expiry__gt=now)
+        return self.filter(lasting, revoked_at=None, account__status=Account.Status.ACTIVE)
+
+    def with_state(self, now: datetime) -> Any:
+        """Annotate each key with its KeyState as `state`."""
+        state = Case(
+            When(revoked_at__isnull=False, then=Value(KeyState.REVOKED.value)),
+            When(expiry__lte=now, then=Value(KeyState.EXPIRED.value)),
+            When(account__status=Account.Status.SUSPENDED, then=Value(KeyState.SUSPENDED.value)),
+            default=Value(KeyState.VALID.value),
+            output_field=models.CharField(),
+        )
+        return self.annotate(state=state)
+
+
 class ApiKey(AbstractAuthToken):
     """A credential of an account: knox's token, with an identity that outlives its secret.
 
@@ -133,7 +163,7 @@ class ApiKey(AbstractAuthToken):
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
 
     # Narrows knox's manager: `create` returns the row and the secret.
-    objects = AuthTokenManager()
+    objects = AuthTokenManager.from_queryset(ApiKeyQuerySet)()
 
     class Meta:
         ordering = ["-id"]
@@ -145,9 +175,13 @@ class ApiKey(AbstractAuthToken):
     def __str__(self) -> str:
         return f"{self.name} (…{self.last_four})"
 
-    def is_valid_at(self, now: datetime) -> bool:
-        """Tell whether the key opens the door: not revoked, not expired."""
-        return self.revoked_at is None and (self.expiry is None or now < self.expiry)
+    def has_ended(self, now: datetime) -> bool:
+        """Return whether the key was revoked or has expired."""
+        return self.revoked_at is not None or (self.expiry is not None and self.expiry <= now)
+
+    def is_usable(self, now: datetime) -> bool:
+        """Return whether authentication accepts the key."""
+        return not self.has_ended(now) and self.account.is_active
 
     def allows(self, scope: str) -> bool:
         return scope in self.scopes

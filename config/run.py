@@ -144,14 +144,14 @@ def demo_key() -> str:
 
 
 def is_usable(secret: str) -> bool:
-    """Tell whether a key is known to this database and neither revoked nor expired."""
+    """Return whether this database knows a key and the gateway would accept it."""
     from django.utils import timezone
     from knox.crypto import hash_token
 
     from accounts.models import ApiKey
 
     key = ApiKey.objects.filter(digest=hash_token(secret)).first()
-    return key is not None and key.is_valid_at(timezone.now())
+    return key is not None and key.is_usable(timezone.now())
 
 
 # --- Processes -----------------------------------------------------------------------------------

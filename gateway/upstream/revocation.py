@@ -50,7 +50,7 @@ def look() -> None:
     ]
     if not running:
         return
-    in_force = keys.in_force({key_id for key_id, _cancellation in running}, timezone.now())
+    in_force = keys.usable({key_id for key_id, _cancellation in running}, timezone.now())
     for key_id, cancellation in running:
         if key_id not in in_force:
             cancellation.cancel(KeyRevoked)
