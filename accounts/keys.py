@@ -1,4 +1,4 @@
-"""Issue and revoke keys: the only writer of ApiKey."""
+"""Issue, rename and revoke keys: the writer of ApiKey, with `last_used.py` for one column."""
 
 from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
@@ -8,8 +8,8 @@ from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils import timezone
 
-from accounts import authors
-from accounts.models import CUSTOMER_SCOPES, Account, ApiKey, Membership
+from accounts import authors, customers
+from accounts.models import CUSTOMER_SCOPES, Account, ApiKey
 
 
 def _all_are(_names: Collection[str], _now: datetime) -> list[str]:
@@ -32,13 +32,13 @@ def issue(
     form_nonce: UUID | None = None,
     by: User | None = None,
 ) -> tuple[ApiKey, str]:
-    """Return a new key and its secret, which exists nowhere else from now on.
+    """Create a key and return it with its secret, which is stored nowhere.
 
-    Raises Membership.DoesNotExist if nobody owns the account, IntegrityError if the form was sent
-    before.
+    Raises Membership.DoesNotExist if the account has no owner, IntegrityError if the form was
+    submitted before.
     """
     key, secret = ApiKey.objects.create(
-        user=user or owner_of(account),
+        user=user or customers.owner_of(account),
         expiry=expires_in,
         account=account,
         name=name,
@@ -51,12 +51,6 @@ def issue(
     key.last_four = secret[-4:]
     key.save(update_fields=["last_four"])
     return key, secret
-
-
-def owner_of(account: Account) -> User:
-    """Return the account's first owner; raise Membership.DoesNotExist if it has none."""
-    owners = Membership.objects.filter(account=account, role=Membership.Role.OWNER)
-    return owners.select_related("user").earliest("id").user
 
 
 def revoke(key_id: int, *, now: datetime | None = None) -> bool:

@@ -1,4 +1,4 @@
-"""Which names accounts and keys may have. Pure."""
+"""The names that accounts and keys may have. Pure."""
 
 import difflib
 import unicodedata
@@ -6,25 +6,38 @@ from collections.abc import Iterable
 
 from django.core.exceptions import ValidationError
 
-# Control and format characters (some turn the text after them around, some cannot be seen), and
-# the ends of lines and paragraphs.
+# Unicode categories: control and format characters (some reverse the text after them, some cannot
+# be seen), and the ends of lines and paragraphs.
 UNSEEN = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
-# How alike two names are when one is taken for a slip of the other.
+# From this similarity on, one name is taken for a misspelling of the other.
 ALIKE = 0.7
+LONGEST = 100
+
+
+def read_name(text: str) -> str:
+    """Return the name of an account or a key without surrounding spaces; raise ValueError."""
+    name = text.strip()
+    if not name or len(name) > LONGEST:
+        raise ValueError(f"A name has 1 to {LONGEST} characters.")
+    try:
+        refuse_unseen(name)
+    except ValidationError as error:
+        raise ValueError(error.messages[0]) from None
+    return name
 
 
 def refuse_unseen(name: str) -> None:
-    """Raise ValidationError for a character that cannot be seen, or that hides others."""
+    """Raise ValidationError for a character that is invisible or hides other characters."""
     for character in name:
         if unicodedata.category(character) in UNSEEN:
             raise ValidationError(
-                f"A name has no control characters and no invisible ones; U+{ord(character):04X} "
-                "is one."
+                f"A name has no control characters and no invisible ones. Remove "
+                f"U+{ord(character):04X}."
             )
 
 
 def alike(name: str, names: Iterable[str]) -> str | None:
-    """Return the one of some names that a misspelt one most resembles; None if none does."""
+    """Return the name that a misspelled one resembles most; None if there is none."""
     folded = {each.casefold(): each for each in names}
-    found = difflib.get_close_matches(name.casefold(), folded, 1, ALIKE)
-    return folded[found[0]] if found else None
+    matches = difflib.get_close_matches(name.casefold(), folded, 1, ALIKE)
+    return folded[matches[0]] if matches else None

@@ -34,3 +34,11 @@ def read_amount(text: str, currency: str) -> Decimal:
             plain = (bare.replace(between, "") if between else bare).replace(decimal, ".")
             return from_units(to_units(plain))
     raise ValueError(f"'{text}' is not an amount such as 1000.50.")
+
+
+def read_reference(text: str) -> str:
+    """Return the reference of a payment without surrounding spaces; raise ValueError."""
+    reference = text.strip()
+    if len(reference) > 100 or not reference.isprintable():
+        raise ValueError("A reference has at most 100 printable characters.")
+    return reference

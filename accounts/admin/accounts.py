@@ -15,7 +15,7 @@ from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.views.decorators.debug import sensitive_variables
 
-from accounts import keys
+from accounts import customers, keys
 from accounts.admin.base import BackofficeAdmin, column, figure, moment, operator
 from accounts.admin.keys import IN_FORCE, with_state
 from accounts.forms import AccountForm, IssueKeyForm
@@ -108,9 +108,7 @@ class AccountAdmin(BackofficeAdmin):
         return self.to_page(account)
 
     def create(self, request: HttpRequest, form: AccountForm) -> Account:
-        account = Account.objects.create(name=form.cleaned_data["name"])
-        Membership.objects.create(account=account, user=form.owner(), role=Membership.Role.OWNER)
-        return account
+        return customers.create(form.cleaned_data["name"], owner=form.owner())
 
     def next_step(self, account: Account) -> str:
         """Say what a new account lacks before its first request can be served."""

@@ -13,7 +13,7 @@ from django.test import Client
 from django.utils import timezone
 from pytest_django import DjangoAssertNumQueries
 
-from accounts import keys
+from accounts import customers, keys
 from accounts.models import Account, ApiKey, Membership
 from tests.conftest import Caller, new_caller, set_price
 
@@ -114,7 +114,7 @@ def test_an_account_is_added_with_a_new_owner(office: Client) -> None:
     office.post(f"{ACCOUNTS}add/", {"name": "Dora Ltd", "username": "dora", "email": "d@x.org"})
 
     account = Account.objects.get(name="Dora Ltd")
-    owner = keys.owner_of(account)
+    owner = customers.owner_of(account)
     assert (owner.username, owner.email) == ("dora", "d@x.org")
     assert not owner.has_usable_password()
 
@@ -122,7 +122,7 @@ def test_an_account_is_added_with_a_new_owner(office: Client) -> None:
 def test_an_account_is_added_with_somebody_who_is_here(office: Client, alice: Caller) -> None:
     office.post(f"{ACCOUNTS}add/", {"name": "Second Ltd", "user": alice.key.user.pk})
 
-    assert keys.owner_of(Account.objects.get(name="Second Ltd")) == alice.key.user
+    assert customers.owner_of(Account.objects.get(name="Second Ltd")) == alice.key.user
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_an_account_keeps_an_owner(office: Client, alice: Caller, change: dict[s
     page = office.post(f"{ACCOUNTS}{alice.account.pk}/change/", members(alice, **change))
 
     assert b"An account needs an owner." in page.content
-    assert keys.owner_of(alice.account)
+    assert customers.owner_of(alice.account)
 
 
 def test_who_is_removed_leaves_keys_that_work_and_the_page_says_so(

@@ -173,7 +173,7 @@ def test_a_key_belongs_to_its_account_and_outlives_who_it_was_issued_for(
     go(bob.key)
 
     assert bob.get("/usage").status_code == 200
-    assert keys.in_force([bob.key.pk], timezone.now()) == {bob.key.pk}
+    assert keys.usable([bob.key.pk], timezone.now()) == {bob.key.pk}
 
 
 def test_a_suspended_account_is_told_so(alice: Caller, bob: Caller, charlie: Caller) -> None:

@@ -86,7 +86,9 @@ def test_a_wallet_goes_below_zero_only_when_that_is_said(alice: Caller) -> None:
         run("grant", "Alice Ltd", "-1000", "--reason", "back")
     assert statements.balance(alice.account) == 25
 
-    assert "-5 USD posted. Alice Ltd has 20" in run("grant", "Alice Ltd", "-5", "--reason", "b")[0]
+    assert (
+        "-5 USD posted. Alice Ltd now has 20" in run("grant", "Alice Ltd", "-5", "--reason", "b")[0]
+    )
     run("grant", "Alice Ltd", "-1000", "--reason", "back", "--force")
     assert statements.balance(alice.account) == -980
     assert "has -970" in run("grant", "Alice Ltd", "10", "--reason", "more")[0]

@@ -1,17 +1,16 @@
-"""Issue an API key; standard output carries the key and nothing else."""
+"""Issue an API key. Only the key is written to standard output."""
 
 import re
 from argparse import ArgumentParser
 from datetime import timedelta
 from typing import Any
 
-from django.core.exceptions import ValidationError
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from accounts import keys
-from accounts.models import CUSTOMER_SCOPES, Account, Membership, Scope
-from accounts.names import alike, refuse_unseen
+from accounts import customers, keys
+from accounts.models import CUSTOMER_SCOPES, Membership, Scope
+from accounts.names import read_name
 
 UNITS = {"h": "hours", "d": "days", "w": "weeks"}
 
@@ -22,7 +21,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("account", help="the account's name")
         parser.add_argument(
-            "--name", required=True, help="what the key is for, e.g. 'ci' or 'laptop'"
+            "--name", required=True, help="what the key is for, such as 'ci' or 'laptop'"
         )
         parser.add_argument(
             "--scopes",
@@ -36,8 +35,11 @@ class Command(BaseCommand):
         )
 
     def handle(self, *_args: Any, **options: Any) -> None:
-        account = find_account(options["account"])
-        name, models = parse_name(options["name"]), parse_models(options["models"])
+        try:
+            account, name = customers.find(options["account"]), read_name(options["name"])
+        except ValueError as error:
+            raise CommandError(str(error)) from None
+        models = parse_models(options["models"])
         try:
             key, secret = keys.issue(
                 account,
@@ -50,41 +52,21 @@ class Command(BaseCommand):
             raise CommandError(f"Account '{account}' has no owner; add one in the admin.") from None
         for model in keys.not_for_sale(models, timezone.now()):
             self.stderr.write(f"Warning: '{model}' has no price, so the key cannot use it yet.")
-        self.stderr.write(f"Key {key.pk} '{key.name}' for {account}. It is shown only now:")
+        self.stderr.write(
+            f"Key {key.pk} '{key.name}' for {account}. Copy it now; it is not stored:"
+        )
         self.stdout.write(secret)
 
 
-def find_account(name: str) -> Account:
-    """Return the account of a name, by its exact spelling."""
-    account = Account.objects.filter(name=name).first()
-    if account is not None:
-        return account
-    if meant := alike(name, Account.objects.values_list("name", flat=True)):
-        raise CommandError(f"No account '{name}'. Did you mean '{meant}'?")
-    raise CommandError(f"No account '{name}'. Create it: manage.py create_account '{name}'")
-
-
-def parse_name(text: str) -> str:
-    """Return the name of an account or a key."""
-    name = text.strip()
-    if not name or len(name) > 100:
-        raise CommandError("A name has 1 to 100 characters.")
-    try:
-        refuse_unseen(name)
-    except ValidationError as error:
-        raise CommandError(error.messages[0]) from None
-    return name
-
-
 def parse_models(text: str | None) -> list[str]:
-    """Return the models that are named; refuse to name none, for that would allow every model."""
+    """Return the named models. An empty list would allow every model, so it is rejected."""
     models = [model.strip() for model in (text or "").split(",") if model.strip()]
     if text is not None and not models:
-        raise CommandError("--models names at least one model; leave it out for every model.")
+        raise CommandError("--models names at least one model. Leave it out to allow every model.")
     for model in models:
         if len(model.split()) > 1:
             commas = ",".join(model.split())
-            raise CommandError(f"--models takes names with commas between: --models {commas}")
+            raise CommandError(f"Separate the models by commas: --models {commas}")
     return models
 
 
@@ -97,7 +79,7 @@ def parse_scopes(text: str) -> list[str]:
 
 
 def parse_lifetime(text: str | None) -> timedelta | None:
-    """Turn '90d' into a span; None means the key never expires."""
+    """Parse a lifetime such as '90d'; None means that the key never expires."""
     if text is None:
         return None
     match = re.fullmatch(r"([1-9][0-9]{0,4})([hdw])", text)

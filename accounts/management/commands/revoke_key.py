@@ -10,7 +10,10 @@ from accounts.models import ApiKey
 
 
 class Command(BaseCommand):
-    help = "Revoke an API key. It stops working with its next request; its usage stays."
+    help = (
+        "Revoke an API key. Its next request is rejected, and its running responses are cancelled "
+        "within a second and billed for the tokens produced. Its usage is kept."
+    )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("key", type=int, metavar="ID", help="the key's number, as in the admin")
@@ -23,4 +26,4 @@ class Command(BaseCommand):
             self.stdout.write(f"Key {key.pk} '{key.name}' of {key.account} is revoked.")
         else:
             since = f"{key.revoked_at:%F %R} UTC"
-            self.stdout.write(f"Key {key.pk} '{key.name}' was revoked already, {since}.")
+            self.stdout.write(f"Key {key.pk} '{key.name}' was revoked before, on {since}.")

@@ -1,15 +1,16 @@
 """Put money into an account's wallet."""
 
 from argparse import ArgumentParser
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 
-from accounts.management.commands.issue_key import find_account
+from accounts import customers
 from billing import ledger, statements
-from billing.management.commands.create_account import parse_amount, parse_reference
+from billing.amounts import read_amount, read_reference
 from billing.models import Entry
 
 
@@ -29,26 +30,29 @@ class Command(BaseCommand):
         parser.add_argument(
             "--reference",
             default="",
-            help="of the payment, such as its id; one that was posted before is refused",
+            help="the id of the payment; a reference that was posted before is rejected",
         )
-
         parser.add_argument("--force", action="store_true", help="let the balance fall below zero")
 
     def handle(self, *_args: Any, **options: Any) -> None:
-        account = find_account(options["account"])
-        amount, kind = parse_amount(options["amount"]), Entry.Kind(options["kind"])
-        reference = parse_reference(options["reference"])
-        if kind == Entry.Kind.TOP_UP and not reference:
-            raise CommandError("A top_up needs --reference, so that it is never posted twice.")
-        after = (statements.balance(account) or Decimal(0)) + amount
-        if amount < 0 and after < 0 and not options["force"]:
-            raise CommandError(
-                f"That would leave {account} at {after:f} {settings.CURRENCY}, and its requests "
-                "would be refused. Add --force if it is meant."
-            )
         try:
-            ledger.post(account, amount, kind=kind, reason=options["reason"], reference=reference)
+            self.post(options)
         except ValueError as error:
             raise CommandError(str(error)) from None
-        done = f"{amount:f} {settings.CURRENCY} posted."
-        self.stdout.write(f"{done} {account} has {statements.balance(account):f} now.")
+
+    def post(self, options: Mapping[str, Any]) -> None:
+        """Post the entry; raise ValueError if an option or the ledger does not allow it."""
+        account = customers.find(options["account"])
+        amount = read_amount(options["amount"], settings.CURRENCY)
+        kind, reference = Entry.Kind(options["kind"]), read_reference(options["reference"])
+        if kind == Entry.Kind.TOP_UP and not reference:
+            raise ValueError("A top_up needs --reference, so that it is never posted twice.")
+        after = (statements.balance(account) or Decimal(0)) + amount
+        if amount < 0 and after < 0 and not options["force"]:
+            raise ValueError(
+                f"That would leave {account} at {after:f} {settings.CURRENCY}, and its requests "
+                "would be rejected. Add --force if you mean it."
+            )
+        ledger.post(account, amount, kind=kind, reason=options["reason"], reference=reference)
+        balance = statements.balance(account)
+        self.stdout.write(f"{amount:f} {settings.CURRENCY} posted. {account} now has {balance:f}.")
