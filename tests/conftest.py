@@ -1,14 +1,8 @@
-"""The cast and the stage: who plays in every test, on what.
-
-Alice owns an account with credit, Bob is a member of it, Charlie must see nothing of it, Olga is
-the operator.
+"""Shared fixtures: Alice owns an account with credit, Bob is a member of it, Charlie has an account
+of his own and must see nothing of theirs, and Olga is the operator.
 """
 
-import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -16,24 +10,24 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.db.backends.signals import connection_created
 from django.test import Client, TransactionTestCase
-from django.utils import timezone
 
 from accounts import keys, last_used
-from accounts.models import Account, ApiKey, Membership
-from billing import append_only, clock, ledger, price_book
-from billing.models import BillingConfig, Budget, Entry, ModelPrice
+from accounts.models import Membership
+from billing import append_only
+from billing.models import BillingConfig, ModelPrice
 from gateway.scheduling import hosts, inventory
 from gateway.views import health
 from tests.architecture import ledger_writes
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller, new_caller, set_price
 
-# For the whole suite: a guarded table that anybody but its writer writes fails the test.
+# A statement that writes a guarded table fails the test unless the table's writer sent it.
 connection_created.connect(ledger_writes.install, dispatch_uid="ledger_writes")
 
 
 @pytest.fixture
 def ollama(settings: Any) -> Iterator[FakeOllama]:
-    """A model server on a real socket, to which the gateway is pointed."""
+    """A fake model server on a real socket; OLLAMA_BASE points to it."""
     with FakeOllama() as fake:
         settings.OLLAMA_BASE = fake.url
         yield fake
@@ -41,67 +35,17 @@ def ollama(settings: Any) -> Iterator[FakeOllama]:
 
 
 @pytest.fixture(autouse=True)
-def no_key_was_used_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what earlier tests noted: their keys are gone."""
+def forget_used_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the keys that earlier tests used; they no longer exist."""
     monkeypatch.setattr(last_used, "_noted", {})
 
 
 @pytest.fixture(autouse=True)
-def no_model_server_is_known_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what earlier tests' model servers said; a port may come twice."""
+def forget_model_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the model servers of earlier tests; a port may be used twice."""
     monkeypatch.setattr(inventory, "_inventories", {})
     monkeypatch.setattr(hosts, "_hosts", {})
     monkeypatch.setattr(health, "_database_said", None)
-
-
-@dataclass
-class Caller:
-    """A customer with a key, calling over HTTP in this process."""
-
-    key: ApiKey
-    secret: str
-    client: Client = field(default_factory=lambda: Client(raise_request_exception=False))
-
-    @property
-    def account(self) -> Account:
-        account: Account = self.key.account
-        return account
-
-    def get(self, path: str, **query: Any) -> Any:
-        return self.client.get(path, query, headers=self.headers)
-
-    def post(self, path: str, body: Any = None, **fields: Any) -> Any:
-        """Send a JSON body: bytes as they are, or an object from keyword arguments."""
-        data = body if body is not None else fields
-        return self.client.post(path, data, content_type="application/json", headers=self.headers)
-
-    def delete(self, path: str, **fields: Any) -> Any:
-        return self.client.delete(
-            path, fields, content_type="application/json", headers=self.headers
-        )
-
-    @property
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.secret}"}
-
-    @property
-    def wallet(self) -> Budget:
-        return Budget.objects.get(account=self.account, key=None, unit="money", window="total")
-
-
-def new_caller(
-    name: str, credit: str = "25", scopes: list[str] | None = None, *, postpaid: bool = False
-) -> Caller:
-    """Return a new account's owner with a key, and credit unless that is zero or it is postpaid."""
-    user = User.objects.create_user(name.lower())
-    account = Account.objects.create(name=f"{name} Ltd")
-    Membership.objects.create(account=account, user=user, role="owner")
-    if not postpaid:
-        ledger.open_budget(account, Budget.Unit.MONEY, Budget.Window.TOTAL)
-    if Decimal(credit) and not postpaid:
-        ledger.post(account, Decimal(credit), kind=Entry.Kind.TOP_UP, reason="First credit")
-    key, secret = keys.issue(account, name=f"{name}'s key", scopes=scopes)
-    return Caller(key, secret)
 
 
 @pytest.fixture
@@ -111,7 +55,7 @@ def alice(db: None) -> Caller:
 
 @pytest.fixture
 def bob(alice: Caller) -> Caller:
-    """A member of Alice's account, with a key of his own."""
+    """A member of Alice's account, with his own key."""
     user = User.objects.create_user("bob")
     Membership.objects.create(account=alice.account, user=user, role="member")
     key, secret = keys.issue(alice.account, name="Bob's key", user=user)
@@ -125,13 +69,13 @@ def charlie(db: None) -> Caller:
 
 @pytest.fixture
 def olga(db: None) -> Caller:
-    """The operator: her key may pull and delete models."""
+    """The operator. Her key may pull and delete models."""
     return new_caller("Olga", scopes=["infer", "usage", "models"])
 
 
 @pytest.fixture
-def office(db: None) -> Client:
-    """The browser of an operator, logged in to the back-office."""
+def admin_client(db: None) -> Client:
+    """A client that is logged in to the back-office as an operator."""
     client = Client()
     client.force_login(User.objects.create_superuser("olga-the-operator"))
     return client
@@ -139,36 +83,17 @@ def office(db: None) -> Client:
 
 @pytest.fixture
 def priced(db: None) -> ModelPrice:
-    """llama3 at 0.002 read and 0.004 written per 1,000 tokens; mistral and embeddings too."""
+    """Prices per 1,000 tokens: llama3 0.002 in and 0.004 out, mistral 0.0015, embeddings 0.0001."""
     llama3 = set_price("llama3", "0.002", "0.004")
     set_price("mistral", "0.0015")
     set_price("nomic-embed-text", "0.0001")
     return llama3
 
 
-@contextlib.contextmanager
-def database_time(moment: datetime | None) -> Iterator[None]:
-    """The database's clock stands at a moment; None leaves it alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        if moment is not None:
-            told = connection.ops.adapt_datetimefield_value
-            later = timedelta()
-            patch.setattr(clock, "now_sql", lambda later=later: ("%s", [told(moment + later)]))
-            patch.setattr(clock, "read", lambda: moment)
-        yield
-
-
-def set_price(model: str, prompt: str, completion: str | None = None) -> ModelPrice:
-    now = timezone.now()
-    return price_book.schedule(
-        price_book.read_line(model, prompt, completion), effective_from=now, now=now
-    )
-
-
 # --- Emptying the database between tests --------------------------------------------------------
-# Append-only tables refuse it, so the guard is lifted for just that moment; production has no
-# switch for it. The database stays the same one, for whoever has read its id.
-# The stubs of Django leave `_fixture_teardown` out.
+# Append-only tables reject DELETE, so their triggers are dropped for that moment. Production has no
+# switch for it. The database keeps its id, because running gateways have read it.
+# Django's stubs leave `_fixture_teardown` out.
 
 _empty_tables = TransactionTestCase._fixture_teardown  # type: ignore[attr-defined]
 

@@ -10,7 +10,7 @@ from django.test import Client
 
 from accounts.models import Account, ApiKey
 from billing.models import Budget, Entry, ModelPrice
-from tests.conftest import Caller
+from tests.harness.callers import Caller
 
 PASSWORD = "the operator's very own"
 TABLES: list[Any] = [Account, ApiKey, Budget, Entry, ModelPrice, User, LogEntry]

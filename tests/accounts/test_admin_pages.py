@@ -19,8 +19,8 @@ from billing.models import Budget, Entry, Hold, ModelPrice, UsageDaily
 from billing.reservations import Settlement
 from gateway.http.request_ids import new_request_id
 from gateway.metering import CountSource, Demand, Operation, Outcome, Usage
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller
 
 KEYS = "/admin/accounts/apikey/"
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{7*7}}"
@@ -95,9 +95,9 @@ def crawl(browser: Client, *start: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def pages(office: Client, evil: Caller, ollama: FakeOllama) -> dict[str, Any]:
+def pages(admin_client: Client, evil: Caller, ollama: FakeOllama) -> dict[str, Any]:
     hold = Hold.objects.latest("pk").pk
-    return crawl(office, f"/admin/billing/hold/{hold}/change/", "/admin/password_change/")
+    return crawl(admin_client, f"/admin/billing/hold/{hold}/change/", "/admin/password_change/")
 
 
 def test_a_script_in_a_name_is_shown_and_never_run(pages: dict[str, Any]) -> None:
@@ -112,20 +112,20 @@ def test_a_script_in_a_name_is_shown_and_never_run(pages: dict[str, Any]) -> Non
         assert b"}49" not in page.content and b">49" not in page.content
 
 
-def test_nor_by_the_pages_that_answer_a_form(office: Client, evil: Caller) -> None:
+def test_nor_by_the_pages_that_answer_a_form(admin_client: Client, evil: Caller) -> None:
     account = f"/admin/accounts/account/{evil.account.pk}/"
     issued = {"name": EVIL, "scopes": ["infer"], "expires": "90", "allowed_models": EVIL}
     nonce = {"form_nonce": "0190b8a2-7c3e-7d4a-9f10-2b3c4d5e6f70", "allowed_models": ""}
     answers = [
-        office.post(f"{account}issue-key/", issued),
-        office.post(f"{account}issue-key/", {**issued, **nonce}),
-        office.post(f"{account}issue-key/", {**issued, **nonce}),
-        office.post(f"{account}add-credit/", {"amount": EVIL, "kind": EVIL, "reason": EVIL}),
-        office.post(KEYS, {"action": "revoke_selected", "_selected_action": evil.key.pk}),
-        office.post("/admin/accounts/account/add/", {"name": EVIL, "username": EVIL}),
-        office.post("/admin/billing/modelprice/add/", {"model": EVIL, "input_per_1k": EVIL}),
-        office.get("/admin/billing/modelprice/", {"q": EVIL}),
-        office.get("/admin/billing/tokenusage/", {"q": EVIL, "day": EVIL}),
+        admin_client.post(f"{account}issue-key/", issued),
+        admin_client.post(f"{account}issue-key/", {**issued, **nonce}),
+        admin_client.post(f"{account}issue-key/", {**issued, **nonce}),
+        admin_client.post(f"{account}add-credit/", {"amount": EVIL, "kind": EVIL, "reason": EVIL}),
+        admin_client.post(KEYS, {"action": "revoke_selected", "_selected_action": evil.key.pk}),
+        admin_client.post("/admin/accounts/account/add/", {"name": EVIL, "username": EVIL}),
+        admin_client.post("/admin/billing/modelprice/add/", {"model": EVIL, "input_per_1k": EVIL}),
+        admin_client.get("/admin/billing/modelprice/", {"q": EVIL}),
+        admin_client.get("/admin/billing/tokenusage/", {"q": EVIL, "day": EVIL}),
         Client(headers={"User-Agent": EVIL}).post("/admin/login/", {"username": EVIL}),
         Client().get("/admin/login/", {"next": EVIL}),
     ]

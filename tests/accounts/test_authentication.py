@@ -17,8 +17,8 @@ from knox.crypto import hash_token
 from accounts import keys, last_used
 from accounts.models import Account, ApiKey, Membership
 from billing.models import Hold
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller
 
 
 @pytest.fixture(autouse=True)

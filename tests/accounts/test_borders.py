@@ -14,9 +14,9 @@ from accounts.models import Account, ApiKey, Membership
 from billing.models import Budget, Hold, TokenUsage
 from gateway import urls
 from gateway.views.inference import InferenceView
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.gateway.test_malformed import addresses
+from tests.harness.callers import Caller
 
 ANSWERS = [
     f"/{pattern.pattern}"

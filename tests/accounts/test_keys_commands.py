@@ -15,7 +15,7 @@ from django.utils import timezone
 from accounts.models import Account, ApiKey, Membership
 from billing import reconciliation, statements
 from billing.models import Budget
-from tests.conftest import Caller
+from tests.harness.callers import Caller
 
 pytestmark = pytest.mark.django_db
 

@@ -17,7 +17,7 @@ from django.utils import timezone
 from accounts import login_guard
 from accounts.models import LoginCount
 from tests.fakes.ollama import FakeOllama
-from tests.flow.conftest import gateway_env
+from tests.harness.gateway import gateway_env
 from tests.servers.gunicorn import Gunicorn
 
 LOGIN = "/admin/login/"

@@ -10,7 +10,7 @@ from django.test import Client
 
 from accounts.models import ApiKey
 from billing.models import LimitChange
-from tests.conftest import Caller
+from tests.harness.callers import Caller
 
 USERS = "/admin/auth/user/"
 PASSWORD = "a-Password-of-24-letters"
@@ -85,12 +85,12 @@ def test_who_changes_groups_gives_them_no_rights(browser: Client) -> None:
     assert not group.permissions.exists()
 
 
-def test_a_superuser_gives_rights_and_passwords(office: Client) -> None:
+def test_a_superuser_gives_rights_and_passwords(admin_client: Client) -> None:
     bob = User.objects.create_user("bob")
 
-    assert change(office, bob, is_staff="on", is_superuser="on").status_code == 302
+    assert change(admin_client, bob, is_staff="on", is_superuser="on").status_code == 302
     said = {"password1": PASSWORD, "password2": PASSWORD, "usable_password": "true"}
-    assert office.post(f"{USERS}{bob.pk}/password/", said).status_code == 302
+    assert admin_client.post(f"{USERS}{bob.pk}/password/", said).status_code == 302
 
     bob.refresh_from_db()
     assert bob.is_superuser and bob.check_password(PASSWORD)
@@ -104,15 +104,15 @@ def act(client: Client, action: str, *users: User) -> Any:
     return client.post(USERS, said, follow=True)
 
 
-def test_an_operator_who_acted_is_not_deleted(office: Client, alice: Caller) -> None:
+def test_an_operator_who_acted_is_not_deleted(admin_client: Client, alice: Caller) -> None:
     temp = User.objects.create_superuser("temp")
     client = Client()
     client.force_login(temp)
     account = {"account": alice.account.pk, "unit": "tokens", "limit": "1000"}
     client.post("/admin/billing/budget/add/", account)
 
-    page = office.post(f"{USERS}{temp.pk}/delete/", {"post": "yes"}, follow=True)
-    act(office, "delete_selected", temp)
+    page = admin_client.post(f"{USERS}{temp.pk}/delete/", {"post": "yes"}, follow=True)
+    act(admin_client, "delete_selected", temp)
     with pytest.raises(ProtectedError):
         temp.delete()
     with pytest.raises(ProtectedError):
@@ -123,34 +123,34 @@ def test_an_operator_who_acted_is_not_deleted(office: Client, alice: Caller) -> 
     assert LimitChange.objects.latest("pk").changed_by == temp
 
 
-def test_an_operator_who_acted_is_deactivated(office: Client) -> None:
+def test_an_operator_who_acted_is_deactivated(admin_client: Client) -> None:
     temp = User.objects.create_superuser("temp")
 
-    page = act(office, "deactivate", temp)
+    page = act(admin_client, "deactivate", temp)
 
     temp.refresh_from_db()
     assert not temp.is_active and "Deactivated: temp." in page.content.decode()
     assert LogEntry.objects.latest("pk").object_repr == "temp"
 
 
-def test_somebody_who_never_acted_is_deleted(office: Client) -> None:
+def test_somebody_who_never_acted_is_deleted(admin_client: Client) -> None:
     bob = User.objects.create_user("bob")
 
-    office.post(f"{USERS}{bob.pk}/delete/", {"post": "yes"})
+    admin_client.post(f"{USERS}{bob.pk}/delete/", {"post": "yes"})
 
     assert not User.objects.filter(pk=bob.pk).exists()
 
 
-def test_a_key_says_who_issued_it(office: Client, alice: Caller) -> None:
+def test_a_key_says_who_issued_it(admin_client: Client, alice: Caller) -> None:
     assert alice.key.author.startswith("command (") and alice.key.issued_by is None
     said = {"name": "laptop", "scopes": ["infer"], "expires": "90"}
     nonce = "0190e0d4-0000-7000-8000-000000000001"
 
-    office.post(
+    admin_client.post(
         f"/admin/accounts/account/{alice.account.pk}/issue-key/", {**said, "form_nonce": nonce}
     )
 
     key = ApiKey.objects.latest("pk")
     assert (key.author, str(key.issued_by)) == ("olga-the-operator", "olga-the-operator")
-    page = office.get(f"/admin/accounts/apikey/{key.pk}/change/").content.decode()
+    page = admin_client.get(f"/admin/accounts/apikey/{key.pk}/change/").content.decode()
     assert "olga-the-operator" in page

@@ -16,9 +16,9 @@ from gateway.errors import BadRequest
 from gateway.metering import Operation
 from gateway.validation import policy
 from gateway.validation.rules import Limits
-from tests.conftest import Caller
 from tests.fakes import faults
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "compatibility.md").read_text()
 

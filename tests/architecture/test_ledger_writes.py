@@ -9,7 +9,7 @@ from django.db import connection
 from billing.models import Budget
 from tests.architecture import ledger_writes
 from tests.architecture.ledger_writes import ROOT, ForbiddenWrite
-from tests.conftest import Caller
+from tests.harness.callers import Caller
 
 # Each is compiled as if it stood in billing/views.py.
 FORBIDDEN = {

@@ -14,8 +14,8 @@ from django.utils import timezone
 from accounts.models import Account
 from billing import ledger, price_book, statements
 from billing.models import Budget, Entry, LimitChange, ModelPrice
-from tests.conftest import Caller, set_price
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller, set_price
 
 OFFICE = "/admin/billing/"
 PRICES, BUDGETS, ENTRIES = f"{OFFICE}modelprice/", f"{OFFICE}budget/", f"{OFFICE}entry/"
@@ -37,8 +37,8 @@ def schedule(client: Client, **fields: str) -> Any:
     return client.post(f"{PRICES}add/", given)
 
 
-def test_a_price_is_scheduled_under_its_canonical_name_and_by_whom(office: Client) -> None:
-    answer = schedule(office, output_per_1k="0.004")
+def test_a_price_is_scheduled_under_its_canonical_name_and_by_whom(admin_client: Client) -> None:
+    answer = schedule(admin_client, output_per_1k="0.004")
 
     price = ModelPrice.objects.get()
     assert answer.status_code == 302
@@ -48,17 +48,17 @@ def test_a_price_is_scheduled_under_its_canonical_name_and_by_whom(office: Clien
     assert price_book.in_force("llama3:latest", timezone.now()) == price
 
 
-def test_output_costs_as_input_unless_said(office: Client) -> None:
-    schedule(office)
+def test_output_costs_as_input_unless_said(admin_client: Client) -> None:
+    schedule(admin_client)
 
     assert ModelPrice.objects.get().completion_price == 2_000_000
 
 
-def test_a_price_may_begin_later(office: Client) -> None:
-    schedule(office, effective_from_0="2190-01-31", effective_from_1="08:00:00")
+def test_a_price_may_begin_later(admin_client: Client) -> None:
+    schedule(admin_client, effective_from_0="2190-01-31", effective_from_1="08:00:00")
 
     assert ModelPrice.objects.get().effective_from == datetime(2190, 1, 31, 8, tzinfo=UTC)
-    assert "scheduled" in text_of(office.get(f"{PRICES}?state=scheduled&q=llama3"))
+    assert "scheduled" in text_of(admin_client.get(f"{PRICES}?state=scheduled&q=llama3"))
 
 
 @pytest.mark.parametrize(
@@ -72,52 +72,54 @@ def test_a_price_may_begin_later(office: Client) -> None:
     ],
 )
 def test_what_the_price_book_refuses_is_said_on_the_form(
-    office: Client, fields: dict[str, str], message: str
+    admin_client: Client, fields: dict[str, str], message: str
 ) -> None:
-    assert message in text_of(schedule(office, **fields))
+    assert message in text_of(schedule(admin_client, **fields))
     assert not ModelPrice.objects.exists()
 
 
-def test_the_list_tells_past_prices_from_those_in_force(office: Client) -> None:
+def test_the_list_tells_past_prices_from_those_in_force(admin_client: Client) -> None:
     set_price("llama3", "0.002")
     set_price("llama3", "0.003")
 
-    past = text_of(office.get(f"{PRICES}?state=past"))
-    in_force = text_of(office.get(f"{PRICES}?state=in+force"))
+    past = text_of(admin_client.get(f"{PRICES}?state=past"))
+    in_force = text_of(admin_client.get(f"{PRICES}?state=in+force"))
 
     assert ">0.002<" in past and ">0.003<" not in past
     assert ">0.003<" in in_force and ">3.00<" in in_force and ">0.002<" not in in_force
 
 
 def test_a_price_can_only_be_read_and_begins_the_form_of_its_next_version(
-    office: Client, priced: ModelPrice
+    admin_client: Client, priced: ModelPrice
 ) -> None:
-    page = text_of(office.get(f"{PRICES}{priced.pk}/change/"))
+    page = text_of(admin_client.get(f"{PRICES}{priced.pk}/change/"))
 
     assert 'name="_save"' not in page
     link = re.findall(r'href="([^"]+/add/[^"]+)"', page)[0].replace("&amp;", "&")
-    form = text_of(office.get(link))
+    form = text_of(admin_client.get(link))
     assert 'value="llama3:latest"' in form
     assert 'value="0.002"' in form and 'value="0.004"' in form
-    assert office.post(f"{PRICES}{priced.pk}/delete/", {"post": "yes"}).status_code == 403
+    assert admin_client.post(f"{PRICES}{priced.pk}/delete/", {"post": "yes"}).status_code == 403
 
 
-def test_installed_models_without_a_price_wait_for_one(office: Client, ollama: FakeOllama) -> None:
+def test_installed_models_without_a_price_wait_for_one(
+    admin_client: Client, ollama: FakeOllama
+) -> None:
     set_price("llama3", "0.002")
 
-    page = text_of(office.get(PRICES))
+    page = text_of(admin_client.get(PRICES))
 
     waiting = re.findall(r"/add/\?model=([^\"]+)", page)
     assert waiting
     assert "llama3%3Alatest" not in waiting
 
 
-def test_the_waiting_box_says_so_when_ollama_cannot_be_reached(office: Client) -> None:
-    assert "Ollama cannot be reached" in text_of(office.get(PRICES))
+def test_the_waiting_box_says_so_when_ollama_cannot_be_reached(admin_client: Client) -> None:
+    assert "Ollama cannot be reached" in text_of(admin_client.get(PRICES))
 
 
-def test_an_empty_price_book_says_how_to_fill_it(office: Client) -> None:
-    assert "manage.py seed_prices" in text_of(office.get(PRICES))
+def test_an_empty_price_book_says_how_to_fill_it(admin_client: Client) -> None:
+    assert "manage.py seed_prices" in text_of(admin_client.get(PRICES))
 
 
 # --- Accounts and their money -------------------------------------------------------------------
@@ -136,28 +138,30 @@ def add_credit(client: Client, account: Account, **fields: Any) -> Any:
 
 @pytest.mark.parametrize(("tick", "balance"), [({}, Decimal(0)), ({"postpaid": "on"}, None)])
 def test_an_account_opens_with_a_wallet_unless_postpaid(
-    office: Client, tick: dict[str, str], balance: Decimal | None
+    admin_client: Client, tick: dict[str, str], balance: Decimal | None
 ) -> None:
     fields = {"name": "Dora Ltd", "username": "dora", **tick}
-    office.post("/admin/accounts/account/add/", fields)
+    admin_client.post("/admin/accounts/account/add/", fields)
 
     account = Account.objects.get(name="Dora Ltd")
     assert statements.balance(account) == balance
-    assert "Dora Ltd" in text_of(office.get("/admin/accounts/account/"))
+    assert "Dora Ltd" in text_of(admin_client.get("/admin/accounts/account/"))
 
 
-def test_the_page_of_an_account_shows_budgets_and_entries(office: Client, alice: Caller) -> None:
+def test_the_page_of_an_account_shows_budgets_and_entries(
+    admin_client: Client, alice: Caller
+) -> None:
     ledger.set_limit(ledger.open_budget(alice.account, **MONTHLY), 100_000)
 
-    page = text_of(office.get(f"{page_of(alice.account)}change/"))
+    page = text_of(admin_client.get(f"{page_of(alice.account)}change/"))
 
     assert "25.00 USD" in page
     assert "100,000 tokens" in page
     assert "First credit" in page
 
 
-def test_credit_is_posted_once_with_who_and_why(office: Client, alice: Caller) -> None:
-    add_credit(office, alice.account)
+def test_credit_is_posted_once_with_who_and_why(admin_client: Client, alice: Caller) -> None:
+    add_credit(admin_client, alice.account)
 
     entry = Entry.objects.latest("pk")
     assert (entry.amount, entry.reason) == (Decimal("10.5"), "Invoice 7")
@@ -167,28 +171,30 @@ def test_credit_is_posted_once_with_who_and_why(office: Client, alice: Caller) -
     assert "Invoice 7" in LogEntry.objects.get().change_message
 
 
-def test_a_form_sent_twice_does_not_pay_twice(office: Client, alice: Caller) -> None:
+def test_a_form_sent_twice_does_not_pay_twice(admin_client: Client, alice: Caller) -> None:
     after = Entry.objects.latest("pk").pk
-    add_credit(office, alice.account, after=after)
+    add_credit(admin_client, alice.account, after=after)
 
-    again = add_credit(office, alice.account, after=after)
+    again = add_credit(admin_client, alice.account, after=after)
 
     assert "Another entry came first" in text_of(again)
     assert statements.balance(alice.account) == Decimal("35.5")
 
 
-def test_a_payment_is_posted_once_whatever_form_it_comes_in(office: Client, alice: Caller) -> None:
-    add_credit(office, alice.account)
+def test_a_payment_is_posted_once_whatever_form_it_comes_in(
+    admin_client: Client, alice: Caller
+) -> None:
+    add_credit(admin_client, alice.account)
 
-    again = add_credit(office, alice.account, amount="12")
+    again = add_credit(admin_client, alice.account, amount="12")
 
     assert "The reference &#x27;bank-7&#x27; was posted before: 10.5 to Alice Ltd" in text_of(again)
     assert statements.balance(alice.account) == Decimal("35.5")
 
 
-def test_only_a_top_up_needs_a_reference(office: Client, alice: Caller) -> None:
-    add_credit(office, alice.account, kind="grant", reference="")
-    add_credit(office, alice.account, kind="refund", reference="")
+def test_only_a_top_up_needs_a_reference(admin_client: Client, alice: Caller) -> None:
+    add_credit(admin_client, alice.account, kind="grant", reference="")
+    add_credit(admin_client, alice.account, kind="refund", reference="")
 
     assert statements.balance(alice.account) == 46
 
@@ -206,29 +212,33 @@ def test_only_a_top_up_needs_a_reference(office: Client, alice: Caller) -> None:
     ],
 )
 def test_credit_with_a_mistake_moves_nothing(
-    office: Client, alice: Caller, fields: dict[str, str]
+    admin_client: Client, alice: Caller, fields: dict[str, str]
 ) -> None:
-    assert "errornote" in text_of(add_credit(office, alice.account, **fields))
+    assert "errornote" in text_of(add_credit(admin_client, alice.account, **fields))
     assert Entry.objects.count() == 1
 
 
-def test_credit_makes_a_postpaid_account_prepaid_only_when_that_is_ticked(office: Client) -> None:
+def test_credit_makes_a_postpaid_account_prepaid_only_when_that_is_ticked(
+    admin_client: Client,
+) -> None:
     account = Account.objects.create(name="Postpaid Inc")
 
-    assert "It is postpaid" in text_of(add_credit(office, account))
+    assert "It is postpaid" in text_of(add_credit(admin_client, account))
     assert statements.balance(account) is None
 
-    add_credit(office, account, open_wallet="on")
+    add_credit(admin_client, account, open_wallet="on")
     assert statements.balance(account) == Decimal("10.5")
 
 
-def test_entries_can_only_be_read(office: Client, alice: Caller) -> None:
+def test_entries_can_only_be_read(admin_client: Client, alice: Caller) -> None:
     entry = Entry.objects.get()
 
-    assert "First credit" in text_of(office.get(f"{ENTRIES}?account__exact={alice.account.pk}"))
-    assert office.get(f"{ENTRIES}add/").status_code == 403
-    assert office.post(f"{ENTRIES}{entry.pk}/change/", {"amount": "1"}).status_code == 403
-    assert office.post(f"{ENTRIES}{entry.pk}/delete/", {"post": "yes"}).status_code == 403
+    assert "First credit" in text_of(
+        admin_client.get(f"{ENTRIES}?account__exact={alice.account.pk}")
+    )
+    assert admin_client.get(f"{ENTRIES}add/").status_code == 403
+    assert admin_client.post(f"{ENTRIES}{entry.pk}/change/", {"amount": "1"}).status_code == 403
+    assert admin_client.post(f"{ENTRIES}{entry.pk}/delete/", {"post": "yes"}).status_code == 403
 
 
 def test_staff_without_rights_see_and_move_no_money(alice: Caller) -> None:
@@ -254,41 +264,43 @@ def test_staff_without_rights_see_and_move_no_money(alice: Caller) -> None:
 # --- Caps ---------------------------------------------------------------------------------------
 
 
-def test_a_cap_is_added_for_an_account_and_for_a_key(office: Client, alice: Caller) -> None:
+def test_a_cap_is_added_for_an_account_and_for_a_key(admin_client: Client, alice: Caller) -> None:
     account = alice.account.pk
-    office.post(f"{BUDGETS}add/", {"account": account, "unit": "tokens", "limit": "1000"})
+    admin_client.post(f"{BUDGETS}add/", {"account": account, "unit": "tokens", "limit": "1000"})
     fields = {"account": account, "key": alice.key.pk, "unit": "money", "limit": "0.5"}
-    office.post(f"{BUDGETS}add/", fields)
+    admin_client.post(f"{BUDGETS}add/", fields)
 
     tokens = Budget.objects.get(account=account, key=None, unit="tokens")
     money = Budget.objects.get(key=alice.key)
     assert (tokens.limit, tokens.window) == (1000, "month")
     assert (money.limit, money.window) == (500_000_000_000, "month")
-    assert "0.50 USD" in text_of(office.get(BUDGETS))
+    assert "0.50 USD" in text_of(admin_client.get(BUDGETS))
 
 
 @pytest.mark.parametrize("limit", ["", "-1", "1.5", "many"])
-def test_a_cap_of_tokens_is_a_whole_number(office: Client, alice: Caller, limit: str) -> None:
+def test_a_cap_of_tokens_is_a_whole_number(admin_client: Client, alice: Caller, limit: str) -> None:
     fields = {"account": alice.account.pk, "unit": "tokens", "limit": limit}
 
-    assert "errornote" in text_of(office.post(f"{BUDGETS}add/", fields))
+    assert "errornote" in text_of(admin_client.post(f"{BUDGETS}add/", fields))
     assert Budget.objects.count() == 1
 
 
 def test_a_cap_is_not_for_a_key_of_somebody_else(
-    office: Client, alice: Caller, charlie: Caller
+    admin_client: Client, alice: Caller, charlie: Caller
 ) -> None:
     fields = {"account": alice.account.pk, "unit": "tokens", "limit": "1", "key": charlie.key.pk}
 
-    assert "another account" in text_of(office.post(f"{BUDGETS}add/", fields))
+    assert "another account" in text_of(admin_client.post(f"{BUDGETS}add/", fields))
 
 
-def test_changing_a_limit_leaves_what_requests_move_alone(office: Client, alice: Caller) -> None:
+def test_changing_a_limit_leaves_what_requests_move_alone(
+    admin_client: Client, alice: Caller
+) -> None:
     cap = ledger.open_budget(alice.account, **MONTHLY)
     cap.periods.update(spent=30, held=12)
 
     fields = {"new_limit": "5000", "spent": "0", "held": "0", "limit": "1"}
-    office.post(f"{BUDGETS}{cap.pk}/change/", fields)
+    admin_client.post(f"{BUDGETS}{cap.pk}/change/", fields)
 
     cap.refresh_from_db()
     month = cap.periods.get()
@@ -296,25 +308,27 @@ def test_changing_a_limit_leaves_what_requests_move_alone(office: Client, alice:
     assert LogEntry.objects.get().change_message == "Limit: 5,000 tokens."
 
 
-def test_every_limit_says_who_set_it(office: Client, alice: Caller) -> None:
-    office.post(f"{BUDGETS}add/", {"account": alice.account.pk, "unit": "tokens", "limit": "1000"})
+def test_every_limit_says_who_set_it(admin_client: Client, alice: Caller) -> None:
+    admin_client.post(
+        f"{BUDGETS}add/", {"account": alice.account.pk, "unit": "tokens", "limit": "1000"}
+    )
     cap = Budget.objects.get(unit="tokens")
-    office.post(f"{BUDGETS}{cap.pk}/change/", {"new_limit": "5000"})
-    office.post("/admin/accounts/account/add/", {"name": "Dora Ltd", "username": "dora"})
+    admin_client.post(f"{BUDGETS}{cap.pk}/change/", {"new_limit": "5000"})
+    admin_client.post("/admin/accounts/account/add/", {"name": "Dora Ltd", "username": "dora"})
 
     changes = LimitChange.objects.filter(budget=cap).order_by("pk")
     assert list(changes.values_list("old", "new")) == [(None, 0), (0, 1000), (1000, 5000)]
     assert {change.author for change in changes} == {"olga-the-operator"}
     assert LimitChange.objects.latest("pk").author == "olga-the-operator"  # Of Dora's wallet.
-    page = text_of(office.get("/admin/billing/limitchange/"))
+    page = text_of(admin_client.get("/admin/billing/limitchange/"))
     assert "1,000 tokens" in page and "5,000 tokens" in page and "olga-the-operator" in page
 
 
-def test_the_limit_of_a_wallet_cannot_be_edited(office: Client, alice: Caller) -> None:
+def test_the_limit_of_a_wallet_cannot_be_edited(admin_client: Client, alice: Caller) -> None:
     address = f"{BUDGETS}{alice.wallet.pk}/change/"
 
-    assert "new_limit" not in text_of(office.get(address))
-    assert office.post(address, {"new_limit": "1000000"}).status_code == 403
+    assert "new_limit" not in text_of(admin_client.get(address))
+    assert admin_client.post(address, {"new_limit": "1000000"}).status_code == 403
     assert statements.balance(alice.account) == 25
 
 
@@ -322,8 +336,8 @@ def test_the_limit_of_a_wallet_cannot_be_edited(office: Client, alice: Caller) -
 
 
 @pytest.mark.parametrize("address", [BUDGETS, ENTRIES, USAGE, HOLDS, DAYS])
-def test_every_empty_list_says_what_fills_it(office: Client, address: str) -> None:
-    page = text_of(office.get(address))
+def test_every_empty_list_says_what_fills_it(admin_client: Client, address: str) -> None:
+    page = text_of(admin_client.get(address))
 
     assert re.search(r'class="nothing">\s*\w+', page)
     assert "There is nothing here yet" not in page

@@ -12,7 +12,7 @@ from django.contrib.auth.models import User
 from django.test import Client, RequestFactory
 from django.urls import reverse
 
-from tests.conftest import Caller
+from tests.harness.callers import Caller
 
 ADMINS = [*admin.site._registry.values()]
 
@@ -48,11 +48,11 @@ def test_the_walk_knows_what_is_hidden() -> None:
 @pytest.mark.parametrize("model_admin", ADMINS, ids=str)
 @pytest.mark.parametrize("kind", ["startswith", "gte", "exact", "regex", "isnull"])
 def test_no_list_can_be_asked_about_a_column_it_hides(
-    office: Client, alice: Caller, model_admin: Any, kind: str
+    admin_client: Client, alice: Caller, model_admin: Any, kind: str
 ) -> None:
     for name in hidden(model_admin):
         for lookup in (name, f"{name}__{kind}"):
-            answer = office.get(list_of(model_admin), {lookup: "1"})
+            answer = admin_client.get(list_of(model_admin), {lookup: "1"})
             assert answer.status_code == 400, lookup
 
 
@@ -63,21 +63,29 @@ def test_no_list_can_be_asked_about_a_column_it_hides(
         *("account__name__contains", "account__keys__digest__gt", "scopes__0", "id__gt", "pk__in"),
     ],
 )
-def test_a_list_of_keys_answers_no_riddles(office: Client, alice: Caller, lookup: str) -> None:
+def test_a_list_of_keys_answers_no_riddles(
+    admin_client: Client, alice: Caller, lookup: str
+) -> None:
     address = "/admin/accounts/apikey/"
 
-    assert office.get(address, {lookup: alice.key.token_key}).status_code == 400
+    assert admin_client.get(address, {lookup: alice.key.token_key}).status_code == 400
 
 
 @pytest.mark.parametrize("lookup", ["auth_token_set__digest__gt", "password__startswith"])
-def test_a_list_of_users_answers_none_either(office: Client, alice: Caller, lookup: str) -> None:
-    assert office.get("/admin/auth/user/", {lookup: "a"}).status_code == 400
+def test_a_list_of_users_answers_none_either(
+    admin_client: Client, alice: Caller, lookup: str
+) -> None:
+    assert admin_client.get("/admin/auth/user/", {lookup: "a"}).status_code == 400
 
 
 @pytest.mark.usefixtures("priced")
 @pytest.mark.parametrize("model_admin", ADMINS, ids=str)
-def test_every_link_of_a_list_still_works(office: Client, alice: Caller, model_admin: Any) -> None:
-    page = office.get(list_of(model_admin)).content.decode()
+def test_every_link_of_a_list_still_works(
+    admin_client: Client, alice: Caller, model_admin: Any
+) -> None:
+    page = admin_client.get(list_of(model_admin)).content.decode()
 
     for query in re.findall(r'href="(\?[^"]+)"', page):
-        assert office.get(list_of(model_admin) + html.unescape(query)).status_code == 200, query
+        assert admin_client.get(list_of(model_admin) + html.unescape(query)).status_code == 200, (
+            query
+        )

@@ -15,7 +15,7 @@ from billing.admin.lists import first_id
 from billing.models import Hold, ModelPrice, TokenUsage
 from billing.money import from_units
 from gateway.http.request_ids import uuid7
-from tests.conftest import Caller
+from tests.harness.callers import Caller
 
 OFFICE = "/admin/billing/"
 USAGE, HOLDS, DAYS = f"{OFFICE}tokenusage/", f"{OFFICE}hold/", f"{OFFICE}usagedaily/"
@@ -117,13 +117,13 @@ ADDRESSES = [
 
 @pytest.mark.parametrize("address", ADDRESSES)
 def test_a_page_counts_nothing_and_sorts_nothing(
-    office: Client, many: list[TokenUsage], address: str
+    admin_client: Client, many: list[TokenUsage], address: str
 ) -> None:
     row = many[ROWS // 2]
     yesterday = timezone.now().date() - timedelta(days=1)
     said = {"account": row.account_id, "middle": row.pk, "id": row.request_id}
 
-    _page, asked = queries_of(office, address.format(yesterday=yesterday, **said))
+    _page, asked = queries_of(admin_client, address.format(yesterday=yesterday, **said))
 
     assert len(asked) == 1
     assert "COUNT(" not in asked[0]
@@ -143,12 +143,12 @@ def plan_of(sql: str) -> str:
 
 @pytest.mark.parametrize("list_of", [USAGE, HOLDS])
 def test_pages_follow_one_another_without_a_gap(
-    office: Client, many: list[TokenUsage], list_of: str
+    admin_client: Client, many: list[TokenUsage], list_of: str
 ) -> None:
     seen: list[str] = []
     query = "?"
     while True:
-        page = text_of(office.get(f"{list_of}{query}"))
+        page = text_of(admin_client.get(f"{list_of}{query}"))
         seen += re.findall(r"/(\d+|[0-9a-f-]{36})/change/", page)
         older = re.search(r'href="(\?[^"]+)">Older', page)
         if older is None:
@@ -159,33 +159,35 @@ def test_pages_follow_one_another_without_a_gap(
 
 
 def test_filters_look_at_today_unless_another_day_is_chosen(
-    office: Client, many: list[TokenUsage]
+    admin_client: Client, many: list[TokenUsage]
 ) -> None:
     day = many[0].day
 
-    assert rows_on(text_of(office.get(f"{USAGE}?outcome__exact=client_left"))) == 0
-    assert rows_on(text_of(office.get(f"{USAGE}?outcome__exact=client_left&day={day}"))) == 1
+    assert rows_on(text_of(admin_client.get(f"{USAGE}?outcome__exact=client_left"))) == 0
+    assert rows_on(text_of(admin_client.get(f"{USAGE}?outcome__exact=client_left&day={day}"))) == 1
 
 
-def test_open_holds_are_found_however_old_they_are(office: Client, many: list[TokenUsage]) -> None:
-    assert rows_on(text_of(office.get(f"{HOLDS}?state=open"))) == 2
+def test_open_holds_are_found_however_old_they_are(
+    admin_client: Client, many: list[TokenUsage]
+) -> None:
+    assert rows_on(text_of(admin_client.get(f"{HOLDS}?state=open"))) == 2
 
 
 def test_a_request_is_found_by_its_id_whatever_else_is_filtered(
-    office: Client, many: list[TokenUsage]
+    admin_client: Client, many: list[TokenUsage]
 ) -> None:
     wanted = many[0].request_id
 
     for said in (f"?q={wanted}", f"?q=+{str(wanted).upper()}+&outcome__exact=client_left"):
-        assert rows_on(text_of(office.get(f"{USAGE}{said}"))) == 1
-    assert rows_on(text_of(office.get(f"{HOLDS}?q={wanted}"))) == 1
+        assert rows_on(text_of(admin_client.get(f"{USAGE}{said}"))) == 1
+    assert rows_on(text_of(admin_client.get(f"{HOLDS}?q={wanted}"))) == 1
 
 
 @pytest.mark.parametrize("said", ["abc", "%00", "0190b8a2-7c3e-7d4a-9f10", "☃", "1' OR '1'='1"])
 def test_what_is_no_request_id_finds_nothing_and_says_so(
-    office: Client, alice: Caller, said: str
+    admin_client: Client, alice: Caller, said: str
 ) -> None:
-    page = text_of(office.get(USAGE, {"q": said}))
+    page = text_of(admin_client.get(USAGE, {"q": said}))
 
     assert "A request id looks like" in page or "Null characters" in page
     assert rows_on(page) == 0
@@ -193,27 +195,27 @@ def test_what_is_no_request_id_finds_nothing_and_says_so(
 
 @pytest.mark.parametrize("day", ["x", "2026-99-01", "0001-01-01", "9999-12-31", ""])
 @pytest.mark.parametrize("address", [USAGE, HOLDS, DAYS])
-def test_a_day_that_is_none_is_no_error(office: Client, address: str, day: str) -> None:
-    assert office.get(address, {"day": day}).status_code == 200
+def test_a_day_that_is_none_is_no_error(admin_client: Client, address: str, day: str) -> None:
+    assert admin_client.get(address, {"day": day}).status_code == 200
 
 
 @pytest.mark.parametrize("address", [USAGE, HOLDS])
-def test_a_page_that_is_none_leads_back(office: Client, address: str) -> None:
-    assert office.get(f"{address}?pk__lt=x", follow=True).status_code == 200
-    assert office.get(f"{address}?p=99999").status_code == 200
+def test_a_page_that_is_none_leads_back(admin_client: Client, address: str) -> None:
+    assert admin_client.get(f"{address}?pk__lt=x", follow=True).status_code == 200
+    assert admin_client.get(f"{address}?p=99999").status_code == 200
 
 
 def test_nothing_of_usage_can_be_added_changed_or_deleted(
-    office: Client, many: list[TokenUsage]
+    admin_client: Client, many: list[TokenUsage]
 ) -> None:
     row = many[0]
     for address in (f"{USAGE}{row.pk}/", f"{HOLDS}{row.request_id}/"):
-        page = text_of(office.get(f"{address}change/"))
+        page = text_of(admin_client.get(f"{address}change/"))
         assert 'name="_save"' not in page and str(row.request_id) in page
-        assert office.post(f"{address}change/", {"cost": "0"}).status_code == 403
-        assert office.post(f"{address}delete/", {"post": "yes"}).status_code == 403
+        assert admin_client.post(f"{address}change/", {"cost": "0"}).status_code == 403
+        assert admin_client.post(f"{address}delete/", {"post": "yes"}).status_code == 403
     for address in (USAGE, HOLDS, DAYS):
-        assert office.get(f"{address}add/").status_code == 403
+        assert admin_client.get(f"{address}add/").status_code == 403
 
 
 def test_a_request_id_begins_with_its_day() -> None:

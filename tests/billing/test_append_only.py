@@ -10,7 +10,7 @@ from django.db.migrations.loader import MigrationLoader
 
 from billing import append_only, checks
 from tests.billing.test_configuration import manage
-from tests.flow.conftest import database_url
+from tests.harness.gateway import database_url
 
 # Of each table, a column that a later migration may make wider.
 WIDENED = {

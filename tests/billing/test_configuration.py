@@ -12,7 +12,7 @@ from django.db import connection
 
 from billing import checks, configuration
 from billing.models import BillingConfig
-from tests.flow.conftest import database_url
+from tests.harness.gateway import database_url
 
 ROOT = Path(__file__).resolve().parents[2]
 SQLITE = {"DATABASE_URL": "sqlite:////nonexistent/gateway.sqlite3"}

@@ -30,7 +30,7 @@ from billing.reservations import Settlement
 from gateway.http.request_ids import new_request_id
 from gateway.metering import CapReached, CountSource, Demand, Operation, Outcome, Usage
 from tests.billing.test_ledger import finish, reserve
-from tests.conftest import Caller, new_caller, set_price
+from tests.harness.callers import Caller, new_caller, set_price
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

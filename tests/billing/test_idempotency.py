@@ -12,9 +12,9 @@ from django.utils import timezone
 from billing import idempotency
 from billing.leases import LeaseRenewer
 from billing.models import Hold, IdempotencyKey, TokenUsage
-from tests.conftest import Caller, new_caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Status, error_line, reply, tokens
+from tests.harness.callers import Caller, new_caller, set_price
 
 pytestmark = [pytest.mark.usefixtures("priced"), pytest.mark.django_db]
 

@@ -27,8 +27,8 @@ from billing.reservations import Reservation, Settlement, to_line
 from gateway.http.request_ids import new_request_id
 from gateway.metering import CountSource, Demand, Operation, Outcome, Usage
 from tests.billing.test_ledger import books_balance, reserve, reserved
-from tests.conftest import Caller, database_time
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller, database_time
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from tests.billing.test_ledger import (
     reserve,
     reserved,
 )
-from tests.conftest import Caller, database_time
+from tests.harness.callers import Caller, database_time
 
 pytestmark = pytest.mark.usefixtures("priced")
 LONGER = timedelta(hours=2)

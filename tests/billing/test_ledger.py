@@ -24,7 +24,7 @@ from billing.money import from_units
 from billing.reservations import Reservation, Settlement, reservation_of
 from gateway.http.request_ids import new_request_id
 from gateway.metering import CapReached, CountSource, Demand, NoCredit, Operation, Outcome, Usage
-from tests.conftest import Caller, database_time, new_caller, set_price
+from tests.harness.callers import Caller, database_time, new_caller, set_price
 
 NOVEMBER = datetime(2026, 11, 30, 23, 59, tzinfo=UTC)
 DECEMBER = datetime(2026, 12, 1, 0, 1, tzinfo=UTC)

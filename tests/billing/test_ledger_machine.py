@@ -39,7 +39,7 @@ from tests.billing.test_crash_at_any_statement import (
     Killed,
 )
 from tests.billing.test_ledger import reserved
-from tests.conftest import Caller, database_time, new_caller
+from tests.harness.callers import Caller, database_time, new_caller
 
 TOKENS = st.integers(0, 10_000)
 WORKER = processes.identity().rpartition("/")[0] + f"/{DEAD}"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from billing.models import Entry
 from billing.money import MAX_UNITS, MoneyField, from_units, to_units
-from tests.conftest import Caller
+from tests.harness.callers import Caller
 
 UNITS = st.integers(-MAX_UNITS, MAX_UNITS)
 AMOUNTS = [

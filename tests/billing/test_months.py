@@ -14,7 +14,7 @@ from billing.models import Budget, Hold, ModelPrice
 from billing.months import months_held
 from gateway.metering import CapReached
 from tests.billing.test_ledger import DECEMBER, NOVEMBER, books_balance, finish, in_threads, reserve
-from tests.conftest import Caller, database_time, set_price
+from tests.harness.callers import Caller, database_time, set_price
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from django.db import connection
 from billing import ledger
 from billing.models import Budget, ModelPrice
 from tests.billing.test_ledger import books_balance, finish, in_threads, reserve
-from tests.conftest import Caller
+from tests.harness.callers import Caller
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

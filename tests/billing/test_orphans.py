@@ -19,7 +19,7 @@ from billing.models import Hold, ModelPrice, TokenUsage
 from billing.reservations import Settlement
 from tests.billing.test_crash_at_any_statement import machine_running_for
 from tests.billing.test_ledger import books_balance, finish, reserve
-from tests.conftest import Caller, database_time
+from tests.harness.callers import Caller, database_time
 
 
 def orphan(alice: Caller, price: ModelPrice, *, produced: int = 0, **fields: Any) -> Hold:

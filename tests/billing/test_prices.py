@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from billing import price_book
 from billing.models import ModelPrice, TokenUsage
 from billing.pricing import InvalidPrice, Rates
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller
 
 pytestmark = pytest.mark.django_db
 

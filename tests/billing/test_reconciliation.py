@@ -19,7 +19,7 @@ from billing import append_only, ledger, reconciliation, row_checks, statements
 from billing.models import Budget, ModelPrice, TokenUsage
 from billing.money import to_units
 from tests.billing.test_ledger import books_balance, finish, reserve
-from tests.conftest import Caller, database_time
+from tests.harness.callers import Caller, database_time
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 

@@ -16,7 +16,7 @@ from accounts import authors
 from accounts.models import Account
 from billing import ledger, statements
 from billing.models import Entry, ModelPrice
-from tests.conftest import Caller
+from tests.harness.callers import Caller
 
 
 def run(*command: str) -> str:

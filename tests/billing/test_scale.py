@@ -18,7 +18,7 @@ from billing.money import MAX_LIMIT, MAX_UNITS, ExactSum, from_units, scale_of, 
 from billing.pricing import InvalidPrice, per_1k, per_token
 from gateway.metering import NoCredit
 from tests.billing.test_ledger import books_balance, finish, reserve
-from tests.conftest import Caller, new_caller, set_price
+from tests.harness.callers import Caller, new_caller, set_price
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 WITHOUT_MINOR_UNIT = {"BIF", "CLP", "GNF", "JPY", "KMF", "KRW", "PYG", "UGX", "VND", "XAF", "XOF"}
@@ -113,7 +113,7 @@ def test_a_month_beyond_64_bits_is_summed_up(charlie: Caller, priced: ModelPrice
 
 
 def test_a_budget_that_would_begin_beyond_64_bits_is_refused(
-    charlie: Caller, priced: ModelPrice, office: Client
+    charlie: Caller, priced: ModelPrice, admin_client: Client
 ) -> None:
     postpaid = Account.objects.create(name="Postpaid Ltd")
     spend(charlie, priced, 3, Decimal(4_000_000), account=postpaid)
@@ -121,17 +121,19 @@ def test_a_budget_that_would_begin_beyond_64_bits_is_refused(
     with pytest.raises(CommandError, match="more than a budget can count"):
         run("grant", "Postpaid Ltd", "5", "--reason", "First")
     said = {"account": postpaid.pk, "unit": "money", "limit": "5"}
-    page = office.post("/admin/billing/budget/add/", said)
+    page = admin_client.post("/admin/billing/budget/add/", said)
 
     assert page.status_code == 200 and b"more than a budget can count" in page.content
     assert not Budget.objects.filter(account=postpaid).exists()
     assert not Entry.objects.filter(account=postpaid).exists()
 
 
-def test_a_cap_beyond_what_a_budget_is_given_is_refused(charlie: Caller, office: Client) -> None:
+def test_a_cap_beyond_what_a_budget_is_given_is_refused(
+    charlie: Caller, admin_client: Client
+) -> None:
     said = {"account": charlie.account.pk, "unit": "money", "limit": "9000001"}
 
-    page = office.post("/admin/billing/budget/add/", said)
+    page = admin_client.post("/admin/billing/budget/add/", said)
 
     assert page.status_code == 200 and b"A limit is from 0 to 9,000,000." in page.content
 

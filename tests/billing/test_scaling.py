@@ -14,8 +14,8 @@ from django.utils import timezone
 from accounts.models import Account, ApiKey
 from billing.models import Budget, BudgetPeriod, Hold, ModelPrice, TokenUsage, UsageDaily
 from gateway.http.request_ids import new_request_id
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller
 
 CROWD = 5_000
 BIG_TABLES = (

@@ -14,8 +14,8 @@ from billing import price_book, statements
 from billing.amounts import read_amount
 from billing.models import Entry, ModelPrice
 from tests.billing.test_admin import PRICES, add_credit, schedule, text_of
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller
 
 pytestmark = pytest.mark.django_db
 
@@ -70,11 +70,11 @@ def test_what_can_be_read_in_two_ways_says_both() -> None:
         read_amount("1,000", "USD")
 
 
-def test_the_page_echoes_the_amount_that_it_has_read(office: Client, alice: Caller) -> None:
-    page = add_credit(office, alice.account, amount="€1.050,50")
+def test_the_page_echoes_the_amount_that_it_has_read(admin_client: Client, alice: Caller) -> None:
+    page = add_credit(admin_client, alice.account, amount="€1.050,50")
     assert Entry.objects.latest("pk").amount == Decimal("1050.5")
 
-    told = text_of(office.get(page["Location"]))
+    told = text_of(admin_client.get(page["Location"]))
     assert "Top-up of 1,050.50 USD is posted to Alice Ltd." in told
 
 
@@ -94,20 +94,24 @@ def test_a_wallet_goes_below_zero_only_when_that_is_said(alice: Caller) -> None:
     assert "has -970" in run("grant", "Alice Ltd", "10", "--reason", "more")[0]
 
 
-def test_on_the_page_too(office: Client, alice: Caller) -> None:
-    assert "That would leave -975 USD" in text_of(add_credit(office, alice.account, amount="-1000"))
+def test_on_the_page_too(admin_client: Client, alice: Caller) -> None:
+    assert "That would leave -975 USD" in text_of(
+        add_credit(admin_client, alice.account, amount="-1000")
+    )
     assert statements.balance(alice.account) == 25
 
-    add_credit(office, alice.account, amount="-1000", below_zero="on")
+    add_credit(admin_client, alice.account, amount="-1000", below_zero="on")
     assert statements.balance(alice.account) == -975
 
 
-def test_a_new_account_with_an_empty_wallet_is_told_what_comes_first(office: Client) -> None:
+def test_a_new_account_with_an_empty_wallet_is_told_what_comes_first(admin_client: Client) -> None:
     add = "/admin/accounts/account/add/"
-    page = office.post(add, {"name": "Dora Ltd", "username": "dora"}, follow=True)
+    page = admin_client.post(add, {"name": "Dora Ltd", "username": "dora"}, follow=True)
     assert "Next, add credit: its wallet is empty" in text_of(page)
 
-    page = office.post(add, {"name": "Eve Ltd", "username": "eve", "postpaid": "on"}, follow=True)
+    page = admin_client.post(
+        add, {"name": "Eve Ltd", "username": "eve", "postpaid": "on"}, follow=True
+    )
     assert "The account Eve Ltd is there. Next, issue a key." in text_of(page)
 
 
@@ -138,34 +142,34 @@ def test_a_price_a_hundred_times_the_usual_must_be_meant(priced: ModelPrice, mod
     assert price is not None and price.prompt_per_1k == 20
 
 
-def test_and_on_the_page(office: Client, priced: ModelPrice) -> None:
-    page = text_of(schedule(office, input_per_1k="5"))
+def test_and_on_the_page(admin_client: Client, priced: ModelPrice) -> None:
+    page = text_of(schedule(admin_client, input_per_1k="5"))
     assert "Tick the box if it is meant." in page and ModelPrice.objects.count() == 3
 
-    assert schedule(office, input_per_1k="5", unusual="on").status_code == 302
+    assert schedule(admin_client, input_per_1k="5", unusual="on").status_code == 302
 
 
-def test_a_new_price_is_told_in_a_sentence(office: Client, ollama: FakeOllama) -> None:
-    told = text_of(office.get(schedule(office)["Location"]))
+def test_a_new_price_is_told_in_a_sentence(admin_client: Client, ollama: FakeOllama) -> None:
+    told = text_of(admin_client.get(schedule(admin_client)["Location"]))
     assert (
         "The price of llama3:latest, 2.00 / 2.00 USD per 1,000,000 tokens, is active now." in told
     )
 
     later = {"effective_from_0": "2190-01-31", "effective_from_1": "08:00:00"}
-    told = text_of(office.get(schedule(office, model="nonsuch", **later)["Location"]))
+    told = text_of(admin_client.get(schedule(admin_client, model="nonsuch", **later)["Location"]))
     assert "begins at 2190-01-31 08:00 UTC." in told
     assert "No model of the name nonsuch:latest is installed at Ollama." in told
 
 
 def test_a_model_whose_price_is_scheduled_does_not_wait_for_one(
-    office: Client, ollama: FakeOllama
+    admin_client: Client, ollama: FakeOllama
 ) -> None:
     now = timezone.now()
     for days in (9, 2, 5):
         line = price_book.read_line("llama3", "0.002")
         price_book.schedule(line, effective_from=now + timedelta(days=days), now=now)
 
-    page = text_of(office.get(PRICES))
+    page = text_of(admin_client.get(PRICES))
 
     assert "llama3%3Alatest" not in page.partition("<table")[0]
     assert f"llama3:latest: from {now + timedelta(days=2):%Y-%m-%d %H:%M} UTC" in page

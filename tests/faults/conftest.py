@@ -24,11 +24,11 @@ from django.db import connection
 
 from billing import reconciliation
 from billing.models import Hold, TokenUsage
-from tests.conftest import new_caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.proxy import Proxy
 from tests.faults.fuzz_run import LastError, hung
-from tests.flow.conftest import eventually, gateway_env
+from tests.harness.callers import new_caller, set_price
+from tests.harness.gateway import eventually, gateway_env
 from tests.servers.client import BROKEN, RawClient
 from tests.servers.gunicorn import Gunicorn
 from tests.servers.nginx import MISSING, Nginx

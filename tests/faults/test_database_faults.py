@@ -18,9 +18,9 @@ from billing.reservations import Settlement
 from gateway.metering import CountSource, Outcome, Usage
 from tests.billing.test_journal import collected
 from tests.billing.test_journal import ending as any_ending
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.faults.conftest import books_balance
+from tests.harness.callers import Caller
 
 sqlite_only = pytest.mark.once  # What SQLite alone does.
 

@@ -21,12 +21,12 @@ from accounts.models import CUSTOMER_SCOPES
 from billing.models import Hold
 from config.wsgi import application
 from gateway.http.media_types import Application
-from tests.conftest import new_caller
 from tests.fakes.ollama import FakeOllama
 from tests.faults.conftest import books_balance, figure
 from tests.faults.fuzz import Route, Sent, fuzzed, plain, routes
 from tests.faults.fuzz_run import LastError, Run, try_one
 from tests.faults.oracle import Witness
+from tests.harness.callers import new_caller
 
 SEED = os.environ.get("SEED", "19")
 CHUNKS = 4

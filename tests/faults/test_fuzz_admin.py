@@ -19,7 +19,6 @@ from django.urls import get_resolver
 
 from billing.models import Budget, UsageDaily
 from config.wsgi import application
-from tests.conftest import new_caller
 from tests.fakes.ollama import FakeOllama
 from tests.faults import fuzz_admin
 from tests.faults.conftest import books_balance, figure
@@ -27,6 +26,7 @@ from tests.faults.fuzz import Sent
 from tests.faults.fuzz_admin import ROW, SESSION, Fields, Page, visit
 from tests.faults.fuzz_run import LastError, Run, try_one
 from tests.faults.oracle import Answer
+from tests.harness.callers import new_caller
 
 SEED = os.environ.get("SEED", "19")
 NUMBER = int(os.environ.get("FUZZ", "400"))

@@ -20,11 +20,11 @@ import pytest
 from django.urls import get_resolver
 
 from accounts.models import CUSTOMER_SCOPES
-from tests.conftest import new_caller
 from tests.faults.conftest import RunningGateway, ask, figure, started
 from tests.faults.fuzz import fuzzed, good, routes
 from tests.faults.fuzz_bytes import spoiled
 from tests.faults.oracle import INTERNALS, Witness
+from tests.harness.callers import new_caller
 
 SEED = os.environ.get("SEED", "19")
 NUMBER = int(os.environ.get("FUZZ_BYTES", "4000"))

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from billing.models import TokenUsage
-from tests.conftest import new_caller
 from tests.fakes.script import tokens
 from tests.faults.conftest import (
     RunningGateway,
@@ -22,6 +21,7 @@ from tests.faults.conftest import (
     started,
     ways,
 )
+from tests.harness.callers import new_caller
 from tests.servers.client import RawClient
 
 GENERATE = "/api/generate"

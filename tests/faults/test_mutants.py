@@ -20,7 +20,7 @@ from tests.billing.test_ledger import (
     test_many_who_settle_the_same_hold_bill_once as settle_at_once,
 )
 from tests.billing.test_ledger_machine import Ledger
-from tests.conftest import Caller, new_caller, set_price
+from tests.harness.callers import Caller, new_caller, set_price
 
 RACERS, PAID_FOR = 8, 3
 

@@ -13,7 +13,7 @@ from tests.faults.conftest import (
     nothing_happened,
     started,
 )
-from tests.flow.conftest import eventually
+from tests.harness.gateway import eventually
 from tests.servers.nginx import MISSING
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)

@@ -16,9 +16,9 @@ from django.db import connection
 from django.test import Client
 
 from accounts.models import ApiKey
-from tests.conftest import Caller, new_caller, set_price
 from tests.fakes.script import Line, Raw, Reset, Stall, Status, error_line, reply, tokens
 from tests.faults.conftest import RunningGateway, ask, books_balance, started, ways
+from tests.harness.callers import Caller, new_caller, set_price
 from tests.servers.client import BROKEN
 from tests.servers.gunicorn import Gunicorn
 

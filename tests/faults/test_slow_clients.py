@@ -26,7 +26,7 @@ from tests.faults.conftest import (
     started,
     ways,
 )
-from tests.flow.conftest import eventually
+from tests.harness.gateway import eventually
 from tests.servers.client import BROKEN, RawClient
 
 GENERATE = "/api/generate"

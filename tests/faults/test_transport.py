@@ -35,7 +35,7 @@ from tests.faults.conftest import (
     thread_count,
     ways,
 )
-from tests.flow.conftest import eventually
+from tests.harness.gateway import eventually
 from tests.servers.client import BROKEN
 
 GENERATE = "/api/generate"

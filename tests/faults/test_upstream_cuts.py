@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from billing.models import Hold, TokenUsage
-from tests.conftest import Caller
 from tests.fakes.script import rendered, tokens
 from tests.faults.conftest import books_balance, figure, looks_complete
+from tests.harness.callers import Caller
 
 SAID = [{"role": "user", "content": "hello there"}]
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {

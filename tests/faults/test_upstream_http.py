@@ -24,7 +24,7 @@ from tests.faults.conftest import (
     is_error,
     the_row,
 )
-from tests.flow.conftest import eventually
+from tests.harness.gateway import eventually
 
 GENERATE = "/api/generate"
 FIRST_LINE = 3.0

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import requests
 
-from tests.conftest import set_price
 from tests.fakes.ollama import Received
 from tests.fakes.script import CREATED_AT, Raw, Step, reply, tokens
 from tests.faults.conftest import RunningGateway, figure, growing_less_than, in_parallel, started
 from tests.faults.test_hostile_bodies import listening
+from tests.harness.callers import set_price
 
 TOKENS, TOP, TEXTS, NUMBERS = 8192, 20, 512, 4096
 

@@ -13,11 +13,11 @@ import pytest
 
 from billing import ledger, reconciliation
 from billing.models import Budget, TokenUsage
-from tests.conftest import Caller, new_caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Reset, Sleep, Stall, error_line, reply, tokens
-from tests.flow.conftest import DEADLINES, House, database_url, gateway_env, the_row
 from tests.gateway.test_anthropic import PNG, events
+from tests.harness.callers import Caller, new_caller, set_price
+from tests.harness.gateway import DEADLINES, RunningGateway, database_url, gateway_env, usage_row
 from tests.servers.gunicorn import Gunicorn
 
 pytestmark = pytest.mark.usefixtures("priced")
@@ -42,21 +42,21 @@ TIGHT = {
 
 
 @pytest.fixture(scope="module")
-def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[RunningGateway]:
     """A gateway for all tests of this file, that soon loses patience."""
     with FakeOllama() as ollama:
         env = gateway_env(ollama, **(DEADLINES | TIGHT))
         with Gunicorn(env) as server:
-            yield House(server, ollama, env)
+            yield RunningGateway(server, ollama, env)
 
 
 @pytest.fixture
-def client(house: House, alice: Caller) -> anthropic.Anthropic:
-    return client_of(house, alice.secret)
+def client(gateway: RunningGateway, alice: Caller) -> anthropic.Anthropic:
+    return client_of(gateway, alice.secret)
 
 
-def client_of(house: House, secret: str) -> anthropic.Anthropic:
-    return anthropic.Anthropic(api_key=secret, base_url=house.server.url, max_retries=0)
+def client_of(gateway: RunningGateway, secret: str) -> anthropic.Anthropic:
+    return anthropic.Anthropic(api_key=secret, base_url=gateway.server.url, max_retries=0)
 
 
 def text_of(message: Any) -> str:
@@ -71,23 +71,23 @@ def test_create(client: anthropic.Anthropic) -> None:
 
     assert text_of(answer).startswith("The sky") and answer.stop_reason == "end_turn"
     assert (answer.usage.input_tokens, answer.usage.output_tokens) == (2, 9)
-    row = the_row()
+    row = usage_row()
     assert answer.id == f"msg_{row.request_id.hex}" and answer._request_id == str(row.request_id)
 
 
 def test_the_usage_of_an_answer_is_its_usage_row(client: anthropic.Anthropic) -> None:
     usage = client.messages.create(**ASKED).usage
 
-    row = the_row()
+    row = usage_row()
     told = (usage.input_tokens, usage.output_tokens)
     assert told == (row.prompt_tokens, row.completion_tokens)
     assert Decimal(usage.cost) == row.cost > 0 and usage.currency == "USD"
 
 
 def test_a_stream_gathers_text_and_ends_with_upstreams_counts(
-    client: anthropic.Anthropic, house: House
+    client: anthropic.Anthropic, gateway: RunningGateway
 ) -> None:
-    house.ollama.answer(PATH, tokens(["Hel", "lo", " Kiel"], path=PATH, prompt=7, count=33))
+    gateway.ollama.answer(PATH, tokens(["Hel", "lo", " Kiel"], path=PATH, prompt=7, count=33))
 
     with client.messages.stream(**ASKED) as stream:
         text = "".join(stream.text_stream)
@@ -96,19 +96,19 @@ def test_a_stream_gathers_text_and_ends_with_upstreams_counts(
     assert text == text_of(final) == "Hello Kiel"
     assert (final.usage.input_tokens, final.usage.output_tokens) == (7, 33)
     assert final.stop_reason == "end_turn"
-    assert (the_row().prompt_tokens, the_row().completion_tokens) == (7, 33)
+    assert (usage_row().prompt_tokens, usage_row().completion_tokens) == (7, 33)
 
 
 def test_a_raw_stream_ends_with_its_cost(client: anthropic.Anthropic) -> None:
     *_, delta, stop = client.messages.create(**ASKED, stream=True)
 
     assert stop.type == "message_stop" and delta.type == "message_delta"
-    assert Decimal(delta.usage.cost) == the_row().cost > 0
+    assert Decimal(delta.usage.cost) == usage_row().cost > 0
 
 
-def test_the_asynchronous_client_streams_too(house: House, alice: Caller) -> None:
+def test_the_asynchronous_client_streams_too(gateway: RunningGateway, alice: Caller) -> None:
     async def ask() -> str:
-        url = house.server.url
+        url = gateway.server.url
         client = anthropic.AsyncAnthropic(api_key=alice.secret, base_url=url, max_retries=0)
         async with client, client.messages.stream(**ASKED) as stream:
             return text_of(await stream.get_final_message())
@@ -116,8 +116,12 @@ def test_the_asynchronous_client_streams_too(house: House, alice: Caller) -> Non
     assert asyncio.run(ask()).startswith("The sky")
 
 
-def test_the_beta_client_and_a_bearer_token_work_too(house: House, alice: Caller) -> None:
-    client = anthropic.Anthropic(auth_token=alice.secret, base_url=house.server.url, max_retries=0)
+def test_the_beta_client_and_a_bearer_token_work_too(
+    gateway: RunningGateway, alice: Caller
+) -> None:
+    client = anthropic.Anthropic(
+        auth_token=alice.secret, base_url=gateway.server.url, max_retries=0
+    )
 
     answer = client.beta.messages.create(**ASKED, betas=["interleaved-thinking-2025-05-14"])
     assert text_of(answer).startswith("The sky")
@@ -127,7 +131,7 @@ def test_the_beta_client_and_a_bearer_token_work_too(house: House, alice: Caller
 
 
 def test_a_system_prompt_stops_and_sampling_reach_the_model(
-    client: anthropic.Anthropic, house: House
+    client: anthropic.Anthropic, gateway: RunningGateway
 ) -> None:
     client.messages.create(
         **ASKED,
@@ -138,7 +142,7 @@ def test_a_system_prompt_stops_and_sampling_reach_the_model(
         extra_body={"temperature": 0.2, "top_k": 40, "top_p": 0.9},
     )
 
-    sent = house.ollama.requests[-1].json
+    sent = gateway.ollama.requests[-1].json
     assert sent["messages"] == [{"role": "system", "content": "Be brief."}, *HELLO]
     chosen = {"stop": ["END"], "temperature": 0.2, "top_k": 40, "top_p": 0.9, "num_predict": 64}
     assert sent["options"] == chosen
@@ -150,26 +154,26 @@ def test_an_answer_at_its_limit_says_so(client: anthropic.Anthropic) -> None:
     assert (answer.stop_reason, answer.usage.output_tokens) == ("max_tokens", 3)
 
 
-def test_images_reach_the_model(client: anthropic.Anthropic, house: House) -> None:
+def test_images_reach_the_model(client: anthropic.Anthropic, gateway: RunningGateway) -> None:
     content = [{"type": "text", "text": "What?"}, {"type": "image", "source": PNG}]
 
     client.messages.create(**ASKED | {"messages": [{"role": "user", "content": content}]})
 
-    [message] = house.ollama.requests[-1].json["messages"]
+    [message] = gateway.ollama.requests[-1].json["messages"]
     assert message == {"role": "user", "content": "What?", "images": [PNG["data"]]}
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 def test_thinking_comes_before_the_text(
-    client: anthropic.Anthropic, house: House, stream: bool
+    client: anthropic.Anthropic, gateway: RunningGateway, stream: bool
 ) -> None:
-    house.ollama.answer(PATH, tokens(["Hi"], path=PATH, thinking=["I ", "greet"]))
+    gateway.ollama.answer(PATH, tokens(["Hi"], path=PATH, thinking=["I ", "greet"]))
 
     answer = ask(client, stream, thinking={"type": "enabled", "budget_tokens": 1024})
 
     thought, text = answer.content
     assert (thought.type, thought.thinking, thought.signature) == ("thinking", "I greet", "")
-    assert text.text == "Hi" and house.ollama.requests[-1].json["think"] is True
+    assert text.text == "Hi" and gateway.ollama.requests[-1].json["think"] is True
 
 
 def ask(client: anthropic.Anthropic, stream: bool, **more: Any) -> Any:
@@ -180,9 +184,9 @@ def ask(client: anthropic.Anthropic, stream: bool, **more: Any) -> Any:
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_tools_go_round(client: anthropic.Anthropic, house: House, stream: bool) -> None:
+def test_tools_go_round(client: anthropic.Anthropic, gateway: RunningGateway, stream: bool) -> None:
     called = tokens(["Let me see"], path=PATH, thinking=["Hm"], tool_calls=[CALL])
-    house.ollama.answer(PATH, called, times=1)
+    gateway.ollama.answer(PATH, called, times=1)
 
     first = ask(client, stream, tools=[WEATHER])
     use = first.content[-1]
@@ -195,7 +199,7 @@ def test_tools_go_round(client: anthropic.Anthropic, house: House, stream: bool)
     ask(client, stream, tools=[WEATHER], messages=turns)
 
     assert first.stop_reason == "tool_use" and use.input == {"city": "Kiel"}
-    _hello, assistant, tool, so = house.ollama.requests[-1].json["messages"]
+    _hello, assistant, tool, so = gateway.ollama.requests[-1].json["messages"]
     assert (assistant["content"], assistant["thinking"]) == ("Let me see", "Hm")
     function = {"name": "weather", "arguments": {"city": "Kiel"}}
     assert assistant["tool_calls"] == [{"id": use.id, "function": function}]
@@ -207,53 +211,55 @@ class Number(pydantic.BaseModel):
     n: int
 
 
-def test_an_answer_is_parsed_by_its_schema(client: anthropic.Anthropic, house: House) -> None:
-    house.ollama.answer(PATH, tokens(['{"n":', "7}"], path=PATH))
+def test_an_answer_is_parsed_by_its_schema(
+    client: anthropic.Anthropic, gateway: RunningGateway
+) -> None:
+    gateway.ollama.answer(PATH, tokens(['{"n":', "7}"], path=PATH))
 
     answer = client.messages.parse(**ASKED, output_format=Number)
 
     assert answer.parsed_output == Number(n=7)
-    assert house.ollama.requests[-1].json["format"]["properties"]["n"]["type"] == "integer"
+    assert gateway.ollama.requests[-1].json["format"]["properties"]["n"]["type"] == "integer"
 
 
 # --- Errors ---------------------------------------------------------------------------------------
 
-Ask = Callable[[House, Caller], Any]
+Ask = Callable[[RunningGateway, Caller], Any]
 
 
 def asking(**more: Any) -> Ask:
-    return lambda house, caller: client_of(house, caller.secret).messages.create(**ASKED | more)
+    return lambda gateway, caller: client_of(gateway, caller.secret).messages.create(**ASKED | more)
 
 
 def with_answer(*script: Any) -> Ask:
-    def ask(house: House, caller: Caller) -> Any:
-        house.ollama.answer(PATH, *script)
-        return asking()(house, caller)
+    def ask(gateway: RunningGateway, caller: Caller) -> Any:
+        gateway.ollama.answer(PATH, *script)
+        return asking()(gateway, caller)
 
     return ask
 
 
-def with_a_cap(house: House, caller: Caller) -> Any:
+def with_a_cap(gateway: RunningGateway, caller: Caller) -> Any:
     budget = ledger.open_budget(caller.account, Budget.Unit.TOKENS, Budget.Window.MONTH)
     ledger.set_limit(budget, 1)
-    return asking()(house, caller)
+    return asking()(gateway, caller)
 
 
-def with_a_wrong_key(house: House, _caller: Caller) -> Any:
-    return client_of(house, "olg_" + "0" * 64).messages.create(**ASKED)
+def with_a_wrong_key(gateway: RunningGateway, _caller: Caller) -> Any:
+    return client_of(gateway, "olg_" + "0" * 64).messages.create(**ASKED)
 
 
-def without_credit(house: House, _caller: Caller) -> Any:
-    return asking()(house, new_caller("Paul", credit="0"))
+def without_credit(gateway: RunningGateway, _caller: Caller) -> Any:
+    return asking()(gateway, new_caller("Paul", credit="0"))
 
 
-def without_scope(house: House, _caller: Caller) -> Any:
-    return asking()(house, new_caller("Ursula", scopes=["usage"]))
+def without_scope(gateway: RunningGateway, _caller: Caller) -> Any:
+    return asking()(gateway, new_caller("Ursula", scopes=["usage"]))
 
 
-def with_the_model_server_down(house: House, caller: Caller) -> Any:
-    house.ollama.down()
-    return asking()(house, caller)
+def with_the_model_server_down(gateway: RunningGateway, caller: Caller) -> Any:
+    gateway.ollama.down()
+    return asking()(gateway, caller)
 
 
 BUSY = reply({"error": "server busy"}, 503)
@@ -291,10 +297,14 @@ STATUSES = {
 
 @pytest.mark.parametrize(("call", "kind", "name"), ERRORS.values(), ids=ERRORS)
 def test_an_error_is_raised_as_its_class(
-    house: House, alice: Caller, call: Ask, kind: type[anthropic.APIStatusError], name: str
+    gateway: RunningGateway,
+    alice: Caller,
+    call: Ask,
+    kind: type[anthropic.APIStatusError],
+    name: str,
 ) -> None:
     with pytest.raises(kind) as caught:
-        call(house, alice)
+        call(gateway, alice)
 
     error = caught.value
     assert (error.type, error.status_code) == (name, STATUSES[name])
@@ -312,50 +322,52 @@ def test_tokens_cannot_be_counted_beforehand(client: anthropic.Anthropic) -> Non
 
 @pytest.mark.parametrize("ending", [Reset(), error_line("CUDA error")], ids=["reset", "error line"])
 def test_a_stream_that_breaks_raises(
-    client: anthropic.Anthropic, house: House, ending: Any
+    client: anthropic.Anthropic, gateway: RunningGateway, ending: Any
 ) -> None:
-    house.ollama.answer(PATH, tokens("ab", path=PATH, done=False), ending)
+    gateway.ollama.answer(PATH, tokens("ab", path=PATH, done=False), ending)
 
     with pytest.raises(anthropic.APIStatusError) as caught, client.messages.stream(**ASKED) as s:
         s.get_final_message()
 
     assert caught.value.type == "api_error" and caught.value.error_code == "upstream_broke"
-    assert (the_row().outcome, the_row().billed) == ("upstream_broke", False)
+    assert (usage_row().outcome, usage_row().billed) == ("upstream_broke", False)
 
 
-def test_leaving_a_stream_stops_the_model_server(client: anthropic.Anthropic, house: House) -> None:
-    house.ollama.answer(PATH, tokens("ab", path=PATH, done=False), Stall())
+def test_leaving_a_stream_stops_the_model_server(
+    client: anthropic.Anthropic, gateway: RunningGateway
+) -> None:
+    gateway.ollama.answer(PATH, tokens("ab", path=PATH, done=False), Stall())
 
     with client.messages.stream(**ASKED) as stream:
         assert next(iter(stream.text_stream)) == "a"
 
-    assert house.ollama.requests[-1].left.wait(1)
-    row = the_row()
+    assert gateway.ollama.requests[-1].left.wait(1)
+    row = usage_row()
     assert (row.outcome, row.billed) == ("client_left", True) and 1 <= row.completion_tokens <= 2
     assert not any(found for _check, found in reconciliation.differences())
 
 
 def test_leaving_a_silent_stream_stops_the_model_server(
-    client: anthropic.Anthropic, house: House
+    client: anthropic.Anthropic, gateway: RunningGateway
 ) -> None:
-    house.ollama.answer(PATH, Stall())
+    gateway.ollama.answer(PATH, Stall())
 
     with client.messages.stream(**ASKED) as stream:
         assert next(iter(stream)).type == "message_start"
 
-    assert house.ollama.requests[-1].left.wait(1)
-    assert (the_row().outcome, the_row().billed) == ("client_left", False)
+    assert gateway.ollama.requests[-1].left.wait(1)
+    assert (usage_row().outcome, usage_row().billed) == ("client_left", False)
 
 
 # --- IdleTimeout ----------------------------------------------------------------------------------
 
 
 def test_a_silent_stream_pings_and_the_client_does_not_mind(
-    client: anthropic.Anthropic, house: House, alice: Caller
+    client: anthropic.Anthropic, gateway: RunningGateway, alice: Caller
 ) -> None:
-    house.ollama.answer(PATH, Sleep(0.8), tokens("ab", path=PATH, pause=0.6))
+    gateway.ollama.answer(PATH, Sleep(0.8), tokens("ab", path=PATH, pause=0.6))
 
-    with house.client() as raw:
+    with gateway.client() as raw:
         raw.post("/v1/messages", ASKED | {"stream": True}, key=alice.secret)
         began = time.monotonic()
         assert raw.read_head().headers["content-type"].startswith("text/event-stream")
@@ -369,15 +381,15 @@ def test_a_silent_stream_pings_and_the_client_does_not_mind(
 
 
 def test_what_fails_after_a_silence_is_an_event_and_raises(
-    client: anthropic.Anthropic, house: House
+    client: anthropic.Anthropic, gateway: RunningGateway
 ) -> None:
-    house.ollama.answer(PATH, Sleep(2 * KEEP_ALIVE), BUSY)
+    gateway.ollama.answer(PATH, Sleep(2 * KEEP_ALIVE), BUSY)
 
     with pytest.raises(anthropic.APIStatusError) as caught:
         ask(client, stream=True)
 
     assert caught.value.type == "overloaded_error"
-    assert (the_row().outcome, the_row().billed) == ("upstream_refused", False)
+    assert (usage_row().outcome, usage_row().billed) == ("upstream_refused", False)
 
 
 # --- With a real model ----------------------------------------------------------------------------

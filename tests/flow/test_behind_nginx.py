@@ -10,8 +10,8 @@ import requests
 from django.contrib.auth.models import User
 
 from tests.fakes.ollama import FakeOllama
-from tests.flow.conftest import eventually, gateway_env
 from tests.flow.test_server import FORGED
+from tests.harness.gateway import eventually, gateway_env
 from tests.servers.gunicorn import Gunicorn
 from tests.servers.nginx import MISSING, Nginx
 

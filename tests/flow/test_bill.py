@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from billing.models import TokenUsage
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller
 
 pytestmark = pytest.mark.usefixtures("priced")
 

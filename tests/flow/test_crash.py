@@ -9,10 +9,10 @@ import pytest
 
 from billing import reconciliation
 from billing.models import Hold, TokenUsage
-from tests.conftest import Caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import tokens
-from tests.flow.conftest import DEADLINES, House, eventually, gateway_env
+from tests.harness.callers import Caller, set_price
+from tests.harness.gateway import DEADLINES, RunningGateway, eventually, gateway_env
 from tests.servers.client import RawClient, Truncated
 from tests.servers.gunicorn import Gunicorn, manage
 
@@ -23,20 +23,20 @@ LONG_LEASE = {"HOLD_LEASE_SECONDS": "600"}
 
 
 @pytest.fixture
-def fragile(running: House, transactional_db: None) -> Iterator[House]:
+def fragile(running: RunningGateway, transactional_db: None) -> Iterator[RunningGateway]:
     """A gateway of its own, since it will be killed."""
     with FakeOllama() as ollama:
         env = gateway_env(ollama, **(DEADLINES | LONG_LEASE))
         with Gunicorn(env) as server:
-            yield House(server, ollama, env)
+            yield RunningGateway(server, ollama, env)
 
 
 class Reader(threading.Thread):
     """Reads one stream to its end, however it ends."""
 
-    def __init__(self, house: House, key: str) -> None:
+    def __init__(self, gateway: RunningGateway, key: str) -> None:
         super().__init__()
-        self.client: RawClient = house.client(timeout=20)
+        self.client: RawClient = gateway.client(timeout=20)
         self.client.post("/api/generate", {"model": "llama3", "prompt": "hi"}, key=key)
         self.saw_done = False
         self.request_id = ""
@@ -53,7 +53,9 @@ class Reader(threading.Thread):
             self.client.close()
 
 
-def test_killed_workers_lose_nothing_and_bill_nothing_twice(fragile: House, alice: Caller) -> None:
+def test_killed_workers_lose_nothing_and_bill_nothing_twice(
+    fragile: RunningGateway, alice: Caller
+) -> None:
     set_price("llama3", "0.002")
     fragile.ollama.answer("/api/generate", tokens("ab"), times=3)
     fragile.ollama.answer("/api/generate", tokens(["x"] * 500, pause=0.02))
@@ -79,15 +81,15 @@ def test_killed_workers_lose_nothing_and_bill_nothing_twice(fragile: House, alic
     assert reconciled.returncode == 0, reconciled.stdout
 
 
-def test_orphans_are_settled_without_anybody_asking(house: House, alice: Caller) -> None:
+def test_orphans_are_settled_without_anybody_asking(gateway: RunningGateway, alice: Caller) -> None:
     """The lease is 3 seconds here; the worker that takes the dead one's place looks after them."""
     set_price("llama3", "0.002")
-    house.ollama.answer("/api/generate", tokens(["x"] * 500, pause=0.02))
-    reader = Reader(house, alice.secret)
-    house.ollama.wait_for(1)
+    gateway.ollama.answer("/api/generate", tokens(["x"] * 500, pause=0.02))
+    reader = Reader(gateway, alice.secret)
+    gateway.ollama.wait_for(1)
 
-    for pid in house.server.worker_pids():
-        house.server.kill_worker(pid)
+    for pid in gateway.server.worker_pids():
+        gateway.server.kill_worker(pid)
     reader.join(20)
 
     eventually(lambda: Hold.objects.filter(state="expired").count() == 1, seconds=10)
@@ -95,28 +97,30 @@ def test_orphans_are_settled_without_anybody_asking(house: House, alice: Caller)
     assert not any(found for _check, found in reconciliation.differences())
 
 
-def test_what_an_orphan_pays_is_never_more_than_was_delivered(house: House, alice: Caller) -> None:
+def test_what_an_orphan_pays_is_never_more_than_was_delivered(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     set_price("llama3", "0.002")
-    house.ollama.answer("/api/generate", tokens(["x"] * 500, pause=0.02))
-    reader = Reader(house, alice.secret)
-    [asked] = house.ollama.wait_for(1)
+    gateway.ollama.answer("/api/generate", tokens(["x"] * 500, pause=0.02))
+    reader = Reader(gateway, alice.secret)
+    [asked] = gateway.ollama.wait_for(1)
     # Long enough for the lease to be renewed once, which notes the progress.
     eventually(lambda: Hold.objects.filter(progress__gt=0).exists(), seconds=10)
 
-    for pid in house.server.worker_pids():
-        house.server.kill_worker(pid)
+    for pid in gateway.server.worker_pids():
+        gateway.server.kill_worker(pid)
     reader.join(20)
 
     row = eventually(lambda: TokenUsage.objects.first(), seconds=10)
     assert row.billed and 0 < row.completion_tokens <= asked.lines_sent
 
 
-def test_a_long_silence_is_not_mistaken_for_death(house: House, alice: Caller) -> None:
+def test_a_long_silence_is_not_mistaken_for_death(gateway: RunningGateway, alice: Caller) -> None:
     """Leases are renewed by a thread of their own, also while the model server says nothing."""
     set_price("llama3", "0.002")
-    house.ollama.answer("/api/generate", tokens(["a", "b"], pause=2.2))
+    gateway.ollama.answer("/api/generate", tokens(["a", "b"], pause=2.2))
 
-    reader = Reader(house, alice.secret)
+    reader = Reader(gateway, alice.secret)
     reader.join(20)
 
     assert reader.saw_done and TokenUsage.objects.get().outcome == "complete"

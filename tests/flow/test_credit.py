@@ -13,10 +13,10 @@ from billing.models import Hold, TokenUsage
 from billing.money import from_units
 from billing.pricing import cost
 from gateway.validation import policy
-from tests.conftest import Caller, new_caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Wait, tokens
-from tests.flow.conftest import House, eventually, gateway_env
+from tests.harness.callers import Caller, new_caller, set_price
+from tests.harness.gateway import RunningGateway, eventually, gateway_env
 from tests.servers.gunicorn import Gunicorn
 
 CALLERS, PAID_FOR, WRITES = 50, 10, 16
@@ -30,22 +30,22 @@ def most_one_costs() -> Decimal:
 
 
 @pytest.fixture
-def patient(django_db_setup: None, transactional_db: None) -> Iterator[House]:
+def patient(django_db_setup: None, transactional_db: None) -> Iterator[RunningGateway]:
     """A gateway that waits for the model server as long as a busy machine makes it."""
     with FakeOllama() as ollama:
         env = gateway_env(ollama, GATEWAY_THREADS="64")
         with Gunicorn(env) as server:
-            yield House(server, ollama, env)
+            yield RunningGateway(server, ollama, env)
 
 
-def ask_at_once(house: House, caller: Caller, times: int, statuses: list[int]) -> None:
+def ask_at_once(gateway: RunningGateway, caller: Caller, times: int, statuses: list[int]) -> None:
     """Ask from many threads at the same moment; note each status as it comes."""
     start = threading.Barrier(times)
     body = {"model": "llama3", "prompt": "hi", "options": {"num_predict": WRITES}}
 
     def ask() -> None:
         start.wait(30)
-        url = f"{house.server.url}/generate"
+        url = f"{gateway.server.url}/generate"
         answer = requests.post(url, json=body, headers=caller.headers, timeout=60)
         statuses.append(answer.status_code)
 
@@ -56,7 +56,7 @@ def ask_at_once(house: House, caller: Caller, times: int, statuses: list[int]) -
         thread.join(90)
 
 
-def test_fifty_at_once_against_credit_for_ten_serves_exactly_ten(patient: House) -> None:
+def test_fifty_at_once_against_credit_for_ten_serves_exactly_ten(patient: RunningGateway) -> None:
     alice = new_caller("Alice", credit=str(most_one_costs() * PAID_FOR))
     # Nobody is answered before everybody else was refused, so no settled answer makes room.
     all_asked = threading.Event()

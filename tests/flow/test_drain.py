@@ -9,10 +9,10 @@ import pytest
 
 from billing import reconciliation
 from billing.models import Hold, TokenUsage
-from tests.conftest import Caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Sleep, Stall, tokens
-from tests.flow.conftest import DEADLINES, House, eventually, gateway_env
+from tests.harness.callers import Caller, set_price
+from tests.harness.gateway import DEADLINES, RunningGateway, eventually, gateway_env
 from tests.servers.client import RawClient
 from tests.servers.gunicorn import Gunicorn
 
@@ -20,19 +20,19 @@ DRAIN = 1
 
 
 @pytest.fixture
-def ending(django_db_setup: None, transactional_db: None) -> Iterator[House]:
+def ending(django_db_setup: None, transactional_db: None) -> Iterator[RunningGateway]:
     """A gateway that will be asked to end, and drains for a second."""
     set_price("llama3", "0.002")
     with FakeOllama() as ollama:
         env = gateway_env(ollama, **DEADLINES, DRAIN_SECONDS=str(DRAIN))
         with Gunicorn(env) as server:
-            yield House(server, ollama, env)
+            yield RunningGateway(server, ollama, env)
 
 
-def ask(house: House, alice: Caller) -> RawClient:
-    client = house.client(timeout=15)
+def ask(gateway: RunningGateway, alice: Caller) -> RawClient:
+    client = gateway.client(timeout=15)
     client.post("/api/generate", {"model": "llama3", "prompt": "hi"}, key=alice.secret)
-    house.ollama.wait_for(1)
+    gateway.ollama.wait_for(1)
     return client
 
 
@@ -41,7 +41,7 @@ def last_line(client: RawClient) -> dict[str, object]:
     return found
 
 
-def test_a_long_stream_is_ended_in_good_order(ending: House, alice: Caller) -> None:
+def test_a_long_stream_is_ended_in_good_order(ending: RunningGateway, alice: Caller) -> None:
     ending.ollama.answer("/api/generate", tokens(["x"] * 900, pause=0.02))
     client = ask(ending, alice)
     client.read_head()
@@ -55,7 +55,9 @@ def test_a_long_stream_is_ended_in_good_order(ending: House, alice: Caller) -> N
     assert not any(found for _check, found in reconciliation.differences())
 
 
-def test_a_silent_model_server_does_not_hold_up_the_end(ending: House, alice: Caller) -> None:
+def test_a_silent_model_server_does_not_hold_up_the_end(
+    ending: RunningGateway, alice: Caller
+) -> None:
     ending.ollama.answer("/api/generate", Stall())
     client = ask(ending, alice)
 
@@ -73,7 +75,7 @@ def test_a_silent_model_server_does_not_hold_up_the_end(ending: House, alice: Ca
     )
 
 
-def test_a_short_answer_under_way_is_finished(ending: House, alice: Caller) -> None:
+def test_a_short_answer_under_way_is_finished(ending: RunningGateway, alice: Caller) -> None:
     ending.ollama.answer("/api/generate", Sleep(0.4), tokens("ab"))
     client = ask(ending, alice)
 

@@ -14,11 +14,11 @@ import pytest
 import requests
 
 from billing.models import Hold, TokenUsage
-from tests.conftest import Caller
 from tests.fakes import behaviour
 from tests.fakes.ollama import FakeOllama, Received
 from tests.fakes.script import Answer, Close, Step, reply
-from tests.flow.conftest import DEADLINES, House, eventually, gateway_env, the_row
+from tests.harness.callers import Caller
+from tests.harness.gateway import DEADLINES, RunningGateway, eventually, gateway_env, usage_row
 from tests.servers.gunicorn import Gunicorn
 
 pytestmark = pytest.mark.usefixtures("priced")
@@ -28,11 +28,11 @@ MODEL = "nomic-embed-text:latest"
 
 
 @pytest.fixture(scope="module")
-def running(django_db_setup: None, django_db_blocker: object) -> Iterator[House]:
+def running(django_db_setup: None, django_db_blocker: object) -> Iterator[RunningGateway]:
     with FakeOllama() as ollama:
         env = gateway_env(ollama, **DEADLINES)
         with Gunicorn(env) as server:
-            yield House(server, ollama, env)
+            yield RunningGateway(server, ollama, env)
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ def texts(count: int) -> list[str]:
     return [f"text number {number}" for number in range(count)]
 
 
-def post(house: House, caller: Caller, path: str, **body: Any) -> Any:
+def post(gateway: RunningGateway, caller: Caller, path: str, **body: Any) -> Any:
     answer = requests.post(
-        house.server.url + path,
+        gateway.server.url + path,
         json={"model": "nomic-embed-text", **body},
         headers=caller.headers,
         timeout=30,
@@ -82,37 +82,39 @@ def vectors_of(path: str, answer: Any) -> list[list[float]]:
 @pytest.mark.parametrize("count", [PART, PART + 1, 3 * PART, 100])
 @pytest.mark.parametrize("path", ["/api/embed", "/embedding", "/v1/embeddings"])
 def test_parts_come_to_what_one_call_comes_to(
-    house: House, alice: Caller, path: str, count: int
+    gateway: RunningGateway, alice: Caller, path: str, count: int
 ) -> None:
-    answer = post(house, alice, path, input=texts(count))
+    answer = post(gateway, alice, path, input=texts(count))
 
     assert vectors_of(path, answer) == [behaviour.vector(text) for text in texts(count)]
-    calls = [texts_of(call) for call in house.ollama.calls("/api/embed")]
+    calls = [texts_of(call) for call in gateway.ollama.calls("/api/embed")]
     assert [text for call in calls for text in call] == texts(count)
     assert max(map(len, calls)) <= PART and len(calls) == -(-count // PART)
-    row = the_row()
+    row = usage_row()
     assert (row.prompt_tokens, row.completion_tokens) == (3 * count, 0)
     assert (row.outcome, row.count_source, row.billed) == ("complete", "upstream", True)
     assert answer["usage"]["prompt_tokens"] == 3 * count
 
 
-def test_parts_are_joined_in_base64_too(house: House, alice: Caller) -> None:
-    answer = post(house, alice, "/v1/embeddings", input=texts(20), encoding_format="base64")
+def test_parts_are_joined_in_base64_too(gateway: RunningGateway, alice: Caller) -> None:
+    answer = post(gateway, alice, "/v1/embeddings", input=texts(20), encoding_format="base64")
 
     packed = [base64.b64decode(one["embedding"]) for one in answer["data"]]
     found = [list(struct.unpack("<8f", one)) for one in packed]
     assert found == [pytest.approx(behaviour.vector(text)) for text in texts(20)]
 
 
-def test_counts_and_durations_of_the_parts_are_added(house: House, alice: Caller) -> None:
-    answer = post(house, alice, "/api/embed", input=texts(3 * PART))
+def test_counts_and_durations_of_the_parts_are_added(
+    gateway: RunningGateway, alice: Caller
+) -> None:
+    answer = post(gateway, alice, "/api/embed", input=texts(3 * PART))
 
     assert answer["prompt_eval_count"] == 9 * PART
     assert (answer["total_duration"], answer["load_duration"]) == (6_000_000, 3_000_000)
 
 
 def test_a_single_text_waits_for_one_part_and_not_for_the_batch(
-    house: House, alice: Caller
+    gateway: RunningGateway, alice: Caller
 ) -> None:
     turn, begun = threading.Lock(), threading.Event()
 
@@ -120,20 +122,20 @@ def test_a_single_text_waits_for_one_part_and_not_for_the_batch(
         begun.set()
         return [Queued(turn, 0.002 * len(texts_of(received))), *embedded(received)]
 
-    house.ollama.answer("/api/embed", in_turn)
+    gateway.ollama.answer("/api/embed", in_turn)
     sums: list[int] = []
     batch = threading.Thread(
         target=lambda: sums.append(
-            post(house, alice, "/api/embed", input=texts(INPUTS))["prompt_eval_count"]
+            post(gateway, alice, "/api/embed", input=texts(INPUTS))["prompt_eval_count"]
         )
     )
     batch.start()
     assert begun.wait(10)
     waited: list[int] = []
     while len(waited) < 5:
-        before = len(house.ollama.calls("/api/embed"))
-        post(house, alice, "/api/embed", input="one text")
-        waited.append(len(house.ollama.calls("/api/embed")) - before)
+        before = len(gateway.ollama.calls("/api/embed"))
+        post(gateway, alice, "/api/embed", input="one text")
+        waited.append(len(gateway.ollama.calls("/api/embed")) - before)
     assert batch.is_alive()
     batch.join(60)
 
@@ -142,7 +144,9 @@ def test_a_single_text_waits_for_one_part_and_not_for_the_batch(
     assert sums == [3 * INPUTS]
 
 
-def test_who_leaves_stops_the_parts_and_pays_for_those_done(house: House, alice: Caller) -> None:
+def test_who_leaves_stops_the_parts_and_pays_for_those_done(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     done = threading.Event()
 
     def slow_from_the_fourth(received: Received) -> list[Step]:
@@ -151,18 +155,18 @@ def test_who_leaves_stops_the_parts_and_pays_for_those_done(house: House, alice:
             return [Queued(threading.Lock(), 20.0), *embedded(received)]
         return embedded(received)
 
-    house.ollama.answer("/api/embed", slow_from_the_fourth)
-    with house.client() as client:
+    gateway.ollama.answer("/api/embed", slow_from_the_fourth)
+    with gateway.client() as client:
         body = {"model": "nomic-embed-text", "input": texts(200)}
         client.post("/api/embed", body, key=alice.secret)
         assert done.wait(10)
         time.sleep(0.1)
 
-    row = the_row()
+    row = usage_row()
     assert (row.outcome, row.billed, row.count_source) == ("client_left", True, "counted")
     assert row.prompt_tokens == 3 * 48
-    assert len(house.ollama.calls("/api/embed")) == 4
-    eventually(lambda: not house.ollama.in_flight)
+    assert len(gateway.ollama.calls("/api/embed")) == 4
+    eventually(lambda: not gateway.ollama.in_flight)
 
 
 BROKEN = {
@@ -177,39 +181,46 @@ BROKEN = {
 
 @pytest.mark.parametrize("case", BROKEN)
 def test_a_part_that_fails_fails_the_whole_for_nothing(
-    house: House, alice: Caller, case: str
+    gateway: RunningGateway, alice: Caller, case: str
 ) -> None:
     script, status = BROKEN[case]
 
     def third_fails(received: Received) -> Any:
         return script if "text number 32" in texts_of(received) else embedded(received)
 
-    house.ollama.answer("/api/embed", third_fails)
-    url, body = f"{house.server.url}/api/embed", {"model": "nomic-embed-text", "input": texts(100)}
+    gateway.ollama.answer("/api/embed", third_fails)
+    url, body = (
+        f"{gateway.server.url}/api/embed",
+        {"model": "nomic-embed-text", "input": texts(100)},
+    )
 
     answer = requests.post(url, json=body, headers=alice.headers, timeout=30)
 
     assert answer.status_code == status, answer.text
     assert "embeddings" not in json.loads(answer.content)
-    row = the_row()
+    row = usage_row()
     assert (row.billed, row.cost) == (False, Decimal(0)) and alice.wallet.held == 0
-    assert len(house.ollama.calls("/api/embed")) == 3
+    assert len(gateway.ollama.calls("/api/embed")) == 3
 
 
-def test_a_part_without_a_count_leaves_the_whole_estimated(house: House, alice: Caller) -> None:
+def test_a_part_without_a_count_leaves_the_whole_estimated(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     def uncounted(received: Received) -> Any:
         vectors = [behaviour.vector(text) for text in texts_of(received)]
         counts = {} if "text number 16" in texts_of(received) else {"prompt_eval_count": 5}
         return reply({"embeddings": vectors, **counts})
 
-    house.ollama.answer("/api/embed", uncounted)
-    post(house, alice, "/api/embed", input=texts(40))
+    gateway.ollama.answer("/api/embed", uncounted)
+    post(gateway, alice, "/api/embed", input=texts(40))
 
-    assert the_row().count_source == "estimated"
+    assert usage_row().count_source == "estimated"
     assert Hold.objects.count() == TokenUsage.objects.count() == 1
 
 
-def test_who_leaves_pays_for_no_count_that_cannot_be(house: House, alice: Caller) -> None:
+def test_who_leaves_pays_for_no_count_that_cannot_be(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     begun = threading.Event()
 
     def lying(received: Received) -> Any:
@@ -219,13 +230,13 @@ def test_who_leaves_pays_for_no_count_that_cannot_be(house: House, alice: Caller
         vectors = [behaviour.vector(text) for text in texts_of(received)]
         return reply({"embeddings": vectors, "prompt_eval_count": 19_000_000})
 
-    house.ollama.answer("/api/embed", lying)
-    with house.client() as client:
+    gateway.ollama.answer("/api/embed", lying)
+    with gateway.client() as client:
         body = {"model": "nomic-embed-text", "input": texts(40)}
         client.post("/api/embed", body, key=alice.secret)
         assert begun.wait(10)
         time.sleep(0.1)
 
-    row = the_row()
+    row = usage_row()
     hold = Hold.objects.get()
     assert row.billed and row.prompt_tokens <= hold.tokens

@@ -9,7 +9,6 @@ import pytest
 from billing import reconciliation
 from billing.models import Hold, TokenUsage
 from billing.pricing import FREE_BELOW
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import (
     OMIT,
@@ -24,6 +23,7 @@ from tests.fakes.script import (
     reply,
     tokens,
 )
+from tests.harness.callers import Caller
 
 pytestmark = pytest.mark.usefixtures("priced")
 

@@ -9,10 +9,10 @@ import pytest
 
 from billing import reconciliation
 from billing.models import Hold, TokenUsage
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Step, error_line, reply, tokens
 from tests.faults.conftest import looks_complete
+from tests.harness.callers import Caller
 
 pytestmark = pytest.mark.usefixtures("priced")
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from tests.flow.conftest import House
+from tests.harness.gateway import RunningGateway
 
 
-def test_workers_write_files_that_nobody_else_may_read(house: House) -> None:
-    pids = [house.server.pid, *house.server.worker_pids()]
+def test_workers_write_files_that_nobody_else_may_read(gateway: RunningGateway) -> None:
+    pids = [gateway.server.pid, *gateway.server.worker_pids()]
 
     assert len(pids) > 1
     assert all("Umask:\t0077" in Path(f"/proc/{pid}/status").read_text() for pid in pids)

@@ -10,10 +10,10 @@ from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from pydantic import BaseModel, SecretStr
 
 from billing.models import TokenUsage
-from tests.conftest import Caller
 from tests.fakes.behaviour import WORDS, vector
 from tests.fakes.script import tokens
-from tests.flow.conftest import House, eventually
+from tests.harness.callers import Caller
+from tests.harness.gateway import RunningGateway, eventually
 
 pytestmark = pytest.mark.usefixtures("priced")
 
@@ -34,28 +34,28 @@ def weather(city: str) -> str:
     return f"rain in {city}"
 
 
-def chat_model(kind: str, house: House, caller: Caller) -> Any:
+def chat_model(kind: str, gateway: RunningGateway, caller: Caller) -> Any:
     if kind == "ollama":
         headers = {"Authorization": f"Bearer {caller.secret}"}
         kwargs = {"headers": headers}
-        return ChatOllama(model="llama3", base_url=house.server.url, client_kwargs=kwargs)
+        return ChatOllama(model="llama3", base_url=gateway.server.url, client_kwargs=kwargs)
     return ChatOpenAI(
         model="llama3",
-        base_url=f"{house.server.url}/v1",
+        base_url=f"{gateway.server.url}/v1",
         api_key=SecretStr(caller.secret),
         use_responses_api=kind == "responses",
         stream_usage=True,
     )
 
 
-def embedder(kind: str, house: House, caller: Caller) -> Any:
+def embedder(kind: str, gateway: RunningGateway, caller: Caller) -> Any:
     if kind == "ollama":
         headers = {"Authorization": f"Bearer {caller.secret}"}
         kwargs = {"headers": headers}
-        return OllamaEmbeddings(model=EMBEDDER, base_url=house.server.url, client_kwargs=kwargs)
+        return OllamaEmbeddings(model=EMBEDDER, base_url=gateway.server.url, client_kwargs=kwargs)
     return OpenAIEmbeddings(
         model=EMBEDDER,
-        base_url=f"{house.server.url}/v1",
+        base_url=f"{gateway.server.url}/v1",
         api_key=SecretStr(caller.secret),
         # Without this LangChain counts tokens itself and sends them in place of the text.
         check_embedding_ctx_length=False,
@@ -63,8 +63,8 @@ def embedder(kind: str, house: House, caller: Caller) -> Any:
 
 
 @pytest.fixture(params=MODELS)
-def model(request: pytest.FixtureRequest, house: House, alice: Caller) -> Any:
-    return chat_model(request.param, house, alice)
+def model(request: pytest.FixtureRequest, gateway: RunningGateway, alice: Caller) -> Any:
+    return chat_model(request.param, gateway, alice)
 
 
 def text_of(message: Any) -> str:
@@ -87,9 +87,9 @@ def test_a_streamed_chat(model: Any) -> None:
     assert sum(one["output_tokens"] for one in counted) == len(WORDS)
 
 
-def test_a_tool_is_called_and_answered(model: Any, house: House) -> None:
+def test_a_tool_is_called_and_answered(model: Any, gateway: RunningGateway) -> None:
     call = {"function": {"name": "weather", "arguments": {"city": "Kiel"}}}
-    house.ollama.answer("/api/chat", tokens([], path="/api/chat", tool_calls=[call]), times=1)
+    gateway.ollama.answer("/api/chat", tokens([], path="/api/chat", tool_calls=[call]), times=1)
     equipped = model.bind_tools([weather])
     asked: AIMessage = equipped.invoke("What is the weather in Kiel?")
     result: ToolMessage = weather.invoke(asked.tool_calls[0])
@@ -97,20 +97,20 @@ def test_a_tool_is_called_and_answered(model: Any, house: House) -> None:
     answer = equipped.invoke([HumanMessage("What is the weather in Kiel?"), asked, result])
 
     assert text_of(answer) == SKY
-    *_, called, told = house.ollama.requests[-1].json["messages"]
+    *_, called, told = gateway.ollama.requests[-1].json["messages"]
     assert called["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Kiel"}}
     assert (told["role"], told["content"]) == ("tool", "rain in Kiel")
 
 
-def test_structured_output(model: Any, house: House) -> None:
-    house.ollama.answer("/api/chat", tokens(['{"age":', "5}"], path="/api/chat"))
+def test_structured_output(model: Any, gateway: RunningGateway) -> None:
+    gateway.ollama.answer("/api/chat", tokens(['{"age":', "5}"], path="/api/chat"))
 
     assert model.with_structured_output(Age, method="json_schema").invoke("How old?") == Age(age=5)
 
 
 @pytest.mark.parametrize("kind", ["ollama", "openai"])
-def test_embeddings(house: House, alice: Caller, kind: str) -> None:
-    found = embedder(kind, house, alice)
+def test_embeddings(gateway: RunningGateway, alice: Caller, kind: str) -> None:
+    found = embedder(kind, gateway, alice)
 
     assert found.embed_query("one") == pytest.approx(vector("one"))
     assert found.embed_documents(["one", "two"])[1] == pytest.approx(vector("two"))

@@ -14,10 +14,10 @@ import pytest
 
 from billing import reconciliation
 from billing.models import Hold, IdempotencyKey, TokenUsage
-from tests.conftest import Caller, new_caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Stall, Wait, tokens
-from tests.flow.conftest import DEADLINES, House, eventually, gateway_env, the_row
+from tests.harness.callers import Caller, new_caller
+from tests.harness.gateway import DEADLINES, RunningGateway, eventually, gateway_env, usage_row
 from tests.servers.client import BROKEN
 from tests.servers.gunicorn import Gunicorn
 
@@ -29,19 +29,21 @@ CHAT = {"model": "llama3", "messages": MESSAGES}
 AT_ONCE = 20
 
 
-def post(house: House, caller: Caller, body: Any, path: str = "/v1/chat/completions") -> Any:
+def post(
+    gateway: RunningGateway, caller: Caller, body: Any, path: str = "/v1/chat/completions"
+) -> Any:
     """Send a request; return its status, headers and JSON."""
-    with house.client(timeout=20) as client:
+    with gateway.client(timeout=20) as client:
         client.post(path, body, key=caller.secret, headers=NAMED)
         head = client.read_head()
         return head.status, head.headers, client.read_all()
 
 
-def post_at_once(house: House, caller: Caller) -> Counter[int]:
+def post_at_once(gateway: RunningGateway, caller: Caller) -> Counter[int]:
     """Send the same request twenty times at once; return how often each status came."""
     statuses: Counter[int] = Counter()
     threads = [
-        threading.Thread(target=lambda: statuses.update([post(house, caller, CHAT)[0]]))
+        threading.Thread(target=lambda: statuses.update([post(gateway, caller, CHAT)[0]]))
         for _ in range(AT_ONCE)
     ]
     for thread in threads:
@@ -55,12 +57,14 @@ def post_at_once(house: House, caller: Caller) -> Counter[int]:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_of_twenty_at_once_one_is_served(stream: bool, house: House, alice: Caller) -> None:
+def test_of_twenty_at_once_one_is_served(
+    stream: bool, gateway: RunningGateway, alice: Caller
+) -> None:
     go_on, statuses = threading.Event(), Counter[int]()
-    house.ollama.answer("/api/chat", Wait(go_on), tokens("ab", path="/api/chat"))
+    gateway.ollama.answer("/api/chat", Wait(go_on), tokens("ab", path="/api/chat"))
     body = {**CHAT, "stream": stream}
     threads = [
-        threading.Thread(target=lambda: statuses.update([post(house, alice, body)[0]]))
+        threading.Thread(target=lambda: statuses.update([post(gateway, alice, body)[0]]))
         for _ in range(AT_ONCE)
     ]
     for thread in threads:
@@ -71,18 +75,18 @@ def test_of_twenty_at_once_one_is_served(stream: bool, house: House, alice: Call
         thread.join(20)
 
     assert statuses == {200: 1, 409: AT_ONCE - 1}
-    assert len(house.ollama.requests) == 1 == Hold.objects.count() == TokenUsage.objects.count()
+    assert len(gateway.ollama.requests) == 1 == Hold.objects.count() == TokenUsage.objects.count()
     assert not any(found for _check, found in reconciliation.differences())
 
 
-def test_a_repeat_of_a_running_request_names_it(house: House, alice: Caller) -> None:
+def test_a_repeat_of_a_running_request_names_it(gateway: RunningGateway, alice: Caller) -> None:
     go_on = threading.Event()
-    house.ollama.answer("/api/chat", Wait(go_on), tokens("ab", path="/api/chat"))
-    with house.client() as first:
+    gateway.ollama.answer("/api/chat", Wait(go_on), tokens("ab", path="/api/chat"))
+    with gateway.client() as first:
         first.post("/v1/chat/completions", CHAT, key=alice.secret, headers=NAMED)
-        house.ollama.wait_for(1)
-        status, headers, body = post(house, alice, CHAT)
-        other, _headers, _body = post(house, alice, {**CHAT, "user": "me"})
+        gateway.ollama.wait_for(1)
+        status, headers, body = post(gateway, alice, CHAT)
+        other, _headers, _body = post(gateway, alice, {**CHAT, "user": "me"})
         go_on.set()
         request_id = first.read_head().headers["x-request-id"]
 
@@ -92,50 +96,58 @@ def test_a_repeat_of_a_running_request_names_it(house: House, alice: Caller) -> 
     assert error["original_request_id"] == request_id and request_id in error["message"]
 
 
-def test_of_twenty_at_once_that_do_not_wait_one_is_served(house: House, alice: Caller) -> None:
-    assert post_at_once(house, alice) == {200: 1, 409: AT_ONCE - 1}
-    assert len(house.ollama.requests) == 1
+def test_of_twenty_at_once_that_do_not_wait_one_is_served(
+    gateway: RunningGateway, alice: Caller
+) -> None:
+    assert post_at_once(gateway, alice) == {200: 1, 409: AT_ONCE - 1}
+    assert len(gateway.ollama.requests) == 1
 
 
-def test_of_twenty_that_find_a_free_key_one_takes_it(house: House, alice: Caller) -> None:
-    house.ollama.down()
-    assert post(house, alice, CHAT)[0] == 503
-    house.ollama.up()
+def test_of_twenty_that_find_a_free_key_one_takes_it(
+    gateway: RunningGateway, alice: Caller
+) -> None:
+    gateway.ollama.down()
+    assert post(gateway, alice, CHAT)[0] == 503
+    gateway.ollama.up()
 
-    assert post_at_once(house, alice) == {200: 1, 409: AT_ONCE - 1}
-    assert len(house.ollama.requests) == 1
+    assert post_at_once(gateway, alice) == {200: 1, 409: AT_ONCE - 1}
+    assert len(gateway.ollama.requests) == 1
 
 
-def test_without_credit_none_of_twenty_uses_the_key_up(house: House, alice: Caller) -> None:
+def test_without_credit_none_of_twenty_uses_the_key_up(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     poor = new_caller("Poor", credit="0")
 
-    assert post_at_once(house, poor) == {402: AT_ONCE}
+    assert post_at_once(gateway, poor) == {402: AT_ONCE}
     assert not IdempotencyKey.objects.exists()
 
 
 # --- Clients that leave ---------------------------------------------------------------------------
 
 
-def test_who_left_before_the_first_chunk_may_ask_again(house: House, alice: Caller) -> None:
-    house.ollama.answer("/api/chat", Stall(), times=1)
-    with house.client() as first:
+def test_who_left_before_the_first_chunk_may_ask_again(
+    gateway: RunningGateway, alice: Caller
+) -> None:
+    gateway.ollama.answer("/api/chat", Stall(), times=1)
+    with gateway.client() as first:
         first.post("/chat", CHAT, key=alice.secret, headers=NAMED)
-        house.ollama.wait_for(1)
+        gateway.ollama.wait_for(1)
     eventually(lambda: TokenUsage.objects.filter(billed=False).exists())
 
-    assert post(house, alice, CHAT, "/chat")[0] == 200
+    assert post(gateway, alice, CHAT, "/chat")[0] == 200
 
 
-def test_who_left_later_has_paid(house: House, alice: Caller) -> None:
+def test_who_left_later_has_paid(gateway: RunningGateway, alice: Caller) -> None:
     slow = tokens(["x"] * 200, path="/api/chat", pause=0.02)
-    house.ollama.answer("/api/chat", slow, times=1)
+    gateway.ollama.answer("/api/chat", slow, times=1)
     body = {**CHAT, "stream": True}
-    with house.client() as first:
+    with gateway.client() as first:
         first.post("/chat", body, key=alice.secret, headers=NAMED)
         first.read_line()
-    row = the_row()
+    row = usage_row()
 
-    status, _headers, answer = post(house, alice, body, "/chat")
+    status, _headers, answer = post(gateway, alice, body, "/chat")
 
     assert row.billed and status == 409
     assert json.loads(answer)["cost"] == f"{row.cost:f}"
@@ -145,27 +157,29 @@ def test_who_left_later_has_paid(house: House, alice: Caller) -> None:
 
 
 @pytest.fixture
-def fragile(running: House, transactional_db: None, tmp_path: Path) -> Iterator[House]:
+def fragile(
+    running: RunningGateway, transactional_db: None, tmp_path: Path
+) -> Iterator[RunningGateway]:
     """A gateway whose worker dies after the commit of each bill, before the last chunk."""
     with FakeOllama() as ollama:
         faults = {"FAULTS": "after_settle", "FAULT_CHANCE": "1"}
         log = {"FAULT_LOG": str(tmp_path / "faults.log")}
         env = gateway_env(ollama, **(DEADLINES | faults | log))
         with Gunicorn(env, app="tests.faults.faulty_wsgi") as server:
-            yield House(server, ollama, env)
+            yield RunningGateway(server, ollama, env)
 
 
-Ask = Callable[[House, Caller, bool], Any]
+Ask = Callable[[RunningGateway, Caller, bool], Any]
 
 
-def ask_openai(house: House, alice: Caller, stream: bool) -> Any:
-    with openai.OpenAI(base_url=f"{house.server.url}/v1", api_key=alice.secret) as client:
+def ask_openai(gateway: RunningGateway, alice: Caller, stream: bool) -> Any:
+    with openai.OpenAI(base_url=f"{gateway.server.url}/v1", api_key=alice.secret) as client:
         answer: Any = client.chat.completions.create(**CHAT, stream=stream, extra_headers=NAMED)
         return list(answer) if stream else answer
 
 
-def ask_anthropic(house: House, alice: Caller, stream: bool) -> Any:
-    with anthropic.Anthropic(base_url=house.server.url, api_key=alice.secret) as client:
+def ask_anthropic(gateway: RunningGateway, alice: Caller, stream: bool) -> Any:
+    with anthropic.Anthropic(base_url=gateway.server.url, api_key=alice.secret) as client:
         answer: Any = client.messages.create(
             **CHAT, max_tokens=20, stream=stream, extra_headers=NAMED
         )
@@ -174,7 +188,7 @@ def ask_anthropic(house: House, alice: Caller, stream: bool) -> Any:
 
 @pytest.mark.parametrize("ask", [ask_openai, ask_anthropic])
 def test_an_sdk_that_repeats_a_lost_response_pays_once(
-    ask: Ask, fragile: House, alice: Caller
+    ask: Ask, fragile: RunningGateway, alice: Caller
 ) -> None:
     """Not streamed, the SDK asks again by itself, with the same header."""
     with pytest.raises((openai.ConflictError, anthropic.ConflictError)) as caught:
@@ -188,7 +202,7 @@ def test_an_sdk_that_repeats_a_lost_response_pays_once(
 
 @pytest.mark.parametrize("ask", [ask_openai, ask_anthropic])
 def test_a_program_that_repeats_a_lost_stream_pays_once(
-    ask: Ask, fragile: House, alice: Caller
+    ask: Ask, fragile: RunningGateway, alice: Caller
 ) -> None:
     with pytest.raises(Exception, match=r"(?i)peer closed|incomplete|connection"):
         ask(fragile, alice, True)
@@ -199,37 +213,39 @@ def test_a_program_that_repeats_a_lost_stream_pays_once(
 
 
 def test_a_killed_worker_leaves_the_key_in_use_until_its_hold_is_settled(
-    house: House, alice: Caller
+    gateway: RunningGateway, alice: Caller
 ) -> None:
-    house.ollama.answer("/api/chat", tokens(["x"] * 500, path="/api/chat", pause=0.02), times=1)
+    gateway.ollama.answer("/api/chat", tokens(["x"] * 500, path="/api/chat", pause=0.02), times=1)
     body = {**CHAT, "stream": True}
-    with house.client(timeout=20) as first:
+    with gateway.client(timeout=20) as first:
         first.post("/chat", body, key=alice.secret, headers=NAMED)
         first.read_line()
         eventually(lambda: Hold.objects.filter(progress__gt=0).exists(), seconds=10)
-        for pid in house.server.worker_pids():
-            house.server.kill_worker(pid)
+        for pid in gateway.server.worker_pids():
+            gateway.server.kill_worker(pid)
         with pytest.raises(BROKEN):
             first.read_all()
-    seen = eventually(lambda: _statuses_until_settled(house, alice, body), seconds=15)
+    seen = eventually(lambda: _statuses_until_settled(gateway, alice, body), seconds=15)
 
     assert seen == {409} and TokenUsage.objects.get().billed
-    assert post(house, alice, body, "/chat")[0] == 409
+    assert post(gateway, alice, body, "/chat")[0] == 409
 
 
-def _statuses_until_settled(house: House, alice: Caller, body: Any) -> set[int]:
+def _statuses_until_settled(gateway: RunningGateway, alice: Caller, body: Any) -> set[int]:
     """Return what repeats are answered while the hold is open; empty until it is settled."""
     if Hold.objects.filter(state="open").exists():
-        assert post(house, alice, body, "/chat")[0] in (409, 503)
+        assert post(gateway, alice, body, "/chat")[0] in (409, 503)
         return set()
-    return {post(house, alice, body, "/chat")[0]}
+    return {post(gateway, alice, body, "/chat")[0]}
 
 
-def test_the_official_ollama_client_sends_the_header(house: House, alice: Caller) -> None:
-    client = official.Client(host=house.server.url, headers={**alice.headers, **NAMED})
+def test_the_official_ollama_client_sends_the_header(
+    gateway: RunningGateway, alice: Caller
+) -> None:
+    client = official.Client(host=gateway.server.url, headers={**alice.headers, **NAMED})
 
     client.chat(model="llama3", messages=MESSAGES)
     with pytest.raises(official.ResponseError) as caught:
         client.chat(model="llama3", messages=MESSAGES)
 
-    assert caught.value.status_code == 409 and str(the_row().request_id) in caught.value.error
+    assert caught.value.status_code == 409 and str(usage_row().request_id) in caught.value.error

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from billing.models import TokenUsage
-from tests.conftest import Caller, new_caller
 from tests.fakes import behaviour
 from tests.fakes.ollama import Received
 from tests.fakes.script import Stall, error_line, tokens
-from tests.flow.conftest import House, eventually
+from tests.harness.callers import Caller, new_caller
+from tests.harness.gateway import RunningGateway, eventually
 
 JS = Path(__file__).resolve().parents[1] / "js"
 CALL = {"function": {"name": "weather", "arguments": {"city": "Kiel"}}}
@@ -41,12 +41,12 @@ def play(received: Received, models: list[str]) -> Any:
 
 @pytest.mark.parametrize("client", ["openai", "ollama", "anthropic"])
 def test_the_official_client_of_javascript(
-    house: House, alice: Caller, olga: Caller, client: str
+    gateway: RunningGateway, alice: Caller, olga: Caller, client: str
 ) -> None:
-    house.ollama.answer("/api/chat", lambda received: play(received, house.ollama.models))
+    gateway.ollama.answer("/api/chat", lambda received: play(received, gateway.ollama.models))
     env = {
         **os.environ,
-        "GATEWAY_URL": house.server.url,
+        "GATEWAY_URL": gateway.server.url,
         "GATEWAY_KEY": alice.secret,
         "OPERATOR_KEY": olga.secret,
         "POOR_KEY": new_caller("Poor", credit="0").secret,
@@ -62,7 +62,7 @@ def test_the_official_client_of_javascript(
     )
 
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
-    [left] = [one for one in house.ollama.requests if b'"stall"' in one.body]
+    [left] = [one for one in gateway.ollama.requests if b'"stall"' in one.body]
     assert left.left.wait(1), "the model server still works for nobody"
     outcomes = TokenUsage.objects.values_list("outcome", flat=True)
     eventually(lambda: list(outcomes.all()).count("client_left") == 1)

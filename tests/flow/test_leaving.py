@@ -9,10 +9,10 @@ import pytest
 
 from billing import reconciliation
 from billing.models import Hold
-from tests.conftest import Caller
 from tests.fakes.ollama import Received
 from tests.fakes.script import Line, Sleep, Stall, Status, tokens
-from tests.flow.conftest import House, eventually, the_row
+from tests.harness.callers import Caller
+from tests.harness.gateway import RunningGateway, eventually, usage_row
 
 pytestmark = pytest.mark.usefixtures("priced")
 
@@ -34,11 +34,13 @@ def body(path: str, *, stream: bool) -> dict[str, object]:
     return {"model": "llama3", "stream": stream, **asked}
 
 
-def leave(house: House, alice: Caller, path: str, *, stream: bool, after: int) -> Received:
+def leave(
+    gateway: RunningGateway, alice: Caller, path: str, *, stream: bool, after: int
+) -> Received:
     """Ask, read some lines, leave; return what the model server saw."""
-    with house.client() as client:
+    with gateway.client() as client:
         client.post(path, body(path, stream=stream), key=alice.secret)
-        [asked] = house.ollama.wait_for(1, upstream_path(path))
+        [asked] = gateway.ollama.wait_for(1, upstream_path(path))
         if after:
             client.read_head()
         for _ in range(after):
@@ -53,105 +55,109 @@ def leave(house: House, alice: Caller, path: str, *, stream: bool, after: int) -
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("path", PATHS)
 def test_who_leaves_before_the_first_line_pays_nothing(
-    house: House, alice: Caller, path: str, stream: bool
+    gateway: RunningGateway, alice: Caller, path: str, stream: bool
 ) -> None:
-    house.ollama.answer(upstream_path(path), Stall())
+    gateway.ollama.answer(upstream_path(path), Stall())
 
-    leave(house, alice, path, stream=stream, after=0)
+    leave(gateway, alice, path, stream=stream, after=0)
 
-    row = the_row()
+    row = usage_row()
     assert (row.outcome, row.billed, row.cost) == ("client_left", False, Decimal(0))
     assert Hold.objects.get().state == "released"
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_who_leaves_in_mid_stream_pays_for_what_was_produced(
-    house: House, alice: Caller, path: str
+    gateway: RunningGateway, alice: Caller, path: str
 ) -> None:
     upstream = upstream_path(path)
-    house.ollama.answer(upstream, tokens("abc", path=upstream, done=False), Stall())
+    gateway.ollama.answer(upstream, tokens("abc", path=upstream, done=False), Stall())
 
-    leave(house, alice, path, stream=True, after=3)
+    leave(gateway, alice, path, stream=True, after=3)
 
-    row = the_row()
+    row = usage_row()
     assert (row.outcome, row.billed, row.count_source) == ("client_left", True, "counted")
     assert (row.completion_tokens, row.prompt_tokens) == (3, 17 if "chat" in path else 13)
     assert Hold.objects.get().state == "settled"
 
 
 def test_who_leaves_an_answer_without_a_length_pays_for_what_was_produced(
-    house: House, alice: Caller
+    gateway: RunningGateway, alice: Caller
 ) -> None:
     """Only the close ends it, so that our own break-off reads like its end."""
     endless = Status(200, chunked=False)
-    house.ollama.answer("/api/generate", endless, tokens("abc", done=False), Stall())
+    gateway.ollama.answer("/api/generate", endless, tokens("abc", done=False), Stall())
 
-    leave(house, alice, "/api/generate", stream=True, after=3)
+    leave(gateway, alice, "/api/generate", stream=True, after=3)
 
-    row = the_row()
+    row = usage_row()
     assert (row.outcome, row.billed, row.completion_tokens) == ("client_left", True, 3)
 
 
-def test_who_leaves_while_lines_still_come_stops_them(house: House, alice: Caller) -> None:
+def test_who_leaves_while_lines_still_come_stops_them(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     pieces = ["word "] * 200
-    house.ollama.answer("/api/generate", tokens(pieces, pause=0.02))
+    gateway.ollama.answer("/api/generate", tokens(pieces, pause=0.02))
 
-    asked = leave(house, alice, "/api/generate", stream=True, after=5)
+    asked = leave(gateway, alice, "/api/generate", stream=True, after=5)
 
-    row = the_row()
+    row = usage_row()
     assert 5 <= row.completion_tokens <= asked.lines_sent < 100
 
 
 def test_who_leaves_a_whole_answer_half_written_pays_for_that_half(
-    house: House, alice: Caller
+    gateway: RunningGateway, alice: Caller
 ) -> None:
-    house.ollama.answer("/api/generate", tokens("ab", done=False), Stall())
+    gateway.ollama.answer("/api/generate", tokens("ab", done=False), Stall())
 
-    leave(house, alice, "/generate", stream=False, after=0)
+    leave(gateway, alice, "/generate", stream=False, after=0)
 
-    row = the_row()
+    row = usage_row()
     assert (row.outcome, row.billed, row.completion_tokens) == ("client_left", True, 2)
 
 
-def test_a_connection_reset_counts_as_leaving(house: House, alice: Caller) -> None:
-    house.ollama.answer("/api/generate", Line({"response": "a", "done": False}), Stall())
-    client = house.client()
+def test_a_connection_reset_counts_as_leaving(gateway: RunningGateway, alice: Caller) -> None:
+    gateway.ollama.answer("/api/generate", Line({"response": "a", "done": False}), Stall())
+    client = gateway.client()
     client.post("/api/generate", body("/api/generate", stream=True), key=alice.secret)
-    [asked] = house.ollama.wait_for(1)
+    [asked] = gateway.ollama.wait_for(1)
     client.read_head()
 
     client.reset()
 
     assert asked.left.wait(PROMISED_SECONDS)
-    assert the_row().outcome == "client_left"
+    assert usage_row().outcome == "client_left"
 
 
-def test_a_client_that_stays_through_silence_gets_all_of_it(house: House, alice: Caller) -> None:
-    house.ollama.answer("/api/generate", Sleep(1.2), tokens("ab"))
+def test_a_client_that_stays_through_silence_gets_all_of_it(
+    gateway: RunningGateway, alice: Caller
+) -> None:
+    gateway.ollama.answer("/api/generate", Sleep(1.2), tokens("ab"))
 
-    with house.client() as client:
+    with gateway.client() as client:
         client.post("/api/generate", body("/api/generate", stream=True), key=alice.secret)
         lines = client.read_all().splitlines()
 
     assert json.loads(lines[-1])["done"] is True
-    assert the_row().outcome == "complete"
+    assert usage_row().outcome == "complete"
 
 
-def test_the_books_balance_when_everybody_has_left(house: House, alice: Caller) -> None:
+def test_the_books_balance_when_everybody_has_left(gateway: RunningGateway, alice: Caller) -> None:
     for after in (0, 1, 2):
-        house.ollama.answer("/api/generate", tokens("abc", done=False), Stall())
-        leave_one(house, alice, after)
+        gateway.ollama.answer("/api/generate", tokens("abc", done=False), Stall())
+        leave_one(gateway, alice, after)
 
     eventually(lambda: not Hold.objects.filter(state="open").exists())
     assert not any(found for _check, found in reconciliation.differences())
     assert alice.wallet.held == 0
 
 
-def leave_one(house: House, alice: Caller, after: int) -> None:
-    before = len(house.ollama.requests)
-    with house.client() as client:
+def leave_one(gateway: RunningGateway, alice: Caller, after: int) -> None:
+    before = len(gateway.ollama.requests)
+    with gateway.client() as client:
         client.post("/api/generate", body("/api/generate", stream=True), key=alice.secret)
-        asked = house.ollama.wait_for(before + 1)[-1]
+        asked = gateway.ollama.wait_for(before + 1)[-1]
         client.read_head()
         for _ in range(after):
             client.read_line()
@@ -173,12 +179,12 @@ CALLERS: dict[str, dict[str, Any]] = {
 }
 
 
-def leave_at_the_call(house: House, alice: Caller, path: str) -> Received:
+def leave_at_the_call(gateway: RunningGateway, alice: Caller, path: str) -> Received:
     """Ask, read until the call has come, leave; return what the model server saw."""
-    with house.client() as client:
+    with gateway.client() as client:
         fields = {"model": "llama3", "stream": True, **CALLERS[path]}
         client.post(path, fields, key=alice.secret)
-        [asked] = house.ollama.wait_for(1, "/api/chat")
+        [asked] = gateway.ollama.wait_for(1, "/api/chat")
         client.read_head()
         while b"xxxx" not in (client.read_line() or b""):
             pass
@@ -187,28 +193,28 @@ def leave_at_the_call(house: House, alice: Caller, path: str) -> Received:
 
 @pytest.mark.parametrize("path", CALLERS)
 def test_who_leaves_at_a_tool_call_pays_by_the_counts_that_come_right_after(
-    house: House, alice: Caller, path: str
+    gateway: RunningGateway, alice: Caller, path: str
 ) -> None:
     called = tokens([], path="/api/chat", tool_calls=[CALL], prompt=180, count=1500, pause=0.03)
-    house.ollama.answer("/api/chat", called)
+    gateway.ollama.answer("/api/chat", called)
 
-    leave_at_the_call(house, alice, path)
+    leave_at_the_call(gateway, alice, path)
 
-    row = the_row()
+    row = usage_row()
     assert (row.billed, row.count_source) == (True, "upstream")
     assert (row.prompt_tokens, row.completion_tokens) == (180, 1500)
 
 
 @pytest.mark.parametrize("path", CALLERS)
 def test_who_leaves_at_a_tool_call_without_counts_pays_for_its_bytes(
-    house: House, alice: Caller, path: str
+    gateway: RunningGateway, alice: Caller, path: str
 ) -> None:
     called = tokens([], path="/api/chat", tool_calls=[CALL], done=False)
-    house.ollama.answer("/api/chat", called, Stall())
+    gateway.ollama.answer("/api/chat", called, Stall())
 
-    asked = leave_at_the_call(house, alice, path)
+    asked = leave_at_the_call(gateway, alice, path)
 
     assert asked.left.wait(PROMISED_SECONDS), "the model server still works for nobody"
-    row = the_row()
+    row = usage_row()
     assert (row.outcome, row.billed, row.count_source) == ("client_left", True, "counted")
     assert (row.prompt_tokens, row.completion_tokens) == (17, COUNTED)

@@ -9,9 +9,9 @@ import pytest
 
 from accounts import keys
 from billing.models import Hold, TokenUsage
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
-from tests.flow.conftest import DEADLINES, House, eventually, gateway_env
+from tests.harness.callers import Caller
+from tests.harness.gateway import DEADLINES, RunningGateway, eventually, gateway_env
 from tests.servers.gunicorn import Gunicorn
 
 pytestmark = pytest.mark.usefixtures("priced")
@@ -22,20 +22,20 @@ LLAMA, MISTRAL = "llama3:latest", "mistral:latest"
 
 
 @pytest.fixture
-def cold(django_db_setup: None, transactional_db: None) -> Iterator[House]:
+def cold(django_db_setup: None, transactional_db: None) -> Iterator[RunningGateway]:
     """A gateway that knows nothing yet, and a model server that has llama3 in memory and takes its
     time to load others."""
     with FakeOllama() as ollama:
         ollama.memory.models, ollama.memory.seconds = [LLAMA], LOAD_SECONDS
         env = gateway_env(ollama, **DEADLINES, KEEP_ALIVE_SECONDS="0.3", DRAIN_SECONDS="0.5")
         with Gunicorn(env) as server:
-            yield House(server, ollama, env)
+            yield RunningGateway(server, ollama, env)
 
 
-def ask(house: House, caller: Caller, model: str) -> float:
+def ask(gateway: RunningGateway, caller: Caller, model: str) -> float:
     """Ask for a stream; return how long its first line took."""
     began = time.monotonic()
-    with house.client() as client:
+    with gateway.client() as client:
         client.post("/api/generate", {"model": model, "prompt": "hello there"}, key=caller.secret)
         first = client.read_json()
         took = time.monotonic() - began
@@ -44,14 +44,16 @@ def ask(house: House, caller: Caller, model: str) -> float:
     return took
 
 
-def come_and_leave(house: House, caller: Caller, path: str = "/api/generate") -> None:
+def come_and_leave(gateway: RunningGateway, caller: Caller, path: str = "/api/generate") -> None:
     body = {"model": "mistral", "prompt": "hi", "max_tokens": 5, "stream": True}
-    with house.client() as client:
+    with gateway.client() as client:
         client.post(path, body, key=caller.secret)
         time.sleep(0.1)
 
 
-def test_fifty_who_come_and_leave_cost_one_load_and_abort_none(cold: House, alice: Caller) -> None:
+def test_fifty_who_come_and_leave_cost_one_load_and_abort_none(
+    cold: RunningGateway, alice: Caller
+) -> None:
     ask(cold, alice, "llama3")
     neighbour: list[float] = []
     done = threading.Event()
@@ -77,7 +79,7 @@ def test_fifty_who_come_and_leave_cost_one_load_and_abort_none(cold: House, alic
     assert ask(cold, alice, "mistral") < LOAD_SECONDS
 
 
-def test_all_who_wait_are_served_after_one_load(cold: House, alice: Caller) -> None:
+def test_all_who_wait_are_served_after_one_load(cold: RunningGateway, alice: Caller) -> None:
     took: list[float] = []
     threads = [
         threading.Thread(target=lambda: took.append(ask(cold, alice, "mistral"))) for _ in range(12)
@@ -92,7 +94,9 @@ def test_all_who_wait_are_served_after_one_load(cold: House, alice: Caller) -> N
     assert len(cold.ollama.calls("/api/embed")) <= WORKERS, "one load call for each process"
 
 
-def test_who_leaves_while_the_model_loads_leaves_no_trace(cold: House, alice: Caller) -> None:
+def test_who_leaves_while_the_model_loads_leaves_no_trace(
+    cold: RunningGateway, alice: Caller
+) -> None:
     cold.ollama.memory.seconds = 2.0
 
     with cold.client() as client:
@@ -105,7 +109,7 @@ def test_who_leaves_while_the_model_loads_leaves_no_trace(cold: House, alice: Ca
     assert alice.wallet.held == 0
 
 
-def test_signs_of_life_come_while_the_model_loads(cold: House, alice: Caller) -> None:
+def test_signs_of_life_come_while_the_model_loads(cold: RunningGateway, alice: Caller) -> None:
     body = {"model": "mistral", "messages": [{"role": "user", "content": "hi"}], "stream": True}
     with cold.client() as client:
         client.post("/v1/chat/completions", body, key=alice.secret)
@@ -117,7 +121,7 @@ def test_signs_of_life_come_while_the_model_loads(cold: House, alice: Caller) ->
     assert rest.rstrip().endswith(b"data: [DONE]")
 
 
-def test_a_revoked_key_waits_for_no_load(cold: House, alice: Caller) -> None:
+def test_a_revoked_key_waits_for_no_load(cold: RunningGateway, alice: Caller) -> None:
     cold.ollama.memory.seconds = 3.0
     with cold.client() as client:
         client.post("/api/generate", {"model": "mistral", "prompt": "hi"}, key=alice.secret)
@@ -130,7 +134,7 @@ def test_a_revoked_key_waits_for_no_load(cold: House, alice: Caller) -> None:
 
 
 def test_a_load_that_takes_longer_than_a_first_line_may_is_a_504(
-    cold: House, alice: Caller
+    cold: RunningGateway, alice: Caller
 ) -> None:
     cold.ollama.memory.seconds = 30.0
     with cold.client() as client:
@@ -141,7 +145,7 @@ def test_a_load_that_takes_longer_than_a_first_line_may_is_a_504(
     assert answer["code"] == "upstream_stalled" and not TokenUsage.objects.exists()
 
 
-def test_a_restart_ends_who_waits_for_a_load(cold: House, alice: Caller) -> None:
+def test_a_restart_ends_who_waits_for_a_load(cold: RunningGateway, alice: Caller) -> None:
     cold.ollama.memory.seconds = 3.5
     with cold.client() as client:
         client.post("/api/generate", {"model": "mistral", "prompt": "hi"}, key=alice.secret)

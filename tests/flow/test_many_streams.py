@@ -9,25 +9,25 @@ import requests
 from django.db import connection
 
 from billing.models import TokenUsage
-from tests.conftest import Caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Wait, tokens
-from tests.flow.conftest import House, eventually, gateway_env
+from tests.harness.callers import Caller, set_price
+from tests.harness.gateway import RunningGateway, eventually, gateway_env
 from tests.servers.gunicorn import Gunicorn
 
 STREAMS = 200
 
 
 @pytest.fixture
-def wide(django_db_setup: None, transactional_db: None) -> Iterator[House]:
+def wide(django_db_setup: None, transactional_db: None) -> Iterator[RunningGateway]:
     """A gateway with its own defaults: 2 workers, 256 threads, a pool of 8 connections each."""
     with FakeOllama() as ollama:
         env = gateway_env(ollama)
         with Gunicorn(env) as server:
-            yield House(server, ollama, env)
+            yield RunningGateway(server, ollama, env)
 
 
-def test_two_hundred_streams_at_once_all_end_well(wide: House, alice: Caller) -> None:
+def test_two_hundred_streams_at_once_all_end_well(wide: RunningGateway, alice: Caller) -> None:
     set_price("llama3", "0.002")
     go_on = threading.Event()
     half = tokens("ab", done=False)
@@ -49,14 +49,14 @@ def test_two_hundred_streams_at_once_all_end_well(wide: House, alice: Caller) ->
 
 
 class Stream(threading.Thread):
-    def __init__(self, house: House, alice: Caller, last_lines: list[bytes]) -> None:
+    def __init__(self, gateway: RunningGateway, alice: Caller, last_lines: list[bytes]) -> None:
         super().__init__()
-        self.house, self.alice, self.last_lines = house, alice, last_lines
+        self.gateway, self.alice, self.last_lines = gateway, alice, last_lines
         self.start()
 
     def run(self) -> None:
         body: dict[str, Any] = {"model": "llama3", "prompt": "hi"}
-        url = f"{self.house.server.url}/api/generate"
+        url = f"{self.gateway.server.url}/api/generate"
         with requests.post(
             url, json=body, headers=self.alice.headers, stream=True, timeout=90
         ) as answer:

@@ -9,8 +9,8 @@ import requests
 
 from billing import reconciliation
 from billing.models import Hold, TokenUsage
-from tests.conftest import Caller, set_price
-from tests.flow.conftest import House
+from tests.harness.callers import Caller, set_price
+from tests.harness.gateway import RunningGateway
 
 pytestmark = pytest.mark.usefixtures("priced")
 
@@ -45,35 +45,35 @@ def message(answer: requests.Response) -> str:
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("path", ROUTES)
 def test_a_model_that_is_not_installed_is_a_404_in_every_family(
-    house: House, alice: Caller, path: str, stream: bool
+    gateway: RunningGateway, alice: Caller, path: str, stream: bool
 ) -> None:
     set_price("absent:7b", "0.001")
     body = {"model": "Absent:7b", "stream": stream and "embed" not in path, **ROUTES[path]}
 
-    answer = requests.post(house.server.url + path, json=body, headers=alice.headers, timeout=10)
+    answer = requests.post(gateway.server.url + path, json=body, headers=alice.headers, timeout=10)
 
     assert (answer.status_code, message(answer)) == (404, "model 'Absent:7b' not found")
-    assert house.ollama.requests == [] and nothing_is_stored()
+    assert gateway.ollama.requests == [] and nothing_is_stored()
 
 
 @pytest.mark.parametrize("model", ["there:7b", "absent:7b"])
 def test_without_a_price_nobody_learns_whether_a_model_is_installed(
-    house: House, alice: Caller, model: str
+    gateway: RunningGateway, alice: Caller, model: str
 ) -> None:
-    house.ollama.models.append("there:7b")
+    gateway.ollama.models.append("there:7b")
     time.sleep(1.1)  # What was known of an earlier test's models is too old then.
     body = {"model": model, "prompt": "hi"}
 
     answer = requests.post(
-        f"{house.server.url}/generate", json=body, headers=alice.headers, timeout=10
+        f"{gateway.server.url}/generate", json=body, headers=alice.headers, timeout=10
     )
 
     assert (answer.status_code, answer.json()["code"]) == (404, "model_not_priced")
-    assert house.ollama.requests == [] and nothing_is_stored()
+    assert gateway.ollama.requests == [] and nothing_is_stored()
 
 
 def test_a_crowd_that_asks_for_a_missing_model_costs_a_look_in_an_interval(
-    house: House, alice: Caller
+    gateway: RunningGateway, alice: Caller
 ) -> None:
     set_price("absent:7b", "0.001")
     statuses: list[int] = []
@@ -85,7 +85,7 @@ def test_a_crowd_that_asks_for_a_missing_model_costs_a_look_in_an_interval(
             while time.monotonic() < until:
                 body = {"model": "absent:7b", "prompt": "hi"}
                 answer = session.post(
-                    f"{house.server.url}/generate", json=body, headers=alice.headers, timeout=30
+                    f"{gateway.server.url}/generate", json=body, headers=alice.headers, timeout=30
                 )
                 statuses.append(answer.status_code)
 
@@ -98,24 +98,24 @@ def test_a_crowd_that_asks_for_a_missing_model_costs_a_look_in_an_interval(
     intervals = time.monotonic() - began  # INVENTORY_SECONDS is 1.
 
     assert len(statuses) > CALLERS and set(statuses) == {404}
-    assert len(house.ollama.calls("/api/tags")) <= WORKERS * (intervals + 2)
-    assert house.ollama.requests == [] and nothing_is_stored()
+    assert len(gateway.ollama.calls("/api/tags")) <= WORKERS * (intervals + 2)
+    assert gateway.ollama.requests == [] and nothing_is_stored()
 
 
 @pytest.mark.parametrize("is_known", [False, True], ids=["unknown", "known"])
 def test_a_model_server_that_is_down_leaves_no_rows(
-    house: House, alice: Caller, is_known: bool
+    gateway: RunningGateway, alice: Caller, is_known: bool
 ) -> None:
     body = {"model": "llama3", "prompt": "hi"}
 
     def ask() -> requests.Response:
-        url = f"{house.server.url}/generate"
+        url = f"{gateway.server.url}/generate"
         return requests.post(url, json=body, headers=alice.headers, timeout=10)
 
     for _ in range(8 if is_known else 0):
         assert ask().status_code == 200
     rows = TokenUsage.objects.count()
-    house.ollama.down()
+    gateway.ollama.down()
 
     answers = [ask() for _ in range(10)]
 

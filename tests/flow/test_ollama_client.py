@@ -5,9 +5,9 @@ from typing import Any
 import ollama as official
 import pytest
 
-from tests.conftest import Caller
 from tests.fakes.script import Stall, error_line, tokens
-from tests.flow.conftest import House, the_row
+from tests.harness.callers import Caller
+from tests.harness.gateway import RunningGateway, usage_row
 
 pytestmark = pytest.mark.usefixtures("priced")
 
@@ -15,18 +15,24 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 
 @pytest.fixture
-def client(house: House, alice: Caller, monkeypatch: pytest.MonkeyPatch) -> official.Client:
-    return client_of(house, alice, monkeypatch)
+def client(
+    gateway: RunningGateway, alice: Caller, monkeypatch: pytest.MonkeyPatch
+) -> official.Client:
+    return client_of(gateway, alice, monkeypatch)
 
 
 @pytest.fixture
-def operator(house: House, olga: Caller, monkeypatch: pytest.MonkeyPatch) -> official.Client:
-    return client_of(house, olga, monkeypatch)
+def operator(
+    gateway: RunningGateway, olga: Caller, monkeypatch: pytest.MonkeyPatch
+) -> official.Client:
+    return client_of(gateway, olga, monkeypatch)
 
 
-def client_of(house: House, caller: Caller, monkeypatch: pytest.MonkeyPatch) -> official.Client:
+def client_of(
+    gateway: RunningGateway, caller: Caller, monkeypatch: pytest.MonkeyPatch
+) -> official.Client:
     monkeypatch.setenv("OLLAMA_API_KEY", caller.secret)
-    return official.Client(host=house.server.url)
+    return official.Client(host=gateway.server.url)
 
 
 def test_generate(client: official.Client) -> None:
@@ -55,9 +61,11 @@ def test_a_streamed_chat(client: official.Client) -> None:
     assert "".join(piece.message.content or "" for piece in pieces).startswith("The sky")
 
 
-def test_tools_and_thinking_pass_both_ways(client: official.Client, house: House) -> None:
+def test_tools_and_thinking_pass_both_ways(
+    client: official.Client, gateway: RunningGateway
+) -> None:
     call = {"function": {"name": "weather", "arguments": {"city": "Kiel"}}}
-    house.ollama.answer(
+    gateway.ollama.answer(
         "/api/chat", tokens(["Hm"], path="/api/chat", thinking=["I must look"], tool_calls=[call])
     )
     tool = {
@@ -74,16 +82,16 @@ def test_tools_and_thinking_pass_both_ways(client: official.Client, house: House
     assert answer.message.thinking == "I must look"
     [asked] = answer.message.tool_calls or []
     assert (asked.function.name, asked.function.arguments) == ("weather", {"city": "Kiel"})
-    sent = house.ollama.requests[-1].json
+    sent = gateway.ollama.requests[-1].json
     assert sent["think"] is True and sent["tools"][0]["function"]["name"] == "weather"
 
 
-def test_a_schema_is_passed_on(client: official.Client, house: House) -> None:
+def test_a_schema_is_passed_on(client: official.Client, gateway: RunningGateway) -> None:
     schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 
     client.chat(model="llama3", messages=HELLO, format=schema, options={"temperature": 0})
 
-    assert house.ollama.requests[-1].json["format"] == schema
+    assert gateway.ollama.requests[-1].json["format"] == schema
 
 
 def test_embed_and_the_older_embeddings(client: official.Client) -> None:
@@ -125,30 +133,32 @@ def test_errors_are_response_errors_with_the_right_status(
     assert caught.value.status_code == status and caught.value.error
 
 
-def test_a_bad_key_is_a_401(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bad_key_is_a_401(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_API_KEY", "olg_" + "0" * 64)
 
     with pytest.raises(official.ResponseError) as caught:
-        official.Client(host=house.server.url).generate(model="llama3", prompt="x")
+        official.Client(host=gateway.server.url).generate(model="llama3", prompt="x")
     assert caught.value.status_code == 401
 
 
-def test_a_stream_that_breaks_raises(client: official.Client, house: House) -> None:
-    house.ollama.answer("/api/generate", tokens("ab", done=False), error_line("boom"))
+def test_a_stream_that_breaks_raises(client: official.Client, gateway: RunningGateway) -> None:
+    gateway.ollama.answer("/api/generate", tokens("ab", done=False), error_line("boom"))
 
     with pytest.raises(official.ResponseError):
         list(client.generate(model="llama3", prompt="x", stream=True))
 
 
-def test_leaving_a_stream_stops_the_model_server(client: official.Client, house: House) -> None:
-    house.ollama.answer("/api/generate", tokens("ab", done=False), Stall())
+def test_leaving_a_stream_stops_the_model_server(
+    client: official.Client, gateway: RunningGateway
+) -> None:
+    gateway.ollama.answer("/api/generate", tokens("ab", done=False), Stall())
     stream: Any = client.generate(model="llama3", prompt="x", stream=True)
     next(iter(stream))
 
     stream.close()
 
-    assert house.ollama.requests[-1].left.wait(1)
-    assert the_row().outcome == "client_left"
+    assert gateway.ollama.requests[-1].left.wait(1)
+    assert usage_row().outcome == "client_left"
 
 
 def test_an_operator_pulls_and_deletes(operator: official.Client) -> None:

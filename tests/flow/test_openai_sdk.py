@@ -14,11 +14,11 @@ from pydantic import BaseModel
 from billing import ledger
 from billing.models import Budget, TokenUsage
 from billing.money import from_units
-from tests.conftest import Caller, new_caller, set_price
 from tests.fakes.behaviour import WORDS, vector
 from tests.fakes.script import Close, Line, Sleep, Stall, error_line, reply, tokens
-from tests.flow.conftest import House, eventually, gateway_env, the_row
 from tests.gateway.test_images import encoded, png
+from tests.harness.callers import Caller, new_caller, set_price
+from tests.harness.gateway import RunningGateway, eventually, gateway_env, usage_row
 from tests.servers.client import RawClient
 from tests.servers.gunicorn import Gunicorn
 
@@ -39,14 +39,14 @@ CALL = {"id": "call_abc12345", "function": {"name": "weather", "arguments": {"ci
 
 
 @pytest.fixture
-def client(house: House, alice: Caller) -> Iterator[openai.OpenAI]:
-    with client_of(house, alice.secret) as found:
+def client(gateway: RunningGateway, alice: Caller) -> Iterator[openai.OpenAI]:
+    with client_of(gateway, alice.secret) as found:
         yield found
 
 
-def client_of(house: House, secret: str, **more: Any) -> openai.OpenAI:
+def client_of(gateway: RunningGateway, secret: str, **more: Any) -> openai.OpenAI:
     return openai.OpenAI(
-        base_url=f"{house.server.url}/v1", api_key=secret, **{"max_retries": 0, **more}
+        base_url=f"{gateway.server.url}/v1", api_key=secret, **{"max_retries": 0, **more}
     )
 
 
@@ -54,9 +54,9 @@ def chat_script(pieces: Any = ("ab",), **more: Any) -> Any:
     return tokens(pieces, path="/api/chat", **more)
 
 
-def sent(house: House) -> Any:
+def sent(gateway: RunningGateway) -> Any:
     """What the model server was asked last."""
-    return house.ollama.requests[-1].json
+    return gateway.ollama.requests[-1].json
 
 
 # --- Chat -----------------------------------------------------------------------------------------
@@ -69,7 +69,7 @@ def test_a_chat(client: openai.OpenAI) -> None:
     assert (choice.message.role, choice.message.content) == ("assistant", SKY)
     assert (choice.finish_reason, choice.index, answer.model) == ("stop", 0, "llama3")
     assert answer.id.startswith("chatcmpl-") and abs(answer.created - time.time()) < 60
-    row = the_row()
+    row = usage_row()
     assert answer.usage and answer.usage.model_dump(exclude_none=True) == {
         "prompt_tokens": row.prompt_tokens,
         "completion_tokens": row.completion_tokens,
@@ -84,7 +84,7 @@ def test_every_answer_says_which_request_it_answers_and_how_long_it_took(
 ) -> None:
     raw = client.chat.completions.with_raw_response.create(model="llama3", messages=HELLO)
 
-    assert raw.headers["x-request-id"] == str(the_row().request_id)
+    assert raw.headers["x-request-id"] == str(usage_row().request_id)
     assert int(raw.headers["openai-processing-ms"]) >= 0
 
 
@@ -115,8 +115,8 @@ def test_the_streaming_helper_gathers_the_answer(client: openai.OpenAI) -> None:
     assert final.choices[0].message.content == SKY and "content.delta" in kinds
 
 
-def test_tools_go_there_and_back(client: openai.OpenAI, house: House) -> None:
-    house.ollama.answer("/api/chat", chat_script((), tool_calls=[CALL]), times=1)
+def test_tools_go_there_and_back(client: openai.OpenAI, gateway: RunningGateway) -> None:
+    gateway.ollama.answer("/api/chat", chat_script((), tool_calls=[CALL]), times=1)
     asked = client.chat.completions.create(
         model="llama3", messages=HELLO, tools=[TOOL], tool_choice="auto"
     ).choices[0]
@@ -130,17 +130,17 @@ def test_tools_go_there_and_back(client: openai.OpenAI, house: House) -> None:
     assert [(c.id, c.function.name) for c in calls] == [(CALL["id"], "weather")]  # type: ignore[union-attr]
     assert json.loads(calls[0].function.arguments) == {"city": "Kiel"}  # type: ignore[union-attr]
     assert answer.choices[0].message.content
-    _, called, told = sent(house)["messages"]
+    _, called, told = sent(gateway)["messages"]
     assert called == {"role": "assistant", "content": "", "tool_calls": [CALL]}
     assert told["tool_name"] == "weather" and told["tool_call_id"] == CALL["id"]
-    assert "strict" not in sent(house)["tools"][0]["function"]
+    assert "strict" not in sent(gateway)["tools"][0]["function"]
 
 
 def test_streamed_tool_calls_have_an_index_and_ids_of_their_own(
-    client: openai.OpenAI, house: House
+    client: openai.OpenAI, gateway: RunningGateway
 ) -> None:
     nameless = {"function": {"name": "weather", "arguments": {"city": "Kiel"}}}
-    house.ollama.answer("/api/chat", chat_script(["Hm"], tool_calls=[nameless, nameless]))
+    gateway.ollama.answer("/api/chat", chat_script(["Hm"], tool_calls=[nameless, nameless]))
 
     with client.chat.completions.stream(model="llama3", messages=HELLO, tools=[TOOL]) as stream:
         final = stream.get_final_completion().choices[0]
@@ -155,24 +155,24 @@ class Age(BaseModel):
     age: int
 
 
-def test_a_schema_is_followed_and_parsed(client: openai.OpenAI, house: House) -> None:
-    house.ollama.answer("/api/chat", chat_script(['{"age"', ":5}"]))
+def test_a_schema_is_followed_and_parsed(client: openai.OpenAI, gateway: RunningGateway) -> None:
+    gateway.ollama.answer("/api/chat", chat_script(['{"age"', ":5}"]))
 
     answer = client.chat.completions.parse(model="llama3", messages=HELLO, response_format=Age)
 
     assert answer.choices[0].message.parsed == Age(age=5)
-    assert sent(house)["format"]["properties"]["age"]["type"] == "integer"
+    assert sent(gateway)["format"]["properties"]["age"]["type"] == "integer"
 
 
-def test_any_json_may_be_asked_for(client: openai.OpenAI, house: House) -> None:
+def test_any_json_may_be_asked_for(client: openai.OpenAI, gateway: RunningGateway) -> None:
     client.chat.completions.create(
         model="llama3", messages=HELLO, response_format={"type": "json_object"}
     )
 
-    assert sent(house)["format"] == "json"
+    assert sent(gateway)["format"] == "json"
 
 
-def test_images_are_passed_on_as_base64(client: openai.OpenAI, house: House) -> None:
+def test_images_are_passed_on_as_base64(client: openai.OpenAI, gateway: RunningGateway) -> None:
     image = encoded(png(1, 1))
     parts = [
         {"type": "text", "text": "What is this?"},
@@ -184,13 +184,13 @@ def test_images_are_passed_on_as_base64(client: openai.OpenAI, house: House) -> 
         messages=[{"role": "user", "content": parts}],  # type: ignore[misc, list-item]
     )
 
-    [message] = sent(house)["messages"]
+    [message] = sent(gateway)["messages"]
     assert message == {"role": "user", "content": "What is this?", "images": [image]}
 
 
 @pytest.mark.parametrize("limit", ["max_tokens", "max_completion_tokens"])
 def test_sampling_and_limits_reach_the_model(
-    client: openai.OpenAI, house: House, limit: str
+    client: openai.OpenAI, gateway: RunningGateway, limit: str
 ) -> None:
     sampling: Any = {
         "temperature": 0.5,
@@ -204,17 +204,19 @@ def test_sampling_and_limits_reach_the_model(
     asked = sampling | {limit: 3}
     answer = client.chat.completions.create(model="llama3", messages=HELLO, **asked)
 
-    assert sent(house)["options"] == {**sampling, "num_predict": 3}
+    assert sent(gateway)["options"] == {**sampling, "num_predict": 3}
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage and answer.usage.completion_tokens == 3
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_probabilities_of_tokens(client: openai.OpenAI, house: House, stream: bool) -> None:
+def test_probabilities_of_tokens(
+    client: openai.OpenAI, gateway: RunningGateway, stream: bool
+) -> None:
     top = {"token": "é", "logprob": -0.1}
     entry = {"token": "é", "logprob": -0.1, "bytes": [195, 169], "top_logprobs": [top]}
     line = {"message": {"role": "assistant", "content": "é"}, "done": False, "logprobs": [entry]}
-    house.ollama.answer("/api/chat", lines(line), chat_script(()))
+    gateway.ollama.answer("/api/chat", lines(line), chat_script(()))
 
     answer: Any = client.chat.completions.create(
         model="llama3", messages=HELLO, logprobs=True, top_logprobs=1, stream=stream
@@ -224,7 +226,7 @@ def test_probabilities_of_tokens(client: openai.OpenAI, house: House, stream: bo
     [token] = [token for one in found if one for token in one.content]
     assert (token.token, token.logprob, token.bytes) == ("é", -0.1, [195, 169])
     assert token.top_logprobs[0].bytes == [195, 169]
-    assert (sent(house)["logprobs"], sent(house)["top_logprobs"]) == (True, 1)
+    assert (sent(gateway)["logprobs"], sent(gateway)["top_logprobs"]) == (True, 1)
 
 
 def lines(*objects: Any) -> list[Any]:
@@ -232,8 +234,10 @@ def lines(*objects: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_thinking_is_told_apart(client: openai.OpenAI, house: House, stream: bool) -> None:
-    house.ollama.answer("/api/chat", chat_script(["42"], thinking=["I ", "count"]))
+def test_thinking_is_told_apart(
+    client: openai.OpenAI, gateway: RunningGateway, stream: bool
+) -> None:
+    gateway.ollama.answer("/api/chat", chat_script(["42"], thinking=["I ", "count"]))
 
     answer: Any = client.chat.completions.create(
         model="llama3", messages=HELLO, reasoning_effort="low", stream=stream
@@ -243,14 +247,14 @@ def test_thinking_is_told_apart(client: openai.OpenAI, house: House, stream: boo
     for name in ("reasoning", "reasoning_content"):
         assert "".join(getattr(one, name, None) or "" for one in said) == "I count"
     assert "".join(one.content or "" for one in said) == "42"
-    assert sent(house)["think"] == "low"
+    assert sent(gateway)["think"] == "low"
 
 
 def as_list(answer: Any) -> list[Any]:
     return list(answer) if isinstance(answer, openai.Stream) else [answer]
 
 
-def test_unknown_parameters_are_dropped(client: openai.OpenAI, house: House) -> None:
+def test_unknown_parameters_are_dropped(client: openai.OpenAI, gateway: RunningGateway) -> None:
     client.chat.completions.create(
         model="llama3",
         messages=HELLO,
@@ -259,8 +263,8 @@ def test_unknown_parameters_are_dropped(client: openai.OpenAI, house: House) -> 
         extra_body={"num_ctx": 1, "keep_alive": -1, "nonsense": {"a": 1}},
     )
 
-    assert set(sent(house)) == {"model", "stream", "messages", "options"}
-    assert set(sent(house)["options"]) == {"num_predict"}
+    assert set(sent(gateway)) == {"model", "stream", "messages", "options"}
+    assert set(sent(gateway)["options"]) == {"num_predict"}
 
 
 # --- Completions, embeddings, models --------------------------------------------------------------
@@ -282,7 +286,7 @@ def test_a_completion_whole_and_streamed(client: openai.OpenAI) -> None:
 
 
 @pytest.mark.parametrize("encoding", [None, "base64", "float"])
-def test_embeddings(client: openai.OpenAI, house: House, encoding: Any) -> None:
+def test_embeddings(client: openai.OpenAI, gateway: RunningGateway, encoding: Any) -> None:
     asked = {} if encoding is None else {"encoding_format": encoding}
 
     answer = client.embeddings.create(
@@ -296,7 +300,7 @@ def test_embeddings(client: openai.OpenAI, house: House, encoding: Any) -> None:
         assert vectors == [pytest.approx(vector("one")), pytest.approx(vector("two"))]
     assert [one.index for one in answer.data] == [0, 1]
     assert answer.usage.prompt_tokens == answer.usage.total_tokens == 2
-    assert sent(house)["dimensions"] == 8
+    assert sent(gateway)["dimensions"] == 8
 
 
 def test_models_are_listed_and_found_by_any_spelling(client: openai.OpenAI) -> None:
@@ -312,7 +316,7 @@ def test_models_are_listed_and_found_by_any_spelling(client: openai.OpenAI) -> N
 # --- Responses ------------------------------------------------------------------------------------
 
 
-def test_a_response(client: openai.OpenAI, house: House) -> None:
+def test_a_response(client: openai.OpenAI, gateway: RunningGateway) -> None:
     answer = client.responses.create(
         model="llama3", input="hello there", instructions="Be brief.", metadata={"a": "b"}
     )
@@ -322,7 +326,7 @@ def test_a_response(client: openai.OpenAI, house: House) -> None:
     assert answer.usage and answer.usage.total_tokens == 4 + len(WORDS)
     assert (answer.instructions, answer.metadata) == ("Be brief.", {"a": "b"})
     assert answer.to_dict()["store"] is False
-    assert [m["role"] for m in sent(house)["messages"]] == ["system", "user"]
+    assert [m["role"] for m in sent(gateway)["messages"]] == ["system", "user"]
 
 
 def test_a_streamed_response_counts_its_events_and_ends_whole(client: openai.OpenAI) -> None:
@@ -348,9 +352,9 @@ def test_a_streamed_response_counts_its_events_and_ends_whole(client: openai.Ope
 
 
 def test_the_response_helper_gathers_thought_text_and_calls(
-    client: openai.OpenAI, house: House
+    client: openai.OpenAI, gateway: RunningGateway
 ) -> None:
-    house.ollama.answer("/api/chat", chat_script("ab", thinking="xy", tool_calls=[CALL]))
+    gateway.ollama.answer("/api/chat", chat_script("ab", thinking="xy", tool_calls=[CALL]))
     tool: Any = {"type": "function", **TOOL["function"]}
 
     with client.responses.stream(model="llama3", input="hi", tools=[tool]) as stream:
@@ -363,11 +367,13 @@ def test_the_response_helper_gathers_thought_text_and_calls(
     assert called.type == "function_call" and called.call_id == CALL["id"]
     assert json.loads(called.arguments) == {"city": "Kiel"}
     assert len({thought.id, said.id, called.id}) == 3
-    assert sent(house)["tools"][0]["function"]["name"] == "weather"
+    assert sent(gateway)["tools"][0]["function"]["name"] == "weather"
 
 
-def test_a_response_is_taken_up_by_its_items(client: openai.OpenAI, house: House) -> None:
-    house.ollama.answer(
+def test_a_response_is_taken_up_by_its_items(
+    client: openai.OpenAI, gateway: RunningGateway
+) -> None:
+    gateway.ollama.answer(
         "/api/chat",
         chat_script(["Hm"], thinking="x", tool_calls=[CALL, CALL | {"id": "b"}]),
         times=1,
@@ -385,7 +391,7 @@ def test_a_response_is_taken_up_by_its_items(client: openai.OpenAI, house: House
 
     client.responses.create(model="llama3", input=asked)
 
-    _user, assistant, rain, sun = sent(house)["messages"]
+    _user, assistant, rain, sun = sent(gateway)["messages"]
     assert assistant["content"] == "Hm" and len(assistant["tool_calls"]) == 2
     assert (rain["content"], rain["tool_name"], sun["content"]) == ("rain", "weather", "sun")
 
@@ -400,32 +406,32 @@ def test_a_response_cut_by_its_length_is_incomplete(client: openai.OpenAI) -> No
         assert answer.incomplete_details and answer.incomplete_details.reason == "max_output_tokens"
 
 
-def test_a_response_follows_a_schema(client: openai.OpenAI, house: House) -> None:
-    house.ollama.answer("/api/chat", chat_script(['{"age":5}']))
+def test_a_response_follows_a_schema(client: openai.OpenAI, gateway: RunningGateway) -> None:
+    gateway.ollama.answer("/api/chat", chat_script(['{"age":5}']))
 
     answer = client.responses.parse(
         model="llama3", input="hi", text_format=Age, reasoning={"effort": "none"}
     )
 
     assert answer.output_parsed == Age(age=5)
-    assert sent(house)["format"]["required"] == ["age"] and sent(house)["think"] is False
+    assert sent(gateway)["format"]["required"] == ["age"] and sent(gateway)["think"] is False
 
 
 # --- Errors ---------------------------------------------------------------------------------------
 
 
-def test_a_bad_key_is_an_authentication_error(house: House) -> None:
+def test_a_bad_key_is_an_authentication_error(gateway: RunningGateway) -> None:
     with pytest.raises(openai.AuthenticationError) as caught:
-        client_of(house, "olg_" + "0" * 64).models.list()
+        client_of(gateway, "olg_" + "0" * 64).models.list()
     assert caught.value.code == "invalid_api_key" and caught.value.request_id
 
 
-def test_a_model_out_of_reach_is_a_permission_error(house: House, alice: Caller) -> None:
+def test_a_model_out_of_reach_is_a_permission_error(gateway: RunningGateway, alice: Caller) -> None:
     alice.key.allowed_models = ["mistral"]
     alice.key.save()
 
     with pytest.raises(openai.PermissionDeniedError):
-        chat(client_of(house, alice.secret))
+        chat(client_of(gateway, alice.secret))
 
 
 def chat(client: openai.OpenAI, **more: Any) -> Any:
@@ -443,23 +449,25 @@ def test_a_bad_request_names_its_parameter(client: openai.OpenAI) -> None:
     assert caught.value.param == "temperature" and caught.value.type == "invalid_request_error"
 
 
-def test_no_credit_is_a_402_and_is_not_tried_again(house: House) -> None:
+def test_no_credit_is_a_402_and_is_not_tried_again(gateway: RunningGateway) -> None:
     poor = new_caller("Poor", credit="0")
 
     with pytest.raises(openai.APIStatusError) as caught:
-        chat(client_of(house, poor.secret, max_retries=2))
+        chat(client_of(gateway, poor.secret, max_retries=2))
 
     assert caught.value.status_code == 402 and caught.value.type == "insufficient_quota"
     assert caught.value.response.headers["x-should-retry"] == "false"
 
 
-def test_a_cap_is_a_rate_limit_error_and_is_not_tried_again(house: House, alice: Caller) -> None:
+def test_a_cap_is_a_rate_limit_error_and_is_not_tried_again(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     unit, window = Budget.Unit.TOKENS, Budget.Window.MONTH
     cap = ledger.open_budget(alice.account, unit, window)
     ledger.set_limit(cap, 1)
 
     with pytest.raises(openai.RateLimitError) as caught:
-        chat(client_of(house, alice.secret, max_retries=2))
+        chat(client_of(gateway, alice.secret, max_retries=2))
 
     assert caught.value.code == "cap_reached"
     assert caught.value.response.headers["x-should-retry"] == "false"
@@ -467,21 +475,21 @@ def test_a_cap_is_a_rate_limit_error_and_is_not_tried_again(house: House, alice:
 
 
 def test_a_dead_model_server_is_an_internal_server_error(
-    client: openai.OpenAI, house: House
+    client: openai.OpenAI, gateway: RunningGateway
 ) -> None:
-    house.ollama.down()
+    gateway.ollama.down()
 
     with pytest.raises(openai.InternalServerError) as caught:
         chat(client)
     assert caught.value.status_code == 503 and caught.value.response.headers["retry-after"]
 
 
-def test_a_model_server_that_failed_is_asked_again(house: House, alice: Caller) -> None:
-    house.ollama.answer("/api/chat", reply({"error": "runner has terminated"}, 500), times=1)
-    impatient = client_of(house, alice.secret, max_retries=1)
+def test_a_model_server_that_failed_is_asked_again(gateway: RunningGateway, alice: Caller) -> None:
+    gateway.ollama.answer("/api/chat", reply({"error": "runner has terminated"}, 500), times=1)
+    impatient = client_of(gateway, alice.secret, max_retries=1)
 
     assert chat(impatient).choices[0].message.content == SKY
-    assert len(house.ollama.calls("/api/chat")) == 2
+    assert len(gateway.ollama.calls("/api/chat")) == 2
 
 
 BREAKS = {"a crash": [error_line("unexpected EOF")], "a closed connection": [Close()]}
@@ -489,10 +497,10 @@ BREAKS = {"a crash": [error_line("unexpected EOF")], "a closed connection": [Clo
 
 @pytest.mark.parametrize("ending", BREAKS.values(), ids=BREAKS.keys())
 def test_a_stream_that_breaks_raises(
-    client: openai.OpenAI, house: House, ending: list[Any]
+    client: openai.OpenAI, gateway: RunningGateway, ending: list[Any]
 ) -> None:
-    house.ollama.answer("/api/chat", chat_script("ab", done=False), ending)
-    house.ollama.answer("/api/generate", tokens("ab", done=False), ending)
+    gateway.ollama.answer("/api/chat", chat_script("ab", done=False), ending)
+    gateway.ollama.answer("/api/generate", tokens("ab", done=False), ending)
     streams = [
         chat(client, stream=True),
         client.completions.create(model="llama3", prompt="hi", stream=True),
@@ -512,10 +520,10 @@ def test_a_stream_that_breaks_raises(
 
 @pytest.mark.parametrize("family", ["chat", "completions", "responses"])
 def test_leaving_a_stream_stops_the_model_server_within_a_second(
-    client: openai.OpenAI, house: House, family: str
+    client: openai.OpenAI, gateway: RunningGateway, family: str
 ) -> None:
     for path in ("/api/chat", "/api/generate"):
-        house.ollama.answer(path, tokens("abc", path=path, done=False), Stall())
+        gateway.ollama.answer(path, tokens("abc", path=path, done=False), Stall())
     asks: dict[str, Any] = {
         "chat": lambda: chat(client, stream=True),
         "completions": lambda: client.completions.create(model="llama3", prompt="x", stream=True),
@@ -527,8 +535,8 @@ def test_leaving_a_stream_stops_the_model_server_within_a_second(
 
     stream.close()
 
-    assert house.ollama.requests[-1].left.wait(1)
-    row = the_row()
+    assert gateway.ollama.requests[-1].left.wait(1)
+    row = usage_row()
     assert (row.outcome, row.billed) == ("client_left", True) and row.cost > Decimal(0)
 
 
@@ -536,16 +544,16 @@ def test_leaving_a_stream_stops_the_model_server_within_a_second(
 
 
 @pytest.fixture(scope="module")
-def lively(running: House) -> Iterator[Gunicorn]:
+def lively(running: RunningGateway) -> Iterator[Gunicorn]:
     """The same gateway, which gives a sign of life after a tenth of a second."""
     with Gunicorn({**running.env, "KEEP_ALIVE_SECONDS": "0.1"}) as server:
         yield server
 
 
 def test_a_client_waits_through_signs_of_life(
-    house: House, lively: Gunicorn, alice: Caller
+    gateway: RunningGateway, lively: Gunicorn, alice: Caller
 ) -> None:
-    house.ollama.answer("/api/chat", Sleep(0.4), chat_script("ab", pause=0.3))
+    gateway.ollama.answer("/api/chat", Sleep(0.4), chat_script("ab", pause=0.3))
     client = openai.OpenAI(base_url=f"{lively.url}/v1", api_key=alice.secret)
 
     pieces = list(chat(client, stream=True))
@@ -558,16 +566,16 @@ def test_a_client_waits_through_signs_of_life(
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/responses"])
 def test_who_leaves_a_silent_stream_stops_the_model_server(
-    house: House, lively: Gunicorn, alice: Caller, path: str
+    gateway: RunningGateway, lively: Gunicorn, alice: Caller, path: str
 ) -> None:
-    house.ollama.answer("/api/chat", Stall())
+    gateway.ollama.answer("/api/chat", Stall())
     asked = {"messages": HELLO} if "chat" in path else {"input": "hello there"}
     with RawClient(lively.url) as client:
         client.post(path, {"model": "llama3", "stream": True, **asked}, key=alice.secret)
         assert client.read_head().status == 200 and client.read_line() == b": keep-alive"
 
-    assert house.ollama.requests[-1].left.wait(1)
-    row = the_row()
+    assert gateway.ollama.requests[-1].left.wait(1)
+    row = usage_row()
     assert (row.outcome, row.billed, row.cost) == ("client_left", False, Decimal(0))
 
 

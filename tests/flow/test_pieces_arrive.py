@@ -5,19 +5,21 @@ import threading
 
 import pytest
 
-from tests.conftest import Caller
 from tests.fakes.script import Wait, tokens
-from tests.flow.conftest import House
+from tests.harness.callers import Caller
+from tests.harness.gateway import RunningGateway
 
 pytestmark = pytest.mark.usefixtures("priced")
 
 
 @pytest.mark.parametrize("path", ["/api/generate", "/generate"])
-def test_a_piece_is_there_before_the_next_is_made(house: House, alice: Caller, path: str) -> None:
+def test_a_piece_is_there_before_the_next_is_made(
+    gateway: RunningGateway, alice: Caller, path: str
+) -> None:
     seen = threading.Event()
-    house.ollama.answer("/api/generate", tokens("a", done=False), Wait(seen), tokens("b"))
+    gateway.ollama.answer("/api/generate", tokens("a", done=False), Wait(seen), tokens("b"))
 
-    with house.client() as client:
+    with gateway.client() as client:
         client.post(path, {"model": "llama3", "prompt": "x", "stream": True}, key=alice.secret)
         assert client.read_head().headers["x-accel-buffering"] == "no"
         assert json.loads(client.read_line() or b"")["response"] == "a"

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Line, Sleep
+from tests.harness.callers import Caller
 
 
 def test_a_pull_outlasts_the_deadlines_of_answers(

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Caller, set_price
-from tests.flow.conftest import House
+from tests.harness.callers import Caller, set_price
+from tests.harness.gateway import RunningGateway
 
 README = (Path(__file__).resolve().parents[2] / "README.md").read_text()
 CURLS = [block for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL) if "curl" in block]
@@ -21,11 +21,11 @@ MODELS = dict(re.findall(r"(MODEL|EMBED)=(smollm2\S+)", README))
 
 
 @pytest.fixture
-def house_with_the_model(house: House) -> House:
+def house_with_the_model(gateway: RunningGateway) -> RunningGateway:
     for name in MODELS.values():
         set_price(name, "0.0001")
-        house.ollama.models.append(name)
-    return house
+        gateway.ollama.models.append(name)
+    return gateway
 
 
 def objects(text: str) -> Iterator[Any]:
@@ -38,7 +38,9 @@ def objects(text: str) -> Iterator[Any]:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
 @pytest.mark.parametrize("block", CURLS, ids=range(len(CURLS)))
-def test_a_pasted_curl_answers(house_with_the_model: House, alice: Caller, block: str) -> None:
+def test_a_pasted_curl_answers(
+    house_with_the_model: RunningGateway, alice: Caller, block: str
+) -> None:
     env = {"GATEWAY": house_with_the_model.server.url, "KEY": alice.secret, **MODELS}
     env["PATH"] = "/usr/bin:/bin"
 
@@ -49,7 +51,9 @@ def test_a_pasted_curl_answers(house_with_the_model: House, alice: Caller, block
     assert not any("error" in answer for answer in answers)
 
 
-def test_the_pasted_python_prints_an_answer(house_with_the_model: House, alice: Caller) -> None:
+def test_the_pasted_python_prints_an_answer(
+    house_with_the_model: RunningGateway, alice: Caller
+) -> None:
     script = PYTHON.replace("http://127.0.0.1:8000", house_with_the_model.server.url)
 
     result = run([sys.executable, "-c", script.replace("olg_…", alice.secret)], {})

@@ -13,8 +13,8 @@ from accounts.models import Account
 from billing import reconciliation
 from billing.models import TokenUsage
 from gateway.diagnosis import model_server
-from tests.conftest import Caller, set_price
-from tests.flow.conftest import database_url, eventually
+from tests.harness.callers import Caller, set_price
+from tests.harness.gateway import database_url, eventually
 from tests.servers.gunicorn import Gunicorn
 
 pytest.importorskip("xllamacpp", reason="the embedded engine's wheels are not installed")

@@ -12,9 +12,9 @@ from django.utils import timezone
 from accounts import keys
 from accounts.models import ApiKey
 from billing import reconciliation
-from tests.conftest import Caller
 from tests.fakes.script import Stall, tokens
-from tests.flow.conftest import House, eventually, the_row
+from tests.harness.callers import Caller
+from tests.harness.gateway import RunningGateway, eventually, usage_row
 from tests.servers.client import RawClient
 from tests.servers.gunicorn import Gunicorn
 
@@ -37,19 +37,21 @@ def suspend(key: ApiKey) -> None:
     key.account.save()
 
 
-def ask(house: House, alice: Caller, path: str = "/api/generate", **more: object) -> RawClient:
-    client = house.client(timeout=15)
+def ask(
+    gateway: RunningGateway, alice: Caller, path: str = "/api/generate", **more: object
+) -> RawClient:
+    client = gateway.client(timeout=15)
     client.post(path, {"model": "llama3", "prompt": "hi", **more}, key=alice.secret)
-    house.ollama.wait_for(1)
+    gateway.ollama.wait_for(1)
     return client
 
 
 @pytest.mark.parametrize("close", [revoke, expire, suspend])
 def test_a_running_answer_ends_soon_after_its_key(
-    house: House, alice: Caller, close: Callable[[ApiKey], None]
+    gateway: RunningGateway, alice: Caller, close: Callable[[ApiKey], None]
 ) -> None:
-    house.ollama.answer("/api/generate", tokens(["x"] * 3000, pause=0.01))
-    with ask(house, alice) as client:
+    gateway.ollama.answer("/api/generate", tokens(["x"] * 3000, pause=0.01))
+    with ask(gateway, alice) as client:
         client.read_head()
 
         close(alice.key)
@@ -57,38 +59,40 @@ def test_a_running_answer_ends_soon_after_its_key(
 
         last = json.loads(client.read_all().splitlines()[-1])
         assert last["code"] == "key_revoked" and time.monotonic() - closed_at < SOON
-    row = eventually(the_row)
+    row = eventually(usage_row)
     assert (row.outcome, row.billed) == ("key_revoked", True)
-    assert 0 < row.completion_tokens <= house.ollama.requests[0].lines_sent
+    assert 0 < row.completion_tokens <= gateway.ollama.requests[0].lines_sent
     assert not any(found for _check, found in reconciliation.differences())
 
 
-def test_an_answer_that_has_not_begun_costs_nothing(house: House, alice: Caller) -> None:
-    house.ollama.answer("/api/generate", Stall())
-    with ask(house, alice) as client:
+def test_an_answer_that_has_not_begun_costs_nothing(gateway: RunningGateway, alice: Caller) -> None:
+    gateway.ollama.answer("/api/generate", Stall())
+    with ask(gateway, alice) as client:
         revoke(alice.key)
 
         assert client.read_head().status == 401
-    assert house.ollama.requests[0].left.wait(SOON), "the model server still works for nobody"
-    row = the_row()
+    assert gateway.ollama.requests[0].left.wait(SOON), "the model server still works for nobody"
+    row = usage_row()
     assert (row.outcome, row.billed, row.cost) == ("key_revoked", False, Decimal(0))
 
 
-def test_the_answers_of_other_keys_go_on(house: House, alice: Caller) -> None:
+def test_the_answers_of_other_keys_go_on(gateway: RunningGateway, alice: Caller) -> None:
     other, _secret = keys.issue(alice.key.account, name="other")
-    house.ollama.answer("/api/generate", tokens(["x"] * 100, pause=0.02))
-    with ask(house, alice) as client:
+    gateway.ollama.answer("/api/generate", tokens(["x"] * 100, pause=0.02))
+    with ask(gateway, alice) as client:
         revoke(other)
 
         assert json.loads(client.read_all().splitlines()[-1])["done"] is True
 
 
-def test_a_gateway_without_our_configuration_looks_at_keys_too(house: House, alice: Caller) -> None:
+def test_a_gateway_without_our_configuration_looks_at_keys_too(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     """gunicorn as somebody starts it who has not read how."""
-    house.ollama.answer("/api/generate", tokens(["x"] * 3000, pause=0.01))
+    gateway.ollama.answer("/api/generate", tokens(["x"] * 3000, pause=0.01))
     args = ["--worker-class", "gthread", "--threads", "8"]
-    with Gunicorn(house.env, config=None, args=args) as server:
-        bare = House(server, house.ollama, house.env)
+    with Gunicorn(gateway.env, config=None, args=args) as server:
+        bare = RunningGateway(server, gateway.ollama, gateway.env)
         with ask(bare, alice) as client:
             client.read_head()
             revoke(alice.key)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.ollama import FakeOllama
-from tests.flow.conftest import eventually
+from tests.harness.gateway import eventually
 from tests.servers.gunicorn import manage
 
 ROOT = Path(__file__).resolve().parents[2]

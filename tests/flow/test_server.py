@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import new_caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Wait, tokens
-from tests.flow.conftest import House, eventually, gateway_env
+from tests.harness.callers import new_caller, set_price
+from tests.harness.gateway import RunningGateway, eventually, gateway_env
 from tests.servers.client import RawClient
 from tests.servers.gunicorn import Gunicorn
 
@@ -26,7 +26,7 @@ LATE = 2.5
 
 
 @pytest.fixture(scope="module")
-def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[RunningGateway]:
     """Two workers of eight threads."""
     with FakeOllama() as ollama:
         more = {"GATEWAY_WORKERS": str(WORKERS), "GATEWAY_THREADS": str(THREADS)}
@@ -34,7 +34,7 @@ def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
         env = gateway_env(ollama, **more)
         with Gunicorn(env) as server:
             eventually(lambda: sum(map(serves, server.worker_pids())) == WORKERS)
-            yield House(server, ollama, env)
+            yield RunningGateway(server, ollama, env)
 
 
 def serves(pid: int) -> bool:
@@ -52,13 +52,13 @@ def key(transactional_db: None) -> str:
 
 
 @pytest.fixture
-def streams(house: House, key: str) -> Iterator[list[RawClient]]:
+def streams(gateway: RunningGateway, key: str) -> Iterator[list[RawClient]]:
     """As many streams as there are threads, each with its first chunk."""
     go_on = threading.Event()
-    house.ollama.answer(GENERATE, tokens("a", done=False), Wait(go_on), tokens("b"))
+    gateway.ollama.answer(GENERATE, tokens("a", done=False), Wait(go_on), tokens("b"))
     clients: list[RawClient] = []
     try:
-        begin(house, key, clients)
+        begin(gateway, key, clients)
         yield clients
     finally:
         go_on.set()
@@ -66,10 +66,10 @@ def streams(house: House, key: str) -> Iterator[list[RawClient]]:
             client.close()
 
 
-def begin(house: House, key: str, clients: list[RawClient]) -> None:
+def begin(gateway: RunningGateway, key: str, clients: list[RawClient]) -> None:
     """Ask all at once. On a machine so busy that a worker sleeps for 50 ms, some ask again."""
     for _ in range(10):
-        asking = [house.client(timeout=5) for _ in range(WORKERS * THREADS - len(clients))]
+        asking = [gateway.client(timeout=5) for _ in range(WORKERS * THREADS - len(clients))]
         for client in asking:
             client.post(GENERATE, ASKED, key=key)
         clients += [client for client in asking if client.read_head().status == 200]
@@ -78,8 +78,10 @@ def begin(house: House, key: str, clients: list[RawClient]) -> None:
     assert [client.read_json()["response"] for client in clients] == ["a"] * WORKERS * THREADS
 
 
-def test_a_burst_uses_the_threads_of_every_worker(house: House, streams: list[RawClient]) -> None:
-    assert house.ollama.in_flight == WORKERS * THREADS
+def test_a_burst_uses_the_threads_of_every_worker(
+    gateway: RunningGateway, streams: list[RawClient]
+) -> None:
+    assert gateway.ollama.in_flight == WORKERS * THREADS
 
 
 ERRORS: dict[str, Callable[[Any], str]] = {
@@ -91,10 +93,10 @@ ERRORS: dict[str, Callable[[Any], str]] = {
 
 @pytest.mark.parametrize("path", ERRORS)
 def test_who_comes_when_all_threads_are_busy_is_told_so(
-    house: House, key: str, streams: list[RawClient], path: str
+    gateway: RunningGateway, key: str, streams: list[RawClient], path: str
 ) -> None:
     began = time.monotonic()
-    with house.client() as client:
+    with gateway.client() as client:
         client.post(path, ASKED, key=key)
         head = client.read_head()
         took = time.monotonic() - began
@@ -104,23 +106,23 @@ def test_who_comes_when_all_threads_are_busy_is_told_so(
     assert head.status == 503 and int(head.headers["retry-after"]) > 0
     assert ERRORS[path](body) == "gateway_busy" and head.headers["x-request-id"]
     assert took < 1, "the target is 0.1 s; see docs/promises.md"
-    assert len(house.ollama.calls(GENERATE)) == WORKERS * THREADS
+    assert len(gateway.ollama.calls(GENERATE)) == WORKERS * THREADS
 
 
-def test_a_full_worker_is_alive(house: House, streams: list[RawClient]) -> None:
-    with house.client() as client:
+def test_a_full_worker_is_alive(gateway: RunningGateway, streams: list[RawClient]) -> None:
+    with gateway.client() as client:
         client.get("/healthz")
         assert client.read_head().status == 200 and client.read_json() == {"status": "alive"}
 
 
-def test_who_kept_a_connection_is_told_so_too(house: House, key: str) -> None:
-    kept = house.client()
+def test_who_kept_a_connection_is_told_so_too(gateway: RunningGateway, key: str) -> None:
+    kept = gateway.client()
     kept.get("/healthz")
     assert kept.read_head().status == 200 and kept.read_all()
     go_on = threading.Event()
-    house.ollama.answer(GENERATE, tokens("a", done=False), Wait(go_on), tokens("b"))
+    gateway.ollama.answer(GENERATE, tokens("a", done=False), Wait(go_on), tokens("b"))
     clients: list[RawClient] = []
-    begin(house, key, clients)
+    begin(gateway, key, clients)
     kept.post(GENERATE, ASKED, key=key)
     assert kept.read_head().status == 503 and kept.read_json()["code"] == "gateway_busy"
     go_on.set()
@@ -129,11 +131,11 @@ def test_who_kept_a_connection_is_told_so_too(house: House, key: str) -> None:
 
 
 def test_a_thread_that_is_free_again_serves_the_next(
-    house: House, key: str, streams: list[RawClient]
+    gateway: RunningGateway, key: str, streams: list[RawClient]
 ) -> None:
     streams.pop().close()
-    eventually(lambda: house.ollama.in_flight == WORKERS * THREADS - 1)
-    with house.client() as client:
+    eventually(lambda: gateway.ollama.in_flight == WORKERS * THREADS - 1)
+    with gateway.client() as client:
         client.get("/usage", key=key)
         assert client.read_head().status == 200
 
@@ -154,12 +156,14 @@ TRICKLED = {
 
 
 @pytest.mark.parametrize("kind", TRICKLED)
-def test_bodies_that_trickle_hold_nobody_up_for_long(house: House, key: str, kind: str) -> None:
+def test_bodies_that_trickle_hold_nobody_up_for_long(
+    gateway: RunningGateway, key: str, kind: str
+) -> None:
     """More of them than threads; who needs no body is answered at once."""
     path, other, length = TRICKLED[kind]
     head = HEAD.format(path, other or key, length).encode()
     head = head.replace(b"\r\n\r\n", b"\r\nContent-Type: application/x-www-form-urlencoded\r\n\r\n")
-    clients = [house.client() for _ in range(WORKERS * THREADS + 4)]
+    clients = [gateway.client() for _ in range(WORKERS * THREADS + 4)]
     for client in clients:
         client.send(head + b"{")
     allowed = CLIENT_SECONDS * (2 + min(length, 200_000) / (30 * 65_536)) + LATE
@@ -169,7 +173,7 @@ def test_bodies_that_trickle_hold_nobody_up_for_long(house: House, key: str, kin
 
     statuses, began = [], time.monotonic()
     while time.monotonic() < began + (allowed if length < 1_000_000 else LATE):
-        with house.client() as asking:
+        with gateway.client() as asking:
             asking.get("/usage", key=key)
             statuses.append(asking.read_head().status)
         if not waits_for_body or statuses[-1] == 200:
@@ -191,8 +195,8 @@ def trickle(client: RawClient) -> None:
         client.send(b"a")
 
 
-def test_a_body_that_trickles_is_a_408(house: House, key: str) -> None:
-    with house.client(timeout=15) as client:
+def test_a_body_that_trickles_is_a_408(gateway: RunningGateway, key: str) -> None:
+    with gateway.client(timeout=15) as client:
         client.send(HEAD.format(GENERATE, key, 5000).encode())
         began = time.monotonic()
         stop = threading.Event()
@@ -214,11 +218,11 @@ def keep_trickling(client: RawClient, stop: threading.Event) -> None:
 
 @pytest.mark.parametrize("good", [True, False], ids=["a good key", "a bad key"])
 def test_who_waits_with_its_body_sends_it_for_a_good_key_only(
-    house: House, key: str, good: bool
+    gateway: RunningGateway, key: str, good: bool
 ) -> None:
     body = json.dumps(ASKED).encode()
     head = HEAD.format(GENERATE, key if good else "olg_bad", len(body))
-    with house.client() as client:
+    with gateway.client() as client:
         client.send(head.replace("\r\n\r\n", "\r\nExpect: 100-continue\r\n\r\n").encode())
         status = client.read_head().status
         if good:
@@ -229,29 +233,29 @@ def test_who_waits_with_its_body_sends_it_for_a_good_key_only(
             assert status == 401 and client.head and client.head.headers["connection"] == "close"
 
 
-def test_who_sent_its_body_in_vain_is_told_why_and_closed(house: House) -> None:
-    with house.client() as client:
+def test_who_sent_its_body_in_vain_is_told_why_and_closed(gateway: RunningGateway) -> None:
+    with gateway.client() as client:
         client.post("/nowhere", b"{}")
         head = client.read_head()
         assert head.status == 404 and head.headers["connection"] == "close"
         assert client.read_all() and client.is_closed()
 
 
-def test_who_sent_what_was_read_may_ask_again(house: House, key: str) -> None:
-    with house.client() as client:
+def test_who_sent_what_was_read_may_ask_again(gateway: RunningGateway, key: str) -> None:
+    with gateway.client() as client:
         for body in (b"{}", b'{"model": "none"}', json.dumps(ASKED).encode()):
             client.post(GENERATE, body, key=key)
             head = client.read_head()
-            assert head.headers["connection"] == "keep-alive", (body, house.server.log()[-3000:])
+            assert head.headers["connection"] == "keep-alive", (body, gateway.server.log()[-3000:])
             client.read_all()
 
 
 @pytest.mark.parametrize("chunk", [1_000, 65_536, 250_000])
-def test_a_body_in_chunks_is_read_whole(house: House, key: str, chunk: int) -> None:
+def test_a_body_in_chunks_is_read_whole(gateway: RunningGateway, key: str, chunk: int) -> None:
     body = json.dumps({**ASKED, "prompt": "x " * 120_000}).encode()
     pieces = [body[at : at + chunk] for at in range(0, len(body), chunk)]
     head = HEAD.format(GENERATE, key, 0).replace("Content-Length: 0", "Transfer-Encoding: chunked")
-    with house.client() as client:
+    with gateway.client() as client:
         for _ in range(2):
             client.send(head.encode())
             client.send(b"".join(b"%x\r\n%b\r\n" % (len(one), one) for one in pieces))
@@ -259,7 +263,7 @@ def test_a_body_in_chunks_is_read_whole(house: House, key: str, chunk: int) -> N
             assert client.read_head().status == 200
             client.read_all()
 
-    assert len(house.ollama.calls(GENERATE)[-1].json["prompt"]) == 240_000
+    assert len(gateway.ollama.calls(GENERATE)[-1].json["prompt"]) == 240_000
 
 
 # --- What no application sees ---------------------------------------------------------------------
@@ -276,9 +280,9 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_no_http_is_answered_in_json(house: House, kind: str) -> None:
+def test_what_is_no_http_is_answered_in_json(gateway: RunningGateway, kind: str) -> None:
     sent, status = BROKEN[kind]
-    with house.client() as client:
+    with gateway.client() as client:
         client.send(sent)
         head = client.read_head()
         body = client.read_all()
@@ -291,12 +295,12 @@ def test_what_is_no_http_is_answered_in_json(house: House, kind: str) -> None:
 FORGED = "/x%0a[24/Nov/2026:00:00:00%20+0000]%20%22POST%20/generate%22%20200%20FORGED%1b[2J"
 
 
-def test_nobody_writes_a_line_of_the_access_log(house: House) -> None:
-    with house.client() as client:
+def test_nobody_writes_a_line_of_the_access_log(gateway: RunningGateway) -> None:
+    with gateway.client() as client:
         client.get(f"{FORGED}?prompt=olg_secret")
         assert client.read_head().status == 404
 
-    eventually(lambda: "FORGED" in house.server.log())
-    log = house.server.log()
+    eventually(lambda: "FORGED" in gateway.server.log())
+    log = gateway.server.log()
     [line] = [line for line in log.splitlines() if "FORGED" in line]
     assert f'"GET {FORGED}" 404' in line and "\x1b" not in log and "olg_secret" not in log

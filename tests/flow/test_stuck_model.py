@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama, Received
 from tests.fakes.script import Sleep, Stall, Step, reply, tokens
-from tests.flow.conftest import House, eventually, gateway_env
+from tests.harness.callers import Caller
+from tests.harness.gateway import RunningGateway, eventually, gateway_env
 from tests.servers.gunicorn import Gunicorn
 
 SECONDS = 1.0
@@ -17,33 +17,33 @@ SCHEMA = {"type": "object"}
 
 
 @pytest.fixture(scope="module")
-def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[House]:
+def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[RunningGateway]:
     with FakeOllama() as ollama:
         env = gateway_env(ollama, STUCK_MODEL_SECONDS=str(SECONDS), GATEWAY_WORKERS="1")
         with Gunicorn(env) as server:
-            yield House(server, ollama, env)
+            yield RunningGateway(server, ollama, env)
 
 
 @pytest.fixture(autouse=True)
-def cast(house: House, alice: Caller, priced: Any) -> None:
+def cast(gateway: RunningGateway, alice: Caller, priced: Any) -> None:
     pass
 
 
-def leave(house: House, caller: Caller, **fields: Any) -> None:
+def leave(gateway: RunningGateway, caller: Caller, **fields: Any) -> None:
     """Ask, and leave once the model server has been asked."""
-    before = len(house.ollama.calls("/api/chat"))
-    with house.client() as client:
+    before = len(gateway.ollama.calls("/api/chat"))
+    with gateway.client() as client:
         client.post("/api/chat", ASKED | fields, headers=caller.headers)
-        house.ollama.wait_for(before + 1, "/api/chat")
-    house.ollama.wait_idle()
+        gateway.ollama.wait_for(before + 1, "/api/chat")
+    gateway.ollama.wait_idle()
 
 
-def unloads(house: House) -> list[Received]:
-    return [call for call in house.ollama.calls("/api/generate") if "keep_alive" in call.json]
+def unloads(gateway: RunningGateway) -> list[Received]:
+    return [call for call in gateway.ollama.calls("/api/generate") if "keep_alive" in call.json]
 
 
-def asked_for_a_token(house: House) -> list[Received]:
-    return [call for call in house.ollama.calls("/api/generate") if "prompt" in call.json]
+def asked_for_a_token(gateway: RunningGateway) -> list[Received]:
+    return [call for call in gateway.ollama.calls("/api/generate") if "prompt" in call.json]
 
 
 def stuck_until_unloaded(received: Received) -> list[Step]:
@@ -51,76 +51,82 @@ def stuck_until_unloaded(received: Received) -> list[Step]:
 
 
 def test_a_stuck_model_is_unloaded_and_the_next_client_is_served(
-    house: House, alice: Caller
+    gateway: RunningGateway, alice: Caller
 ) -> None:
-    house.ollama.answer("/api/chat", Stall(), times=1)
-    house.ollama.answer("/api/generate", stuck_until_unloaded)
+    gateway.ollama.answer("/api/chat", Stall(), times=1)
+    gateway.ollama.answer("/api/generate", stuck_until_unloaded)
 
-    leave(house, alice, format=SCHEMA)
+    leave(gateway, alice, format=SCHEMA)
 
-    [unload] = eventually(lambda: unloads(house))
+    [unload] = eventually(lambda: unloads(gateway))
     assert unload.json == {"model": "llama3:latest", "keep_alive": 0, "stream": False}
-    with house.client() as client:
+    with gateway.client() as client:
         client.post("/api/chat", ASKED, headers=alice.headers)
         assert client.read_head().status == 200
 
 
-def test_a_model_that_stops_in_mid_answer_is_unloaded(house: House, alice: Caller) -> None:
-    house.ollama.answer("/api/chat", tokens("ab", path="/api/chat", done=False), Stall(), times=1)
-    house.ollama.answer("/api/generate", stuck_until_unloaded)
+def test_a_model_that_stops_in_mid_answer_is_unloaded(
+    gateway: RunningGateway, alice: Caller
+) -> None:
+    gateway.ollama.answer("/api/chat", tokens("ab", path="/api/chat", done=False), Stall(), times=1)
+    gateway.ollama.answer("/api/generate", stuck_until_unloaded)
 
-    leave(house, alice, format=SCHEMA)
+    leave(gateway, alice, format=SCHEMA)
 
-    assert eventually(lambda: unloads(house))
-
-
-def test_an_idle_model_is_asked_for_a_token_and_left_alone(house: House, alice: Caller) -> None:
-    house.ollama.answer("/api/chat", Stall(), times=1)
-
-    leave(house, alice, format=SCHEMA)
-
-    eventually(lambda: asked_for_a_token(house))
-    leave(house, alice)  # Whatever follows is long enough for an unload to show.
-    house.ollama.wait_idle()
-    assert unloads(house) == []
+    assert eventually(lambda: unloads(gateway))
 
 
-def test_a_model_that_others_hear_from_is_not_even_asked(house: House, alice: Caller) -> None:
-    house.ollama.answer("/api/chat", Stall(), times=1)
-    leave(house, alice, format=SCHEMA)
+def test_an_idle_model_is_asked_for_a_token_and_left_alone(
+    gateway: RunningGateway, alice: Caller
+) -> None:
+    gateway.ollama.answer("/api/chat", Stall(), times=1)
+
+    leave(gateway, alice, format=SCHEMA)
+
+    eventually(lambda: asked_for_a_token(gateway))
+    leave(gateway, alice)  # Whatever follows is long enough for an unload to show.
+    gateway.ollama.wait_idle()
+    assert unloads(gateway) == []
+
+
+def test_a_model_that_others_hear_from_is_not_even_asked(
+    gateway: RunningGateway, alice: Caller
+) -> None:
+    gateway.ollama.answer("/api/chat", Stall(), times=1)
+    leave(gateway, alice, format=SCHEMA)
     steps = tokens("a" * 30, path="/api/chat", pause=SECONDS / 10)
-    house.ollama.answer("/api/chat", steps, times=1)
+    gateway.ollama.answer("/api/chat", steps, times=1)
 
-    with house.client() as client:
+    with gateway.client() as client:
         client.post("/api/chat", ASKED, headers=alice.headers)
         assert client.read_all()
 
-    assert house.ollama.calls("/api/generate") == []
+    assert gateway.ollama.calls("/api/generate") == []
 
 
 @pytest.mark.parametrize("fields", [{}, {"format": "json"}], ids=["plain", "json"])
 def test_who_leaves_without_a_schema_stops_nobody(
-    house: House, alice: Caller, fields: dict[str, Any]
+    gateway: RunningGateway, alice: Caller, fields: dict[str, Any]
 ) -> None:
-    house.ollama.answer("/api/chat", Sleep(30), times=1)
-    leave(house, alice, **fields)
+    gateway.ollama.answer("/api/chat", Sleep(30), times=1)
+    leave(gateway, alice, **fields)
 
-    house.ollama.answer("/api/chat", Sleep(2 * SECONDS), tokens("a", path="/api/chat"), times=1)
-    with house.client() as client:
+    gateway.ollama.answer("/api/chat", Sleep(2 * SECONDS), tokens("a", path="/api/chat"), times=1)
+    with gateway.client() as client:
         client.post("/api/chat", ASKED, headers=alice.headers)
         assert client.read_all()
 
-    assert house.ollama.calls("/api/generate") == []
+    assert gateway.ollama.calls("/api/generate") == []
 
 
-def test_a_whole_answer_was_not_left(house: House, alice: Caller) -> None:
+def test_a_whole_answer_was_not_left(gateway: RunningGateway, alice: Caller) -> None:
     for _ in range(3):
-        with house.client() as client:
+        with gateway.client() as client:
             client.post("/api/chat", ASKED | {"format": SCHEMA}, headers=alice.headers)
             assert client.read_all()
-    house.ollama.answer("/api/chat", Sleep(2 * SECONDS), tokens("a", path="/api/chat"), times=1)
-    with house.client() as client:
+    gateway.ollama.answer("/api/chat", Sleep(2 * SECONDS), tokens("a", path="/api/chat"), times=1)
+    with gateway.client() as client:
         client.post("/api/chat", ASKED, headers=alice.headers)
         assert client.read_all()
 
-    assert house.ollama.calls("/api/generate") == []
+    assert gateway.ollama.calls("/api/generate") == []

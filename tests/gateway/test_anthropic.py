@@ -23,11 +23,11 @@ from gateway.upstream.protocol import read_chunk
 from gateway.validation.inference_request import Prompt
 from gateway.validation.policy import build
 from gateway.validation.rules import Limits
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Close, Wire, error_line, rendered, reply, tokens
 from tests.gateway.test_errors import KINDS
 from tests.gateway.test_images import encoded, png
+from tests.harness.callers import Caller
 
 CHAT = Operation.CHAT
 REQUEST_ID = "01890a5d-ac96-774b-bcce-b302099a8057"

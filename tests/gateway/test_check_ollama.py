@@ -10,9 +10,9 @@ from django.core.management import CommandError, call_command
 
 from billing.models import TokenUsage
 from gateway.diagnosis.model_server import is_rendered
-from tests.conftest import Caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Stall, reply
+from tests.harness.callers import Caller, set_price
 
 pytestmark = [pytest.mark.usefixtures("priced"), pytest.mark.django_db]
 

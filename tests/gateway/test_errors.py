@@ -23,9 +23,9 @@ from gateway.relay import metered_stream
 from gateway.relay.token_counter import TokenCounter
 from gateway.upstream import client, protocol
 from gateway.validation import policy
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Line, reply, tokens
+from tests.harness.callers import Caller
 
 SECRET = "/srv/models/blobs/sha256-0123 at 10.0.0.5"
 

@@ -7,8 +7,8 @@ from django.test import Client
 
 from accounts import keys
 from billing.models import Hold, TokenUsage
-from tests.conftest import Caller, set_price
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller, set_price
 
 BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
 

@@ -18,8 +18,8 @@ from gateway.validation.inference_request import Prompt
 from gateway.validation.isolation import BLANKS, FIRST, LENGTH, salt_of
 from gateway.views.inference import limits
 from tests.billing.test_idempotency import ROUTES
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller
 
 pytestmark = [pytest.mark.usefixtures("priced"), pytest.mark.django_db]
 
@@ -256,9 +256,11 @@ def test_create_account_sets_the_flag(option: str | None, flag: bool | None) -> 
     assert Account.objects.get(name="New").isolate_prompts is flag
 
 
-def test_an_operator_sets_the_flag_on_the_page_of_an_account(office: Client, alice: Caller) -> None:
+def test_an_operator_sets_the_flag_on_the_page_of_an_account(
+    admin_client: Client, alice: Caller
+) -> None:
     page = f"/admin/accounts/account/{alice.account.pk}/change/"
-    assert b"As the setting ISOLATE_PROMPTS" in office.get(page).content
+    assert b"As the setting ISOLATE_PROMPTS" in admin_client.get(page).content
     member = alice.account.memberships.get()
     formset = {
         "memberships-TOTAL_FORMS": 1,
@@ -270,7 +272,7 @@ def test_an_operator_sets_the_flag_on_the_page_of_an_account(office: Client, ali
     }
     data = {"name": alice.account.name, "status": "active", "isolate_prompts": "False", **formset}
 
-    response = office.post(page, data)
+    response = admin_client.post(page, data)
 
     assert response.status_code == 302, response.content
     assert Account.objects.get(pk=alice.account.pk).isolate_prompts is False

@@ -14,9 +14,9 @@ from gateway.errors import ClientDisconnected, UpstreamBroke
 from gateway.upstream import client
 from gateway.upstream.cancellation import Cancellation
 from gateway.upstream.client import Answer
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Line, Raw, slices, tokens
+from tests.harness.callers import Caller
 
 pytestmark = pytest.mark.usefixtures("priced")
 

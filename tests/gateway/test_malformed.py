@@ -10,10 +10,10 @@ from django.test import Client
 from django.urls import URLPattern, URLResolver, get_resolver
 
 from billing.models import Hold
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
-from tests.flow.conftest import gateway_env
 from tests.gateway.test_images import encoded, png
+from tests.harness.callers import Caller
+from tests.harness.gateway import gateway_env
 from tests.servers.client import BROKEN, RawClient
 from tests.servers.gunicorn import Gunicorn
 

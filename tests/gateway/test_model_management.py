@@ -8,9 +8,9 @@ import pytest
 from accounts import keys
 from billing.models import Hold, TokenUsage
 from gateway.upstream import client
-from tests.conftest import Caller, set_price
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Line, error_line, reply
+from tests.harness.callers import Caller, set_price
 
 pytestmark = pytest.mark.usefixtures("priced")
 

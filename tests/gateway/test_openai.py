@@ -19,9 +19,9 @@ from gateway.upstream.protocol import read_chunk
 from gateway.validation.inference_request import Prompt
 from gateway.validation.policy import build
 from gateway.validation.rules import Limits
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Close, Line, Raw, Sleep, slices, tokens
+from tests.harness.callers import Caller
 
 # The moment stands in it: 2026-01-01T00:00:00Z.
 REQUEST_ID = "019b76da-a800-7000-8000-000000000000"

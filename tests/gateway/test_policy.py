@@ -15,9 +15,9 @@ from gateway.validation import policy, rules
 from gateway.validation.inference_request import Prompt
 from gateway.validation.policy import Job
 from gateway.validation.rules import Limits
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
 from tests.gateway.test_images import encoded, png
+from tests.harness.callers import Caller
 
 LIMITS = Limits(
     max_prompt_bytes=10_000,

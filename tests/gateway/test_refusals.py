@@ -10,7 +10,7 @@ import pytest
 from django.test import Client
 
 from gateway.http.early_checks import MAX_FORM_BYTES
-from tests.conftest import Caller
+from tests.harness.callers import Caller
 
 NUL_COOKIE = 'sessionid="\\000aaaaaaaaaaaaaaaa"'
 FORM = "application/x-www-form-urlencoded"
@@ -61,9 +61,9 @@ def test_a_form_whose_length_is_no_number_is_a_400(browser: Client) -> None:
     assert browser.post("/admin/login/", b"", FORM, CONTENT_LENGTH="abc").status_code == 400
 
 
-def test_a_file_is_refused_before_any_of_it_is_kept(browser: Client, office: Client) -> None:
+def test_a_file_is_refused_before_any_of_it_is_kept(browser: Client, admin_client: Client) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\ndata\r\n--x--\r\n'
-    for client in (browser, office):
+    for client in (browser, admin_client):
         answer = client.post("/admin/login/", part, "multipart/form-data; boundary=x")
         assert answer.status_code == 400
 
@@ -80,27 +80,27 @@ ODD += ["last_name__range=x", "name__range=x", "id__range=1"]
 
 @pytest.mark.parametrize("path", LISTS)
 @pytest.mark.parametrize("query", ODD)
-def test_no_filter_of_a_list_makes_a_5xx(office: Client, path: str, query: str) -> None:
-    office.raise_request_exception = False
+def test_no_filter_of_a_list_makes_a_5xx(admin_client: Client, path: str, query: str) -> None:
+    admin_client.raise_request_exception = False
 
-    assert office.get(f"/admin/{path}/?{query}").status_code < 500
+    assert admin_client.get(f"/admin/{path}/?{query}").status_code < 500
 
 
 @pytest.mark.parametrize("path", LISTS)
 @pytest.mark.parametrize("row", ["abc", HUGE, "", "-1"])
 @pytest.mark.parametrize("action", ["delete_selected", "revoke", "export", "nonsense"])
 def test_no_row_of_an_action_makes_a_5xx(
-    office: Client, alice: Caller, path: str, row: str, action: str
+    admin_client: Client, alice: Caller, path: str, row: str, action: str
 ) -> None:
-    office.raise_request_exception = False
-    names = action_names(office, path) or [action]
+    admin_client.raise_request_exception = False
+    names = action_names(admin_client, path) or [action]
     for name in names:
         chosen = {"action": name, "_selected_action": row, "index": "0"}
-        assert office.post(f"/admin/{path}/", chosen).status_code < 500
+        assert admin_client.post(f"/admin/{path}/", chosen).status_code < 500
 
 
-def action_names(office: Client, path: str) -> list[str]:
-    page = office.get(f"/admin/{path}/").content.decode()
+def action_names(admin_client: Client, path: str) -> list[str]:
+    page = admin_client.get(f"/admin/{path}/").content.decode()
     select = page.partition('<select name="action"')[2].partition("</select>")[0]
     return re.findall(r'<option value="(\w+)"', select)
 
@@ -111,14 +111,14 @@ ADD += ["model=" + "x" * 5000, "input_per_1k=NaN", "nonsense=1"]
 
 @pytest.mark.parametrize("path", LISTS)
 @pytest.mark.parametrize("query", ADD)
-def test_no_link_to_an_empty_form_makes_a_5xx(office: Client, path: str, query: str) -> None:
-    office.raise_request_exception = False
+def test_no_link_to_an_empty_form_makes_a_5xx(admin_client: Client, path: str, query: str) -> None:
+    admin_client.raise_request_exception = False
 
-    assert office.get(f"/admin/{path}/add/?{query}").status_code < 500
+    assert admin_client.get(f"/admin/{path}/add/?{query}").status_code < 500
 
 
-def test_a_link_fills_a_form_with_what_fits(office: Client, alice: Caller) -> None:
-    page = office.get(f"/admin/billing/budget/add/?account={alice.account.pk}&limit=7")
+def test_a_link_fills_a_form_with_what_fits(admin_client: Client, alice: Caller) -> None:
+    page = admin_client.get(f"/admin/billing/budget/add/?account={alice.account.pk}&limit=7")
 
     assert alice.account.name in page.content.decode() and 'value="7"' in page.content.decode()
 
@@ -132,10 +132,10 @@ PAGES += [f"/admin/r/{HUGE}/{HUGE}/", "/admin/jsi18n/?x=1", "/admin/autocomplete
 
 
 @pytest.mark.parametrize("path", PAGES)
-def test_no_page_of_the_back_office_makes_a_5xx(office: Client, path: str) -> None:
-    office.raise_request_exception = False
+def test_no_page_of_the_back_office_makes_a_5xx(admin_client: Client, path: str) -> None:
+    admin_client.raise_request_exception = False
 
-    assert office.get(path).status_code < 500
+    assert admin_client.get(path).status_code < 500
 
 
 @pytest.fixture
@@ -158,19 +158,21 @@ def log() -> Iterator[io.StringIO]:
     ],
 )
 def test_a_suspicious_request_is_one_line_of_the_log(
-    office: Client, log: io.StringIO, path: str, status: int
+    admin_client: Client, log: io.StringIO, path: str, status: int
 ) -> None:
-    assert office.get(path).status_code == status
+    assert admin_client.get(path).status_code == status
 
     [line] = log.getvalue().splitlines()
     assert " WARNING django.security." in line and line.isprintable()
 
 
-def test_what_is_no_misfit_stays_a_500(office: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_no_misfit_stays_a_500(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any, **__: Any) -> None:
         raise ValueError("a bug")
 
     monkeypatch.setattr("billing.admin.prices.with_state", broken)
-    office.raise_request_exception = False
+    admin_client.raise_request_exception = False
 
-    assert office.get("/admin/billing/modelprice/").status_code == 500
+    assert admin_client.get("/admin/billing/modelprice/").status_code == 500

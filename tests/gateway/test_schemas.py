@@ -11,8 +11,8 @@ from gateway.validation import pattern_counts, patterns, schemas
 from gateway.validation.pattern_counts import Work
 from gateway.validation.patterns import BadPattern
 from gateway.validation.schemas import SchemaBounds
-from tests.conftest import Caller
 from tests.fakes.ollama import FakeOllama
+from tests.harness.callers import Caller
 
 # All letters but one: most words of a vocabulary begin so and then do not match, which is what
 # makes llama.cpp try every way.
