@@ -7,7 +7,7 @@ from django.contrib.auth.models import User
 
 from accounts import customers
 from accounts.models import Account, Membership
-from tests.conftest import Caller
+from tests.harness.callers import Caller
 
 pytestmark = pytest.mark.django_db
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from accounts.models import Account, ApiKey, KeyState
-from tests.conftest import Caller
+from tests.harness.callers import Caller
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 REVOKED = [None, NOW]
