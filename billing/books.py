@@ -9,7 +9,7 @@ from billing.models import Hold, UsageDaily
 
 class LedgerBooks:
     def priced(self) -> Collection[str]:
-        return price_book.all_in_force(clock.now()).keys()
+        return price_book.effective_prices(clock.now()).keys()
 
     def recently_used(self, models: Collection[str]) -> Collection[str]:
         since = (clock.read() - timedelta(days=1)).date()

@@ -9,15 +9,13 @@ from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
-from django.db.models import F, Q, Sum, Window
+from django.db.models import F, Sum, Window
 from django.db.models.functions import Lag
 
 from billing import clock
 from billing.models import Budget, BudgetPeriod, Entry, Hold, LimitChange, TokenUsage
 from billing.money import ExactSum, from_units, to_units
 from billing.months import month_of, months_held
-
-WALLET = Q(key=None, unit=Budget.Unit.MONEY, window=Budget.Window.TOTAL)
 
 
 def held_is_open_holds() -> Iterator[str]:
@@ -104,7 +102,7 @@ def wallet_is_entries() -> Iterator[str]:
     entries: dict[Any, Any] = dict(
         Entry.objects.order_by().values_list("account_id").annotate(sum=ExactSum("amount"))
     )
-    for wallet in Budget.objects.filter(WALLET).select_related("account").iterator():
+    for wallet in Budget.objects.wallets().select_related("account").iterator():
         total = to_units(entries.pop(wallet.account_id, 0))
         if wallet.limit != total:
             found = f"limit {from_units(wallet.limit):f}, entries {from_units(total):f}"

@@ -36,7 +36,7 @@ class LedgerMeter:
         self._reservation: Reservation | None = None
 
     def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
-        found = price_book.all_in_force(clock.now(), models)
+        found = price_book.effective_prices(clock.now(), models)
         release_connection()
         return {
             name: Offer(price.prompt_per_1k, price.completion_per_1k, settings.CURRENCY)
@@ -51,7 +51,7 @@ class LedgerMeter:
 
     def open(self, demand: Demand) -> None:
         """Pin the price, hold the most it can come to; raise Refused."""
-        price = price_book.in_force(demand.model, clock.now())
+        price = price_book.effective_price(demand.model, clock.now())
         if price is None:
             raise NotPriced(demand.model)
         # Where the commit was done and only its answer lost, nobody renews the lease.

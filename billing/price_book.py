@@ -1,4 +1,4 @@
-"""The price book: the only writer of ModelPrice, and the look-up of the price in force."""
+"""The price book: the only writer of ModelPrice, and the look-up of effective prices."""
 
 import csv
 import io
@@ -8,7 +8,6 @@ from datetime import datetime
 from statistics import median
 
 from django.contrib.auth.models import User
-from django.db.models import OuterRef, Subquery
 from django.db.models.expressions import RawSQL
 
 from accounts import authors
@@ -27,58 +26,60 @@ class PriceLine:
     rates: Rates
 
 
-def in_force(model: str, now: datetime | RawSQL) -> ModelPrice | None:
-    """Return the newest version that has begun; None if the model was never priced."""
-    begun = ModelPrice.objects.filter(model=model, effective_from__lte=now)
-    return begun.order_by("-effective_from").first()
+def effective_price(model: str, now: datetime | RawSQL) -> ModelPrice | None:
+    """Return a model's effective version; None if it has none."""
+    started = ModelPrice.objects.started(now).filter(model=model)
+    return started.order_by("-effective_from").first()
 
 
-def all_in_force(
+def effective_prices(
     now: datetime | RawSQL, models: Collection[str] | None = None
 ) -> dict[str, ModelPrice]:
-    """Return the version in force of every priced model, or of those given, by name."""
-    begun = ModelPrice.objects.filter(effective_from__lte=now)
-    newest = begun.filter(model=OuterRef("model")).order_by("-effective_from").values("pk")[:1]
-    found = begun.filter(pk=Subquery(newest))
+    """Return the effective version of each priced model, or of the given models, by name."""
+    versions = ModelPrice.objects.effective(now)
     if models is not None:
-        found = found.filter(model__in=models)
-    return {price.model: price for price in found}
+        versions = versions.filter(model__in=models)
+    return {version.model: version for version in versions}
 
 
 def not_for_sale(names: Collection[str], now: datetime) -> list[str]:
-    """Return those of some names, in any spelling, that no model with a price in force has."""
-    priced = all_in_force(now)
+    """Return the names, in any spelling, of models without an effective price."""
+    priced = effective_prices(now)
     return [name for name in names if _canonical(name) not in priced]
 
 
-def begins(models: Collection[str], now: datetime) -> dict[str, datetime]:
-    """Return when the first price of each of some models begins that has none in force yet."""
-    later = ModelPrice.objects.filter(model__in=models, effective_from__gt=now)
-    begun = all_in_force(now, models)
-    # The earliest comes last, and stays.
-    newest_first = later.order_by("-effective_from").values_list("model", "effective_from")
-    return {model: when for model, when in newest_first if model not in begun}
+def upcoming(models: Collection[str], now: datetime) -> dict[str, datetime]:
+    """Return when the first price of each model starts, for models without an effective price."""
+    scheduled = ModelPrice.objects.filter(model__in=models, effective_from__gt=now)
+    priced = effective_prices(now, models)
+    # The newest come first, so that the earliest start of a model replaces the later ones.
+    starts = scheduled.order_by("-effective_from").values_list("model", "effective_from")
+    return {model: start for model, start in starts if model not in priced}
 
 
-# From how many times a usual price on a new one is taken for a slip: per 1,000 for per million.
+# A new price this many times the usual one is probably per million tokens, not per 1,000.
 UNUSUAL = 100
 
 
-def doubt(line: PriceLine, now: datetime) -> str | None:
-    """Say why a price looks like a slip: far above the model's last or the median price."""
-    last = in_force(line.model, now)
-    if last is not None:
-        usual, whose = max(last.prompt_price, last.completion_price), "the model's price now"
-    else:
-        known = [max(p.prompt_price, p.completion_price) for p in all_in_force(now).values()]
-        usual, whose = int(median(known)) if known else 0, "the median of all prices"
-    asked = max(line.rates.prompt, line.rates.completion)
-    if not usual or asked < UNUSUAL * usual:
+def unusual_price_warning(line: PriceLine, now: datetime) -> str | None:
+    """Return a warning if a price is far above the model's price, or the median of all prices."""
+    usual, name_of_usual = _usual_price(line.model, now)
+    new = max(line.rates.prompt, line.rates.completion)
+    if not usual or new < UNUSUAL * usual:
         return None
     return (
-        f"{per_1m(asked):f} per 1,000,000 tokens is {asked // usual:,} times {whose}, "
-        f"{per_1m(usual):f}. Prices are given per 1,000 tokens."
+        f"{per_1m(new):f} per 1,000,000 tokens is {new // usual:,} times {name_of_usual}, "
+        f"{per_1m(usual):f}. Enter prices per 1,000 tokens."
     )
+
+
+def _usual_price(model: str, now: datetime) -> tuple[int, str]:
+    """Return the price to compare a new one with, 0 if there is none, and what to call it."""
+    current = effective_price(model, now)
+    if current is not None:
+        return max(current.prompt_price, current.completion_price), "the model's current price"
+    others = [max(p.prompt_price, p.completion_price) for p in effective_prices(now).values()]
+    return int(median(others)) if others else 0, "the median of all prices"
 
 
 def _canonical(name: str) -> str | None:
@@ -91,12 +92,12 @@ def _canonical(name: str) -> str | None:
 def schedule(
     line: PriceLine, *, effective_from: datetime, now: datetime, by: User | None = None
 ) -> ModelPrice:
-    """Add a price version; raise InvalidPrice if it would begin in the past or twice at once."""
+    """Add a price version; raise InvalidPrice if it starts in the past or with another one."""
     if effective_from < now:
-        raise InvalidPrice("A price cannot begin in the past: what was used is billed already.")
-    twice = ModelPrice.objects.filter(model=line.model, effective_from=effective_from)
-    if twice.exists():
-        raise InvalidPrice(f"{line.model} has a price from that very moment already.")
+        raise InvalidPrice("A price cannot start in the past: past usage is already billed.")
+    same_start = ModelPrice.objects.filter(model=line.model, effective_from=effective_from)
+    if same_start.exists():
+        raise InvalidPrice(f"{line.model} already has a price that starts at that time.")
     return ModelPrice.objects.create(
         model=line.model,
         effective_from=effective_from,
@@ -108,9 +109,9 @@ def schedule(
 
 
 def read_line(model: str, prompt: str, completion: str | None = None) -> PriceLine:
-    """Read a name and prices per 1,000 tokens; completions cost as prompts unless said.
+    """Read a name and prices per 1,000 tokens. `completion` defaults to the price of `prompt`.
 
-    Raises InvalidPrice, also for a bad name.
+    Raises InvalidPrice, also for an invalid name.
     """
     try:
         name = canonical(model)

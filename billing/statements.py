@@ -89,9 +89,9 @@ class BudgetState:
 
 
 def budgets(account: Account, key: ApiKey, month: str) -> list[BudgetState]:
-    """Return the state of every budget that binds a key."""
-    mine = Budget.objects.filter(account=account, key=None) | Budget.objects.filter(key=key)
-    return [budget_state(budget) for budget in in_month(mine.order_by("id"), month)]
+    """Return the state of every budget that limits a key."""
+    binding = Budget.objects.binding(account.pk, key.pk)
+    return [budget_state(budget) for budget in in_month(binding, month)]
 
 
 def in_month(budgets: QuerySet[Budget], month: str) -> QuerySet[Budget]:
@@ -117,8 +117,5 @@ def budget_state(budget: Any) -> BudgetState:
 
 def balance(account: Account) -> Decimal | None:
     """Return what an account's wallet has left, held money still in it; None without one."""
-    wallets = Budget.objects.filter(
-        account=account, key=None, unit=Budget.Unit.MONEY, window=Budget.Window.TOTAL
-    )
-    wallet = wallets.first()
+    wallet = Budget.objects.wallets().filter(account=account).first()
     return None if wallet is None else from_units(wallet.limit - wallet.spent)

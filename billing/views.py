@@ -23,7 +23,7 @@ GROUPS = ("day", "model", "key")
 
 
 class UsageView(APIView):
-    """This month: tokens, cost, by model, what is left of every budget, prices in force."""
+    """This month: tokens, cost, by model, what is left of every budget, effective prices."""
 
     required_scope = Scope.USAGE
 
@@ -44,7 +44,7 @@ class UsageView(APIView):
                 "budgets": [plain(asdict(budget)) for budget in budgets],
                 "pricing": {
                     name: text(price.prompt_per_1k)
-                    for name, price in price_book.all_in_force(now).items()
+                    for name, price in price_book.effective_prices(now).items()
                     if is_usable(name)
                 },
             }

@@ -63,7 +63,7 @@ def smallest_chat_model(models: list[dict[str, Any]]) -> str | None:
 
     from billing import price_book
 
-    priced = price_book.all_in_force(timezone.now(), [name_of(model) for model in models])
+    priced = price_book.effective_prices(timezone.now(), [name_of(model) for model in models])
     names = (name_of(model) for model in models)
     return next((name for name in names if name in priced and answers_prompts(name)), None)
 

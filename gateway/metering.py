@@ -117,7 +117,7 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A model's price in force, per 1,000 tokens."""
+    """A model's effective price, per 1,000 tokens."""
 
     prompt: Decimal
     completion: Decimal
@@ -141,7 +141,7 @@ class CapReached(Refused):
 
 
 class NotPriced(Refused):
-    """The model has no price in force, so it is not for sale.
+    """The model has no effective price, so it is not for sale.
 
     Whether it is installed is not told: a customer cannot use it either way.
     """
@@ -175,7 +175,7 @@ class Meter(Protocol):
     """Counts one request. Opened at most once; if opened, closed or discarded exactly once."""
 
     def offers(self, models: Collection[str]) -> Mapping[str, Offer]:
-        """Return the price in force of each model that has one, by canonical name."""
+        """Return the effective price of each model that has one, by canonical name."""
 
     def require_credit(self, account_id: int) -> None:
         """Raise Refused for an account that can pay for nothing; asked before much is read."""
@@ -222,7 +222,7 @@ class Books(Protocol):
     """What commands of the gateway may know of what is sold."""
 
     def priced(self) -> Collection[str]:
-        """Return the canonical names of all models with a price in force."""
+        """Return the canonical names of all models with an effective price."""
 
     def recently_used(self, models: Collection[str]) -> Collection[str]:
         """Return those of some models that somebody asked for today or yesterday."""

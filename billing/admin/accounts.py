@@ -45,9 +45,7 @@ class AccountAdmin(PlainAccountAdmin):
         return [own, *super().get_urls()]
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        wallets = Budget.objects.filter(
-            account=OuterRef("pk"), key=None, unit=Budget.Unit.MONEY, window=Budget.Window.TOTAL
-        )
+        wallets = Budget.objects.wallets().filter(account=OuterRef("pk"))
         left = wallets.values(left_over=F("limit") - F("spent"))
         rows: QuerySet[Any] = super().get_queryset(request).annotate(credit=Subquery(left))
         return rows

@@ -72,7 +72,7 @@ class BudgetAdmin(BackofficeAdmin):
         if budget is None:
             note = "A wallet opens with its account. A cap limits one month (UTC) at a time."
             return self.form_page(request, form, title="Add a cap", submit="Add cap", note=note)
-        self.message_user(request, f"The {budget} is in force.", messages.SUCCESS)
+        self.message_user(request, f"The {budget} is active.", messages.SUCCESS)
         return HttpResponseRedirect(reverse("admin:billing_budget_changelist"))
 
     @transaction.atomic

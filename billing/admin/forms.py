@@ -150,7 +150,7 @@ class PriceForm(forms.Form):
     def clean(self) -> None:
         if self.errors or self.cleaned_data.get("unusual"):
             return
-        if doubt := price_book.doubt(self.line(), timezone.now()):
+        if doubt := price_book.unusual_price_warning(self.line(), timezone.now()):
             self.add_error("unusual", f"{doubt} Tick the box if it is meant.")
 
     def line(self) -> price_book.PriceLine:

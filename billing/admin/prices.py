@@ -1,11 +1,10 @@
 """The price book: every version of every price, and scheduling a new one."""
 
-from datetime import datetime
 from typing import Any
 
 from django.conf import settings
 from django.contrib import admin, messages
-from django.db.models import Case, CharField, Exists, OuterRef, QuerySet, Value, When
+from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseRedirect
 from django.urls import reverse
 from django.utils import timezone
@@ -26,26 +25,9 @@ from billing.admin.forms import PriceForm
 from billing.models import ModelPrice
 from gateway import metering
 
-IN_FORCE, SCHEDULED, PAST = "in force", "scheduled", "past"
-
-
-def with_state(rows: QuerySet[Any], now: datetime) -> QuerySet[Any]:
-    """Annotate price versions with `state`, as `price_book.in_force` sees it."""
-    newer = ModelPrice.objects.filter(
-        model=OuterRef("model"), effective_from__gt=OuterRef("effective_from")
-    )
-    state = Case(
-        When(effective_from__gt=now, then=Value(SCHEDULED)),
-        When(Exists(newer.filter(effective_from__lte=now)), then=Value(PAST)),
-        default=Value(IN_FORCE),
-        output_field=CharField(),
-    )
-    stated: QuerySet[Any] = rows.annotate(state=state)
-    return stated
-
 
 class PriceStateFilter(StateFilter):
-    states = (IN_FORCE, SCHEDULED, PAST)
+    states = tuple(ModelPrice.State.values)
 
 
 def price(field: str, label: str) -> tuple[Column, Column]:
@@ -78,7 +60,9 @@ class ModelPriceAdmin(BackofficeAdmin):
     when_empty = "Run manage.py seed_prices, or schedule a price."
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Any]:
-        return with_state(super().get_queryset(request), timezone.now())
+        versions: Any = super().get_queryset(request)
+        stated: QuerySet[Any] = versions.with_state(timezone.now())
+        return stated
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False

@@ -13,21 +13,21 @@ register = template.Library()
 
 @register.filter
 def unpriced(models: Iterable[str] | None) -> list[str]:
-    """Return those of the models that have no price, neither in force nor to come."""
+    """Return those of the models that have no price, neither effective nor scheduled."""
     names, now = list(models or []), timezone.now()
-    priced = {**price_book.all_in_force(now, names), **price_book.begins(names, now)}
+    priced = {**price_book.effective_prices(now, names), **price_book.upcoming(names, now)}
     return [name for name in names if name not in priced]
 
 
 @register.filter
 def priced_later(models: Iterable[str] | None) -> list[tuple[str, datetime]]:
     """Return those of the models whose first price is still to come, and when it begins."""
-    return sorted(price_book.begins(list(models or []), timezone.now()).items())
+    return sorted(price_book.upcoming(list(models or []), timezone.now()).items())
 
 
 @register.filter
 def answering(models: Iterable[str] | None) -> list[str]:
     """Return those of the models that are for sale and, by their name, answer prompts."""
     names = list(models or [])
-    in_force = price_book.all_in_force(timezone.now(), names)
-    return [name for name in names if name in in_force and "embed" not in name]
+    priced = price_book.effective_prices(timezone.now(), names)
+    return [name for name in names if name in priced and "embed" not in name]

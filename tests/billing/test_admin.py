@@ -45,7 +45,7 @@ def test_a_price_is_scheduled_under_its_canonical_name_and_by_whom(admin_client:
     assert price.model == "llama3:latest"
     assert (price.prompt_price, price.completion_price) == (2_000_000, 4_000_000)
     assert str(price.created_by) == "olga-the-operator"
-    assert price_book.in_force("llama3:latest", timezone.now()) == price
+    assert price_book.effective_price("llama3:latest", timezone.now()) == price
 
 
 def test_output_costs_as_input_unless_said(admin_client: Client) -> None:
@@ -68,7 +68,7 @@ def test_a_price_may_begin_later(admin_client: Client) -> None:
         ({"input_per_1k": "0,002"}, "is not a price"),
         ({"input_per_1k": "0.0000000001"}, "more than 9 decimals"),
         ({"output_per_1k": "-1"}, "out of range"),
-        ({"effective_from_0": "2001-01-01", "effective_from_1": "00:00"}, "begin in the past"),
+        ({"effective_from_0": "2001-01-01", "effective_from_1": "00:00"}, "start in the past"),
     ],
 )
 def test_what_the_price_book_refuses_is_said_on_the_form(
@@ -78,15 +78,15 @@ def test_what_the_price_book_refuses_is_said_on_the_form(
     assert not ModelPrice.objects.exists()
 
 
-def test_the_list_tells_past_prices_from_those_in_force(admin_client: Client) -> None:
+def test_the_list_filters_past_and_effective_prices(admin_client: Client) -> None:
     set_price("llama3", "0.002")
     set_price("llama3", "0.003")
 
     past = text_of(admin_client.get(f"{PRICES}?state=past"))
-    in_force = text_of(admin_client.get(f"{PRICES}?state=in+force"))
+    effective = text_of(admin_client.get(f"{PRICES}?state=effective"))
 
     assert ">0.002<" in past and ">0.003<" not in past
-    assert ">0.003<" in in_force and ">3.00<" in in_force and ">0.002<" not in in_force
+    assert ">0.003<" in effective and ">3.00<" in effective and ">0.002<" not in effective
 
 
 def test_a_price_can_only_be_read_and_begins_the_form_of_its_next_version(

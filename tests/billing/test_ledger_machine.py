@@ -182,7 +182,7 @@ class Ledger(RuleBasedStateMachine):
         ids = (self.alice.account.pk, self.alice.key.pk)
         demand = Demand(*ids, Operation.CHAT, "llama3:latest", prompt, prompt // 4, completion)
         request_id, lease = new_request_id(), timedelta(seconds=30)
-        price = price_book.in_force(demand.model, self.now)
+        price = price_book.effective_price(demand.model, self.now)
         assert price is not None and price.rates == self.rates
         held = Open(price.rates, demand.prompt_estimate)
         try:

@@ -1,4 +1,4 @@
-"""The price book: versions, the one in force, and the commands that fill it."""
+"""The price book: versions, the effective one, and the commands that fill it."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -37,14 +37,14 @@ def schedule(model: str, price: str, hours: int) -> ModelPrice:
 
 
 def price_at(hours: int, model: str = "llama3:latest") -> Decimal | None:
-    found = price_book.in_force(model, at(hours))
+    found = price_book.effective_price(model, at(hours))
     return found.prompt_per_1k if found else None
 
 
 # --- Versions -------------------------------------------------------------------------------------
 
 
-def test_the_newest_version_that_has_begun_is_in_force() -> None:
+def test_the_newest_version_that_has_started_is_effective() -> None:
     schedule("llama3", "0.002", 10)
     schedule("llama3", "0.003", 20)
     schedule("mistral", "0.009", 15)
@@ -54,22 +54,22 @@ def test_the_newest_version_that_has_begun_is_in_force() -> None:
 
 
 def test_a_model_without_a_price_has_none() -> None:
-    assert price_book.in_force("nobody:latest", START) is None
-    assert price_book.all_in_force(START) == {}
+    assert price_book.effective_price("nobody:latest", START) is None
+    assert price_book.effective_prices(START) == {}
 
 
-def test_all_prices_in_force_are_found_at_once() -> None:
+def test_all_effective_prices_are_found_at_once() -> None:
     schedule("llama3", "0.002", 0)
     schedule("llama3", "0.003", 20)
     schedule("mistral", "0.004", 5)
 
-    assert set(price_book.all_in_force(at(4))) == {"llama3:latest"}
-    found = price_book.all_in_force(at(30))
+    assert set(price_book.effective_prices(at(4))) == {"llama3:latest"}
+    found = price_book.effective_prices(at(30))
     assert {name: str(price.prompt_per_1k) for name, price in found.items()} == {
         "llama3:latest": "0.003",
         "mistral:latest": "0.004",
     }
-    assert set(price_book.all_in_force(at(30), ["mistral:latest", "x"])) == {"mistral:latest"}
+    assert set(price_book.effective_prices(at(30), ["mistral:latest", "x"])) == {"mistral:latest"}
 
 
 def test_a_price_cannot_begin_in_the_past() -> None:
@@ -187,7 +187,7 @@ def run(command: str, *args: str) -> str:
 
 
 def now_of(model: str) -> str | None:
-    found = price_book.all_in_force(datetime.now(UTC)).get(model)
+    found = price_book.effective_prices(datetime.now(UTC)).get(model)
     return f"{found.prompt_per_1k:f}/{found.completion_per_1k:f}" if found else None
 
 

@@ -138,7 +138,7 @@ def test_a_price_a_hundred_times_the_usual_must_be_meant(priced: ModelPrice, mod
 
     run("set_price", model, "--input", "0.1")
     run("set_price", model, "--input", "20", "--force")
-    price = price_book.in_force(f"{model}:latest", timezone.now())
+    price = price_book.effective_price(f"{model}:latest", timezone.now())
     assert price is not None and price.prompt_per_1k == 20
 
 

@@ -51,7 +51,7 @@ class Caller:
 
     @property
     def wallet(self) -> Budget:
-        return Budget.objects.get(account=self.account, key=None, unit="money", window="total")
+        return Budget.objects.wallets().get(account=self.account)
 
 
 def new_caller(

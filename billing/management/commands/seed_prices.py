@@ -32,7 +32,7 @@ class Command(BaseCommand):
 
     def seed(self, lines: list[price_book.PriceLine], *, override: bool) -> int:
         now = timezone.now()
-        known = price_book.all_in_force(now)
+        known = price_book.effective_prices(now)
         added = 0
         for line in lines:
             price = known.get(line.model)

@@ -42,7 +42,7 @@ class Command(BaseCommand):
         begins = parse_moment(options["begins"]) or now
         try:
             line = price_book.read_line(options["model"], options["input"], options["output"])
-            doubt = price_book.doubt(line, now)
+            doubt = price_book.unusual_price_warning(line, now)
             if doubt and not options["force"]:
                 raise CommandError(f"{doubt} Add --force if it is meant.")
             price = price_book.schedule(line, effective_from=begins, now=now)
