@@ -1,18 +1,19 @@
-"""Hand each request a meter, and give back a hold that no answer used. That is all of it."""
+"""Give each request a meter, and release a hold that no response used."""
 
 from collections.abc import Callable
 
 from django.http import HttpRequest, HttpResponseBase
 
 from billing.meter import LedgerMeter
+from gateway.http.context import context_of
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
 
 def attach_meter(get_response: GetResponse) -> GetResponse:
     def middleware(request: HttpRequest) -> HttpResponseBase:
-        meter = LedgerMeter(request.id)  # type: ignore[attr-defined]
-        request.meter = meter  # type: ignore[attr-defined]
+        context = context_of(request)
+        context.meter = meter = LedgerMeter(context.request_id)
         response = get_response(request)
         if not response.streaming:
             meter.abandon()

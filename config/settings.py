@@ -48,7 +48,7 @@ INSTALLED_APPS = [
 
 # Read top to bottom: this is the way of a request.
 MIDDLEWARE = [
-    "gateway.http.middleware.request_id",
+    "gateway.http.middleware.attach_context",
     "gateway.http.middleware.content_policy",
     # Above all that reads a form, a cookie or a query.
     "gateway.http.early_checks.RefuseEarly",

@@ -28,7 +28,7 @@ def installed() -> list[dict[str, Any]]:
     from gateway.upstream import client
 
     listing = client.fetch("tags")
-    local = catalogue.visible(listing, catalogue.shelf([], sees_all=True), {})
+    local = catalogue.visible(listing, catalogue.allowed_models([], sees_all=True), {})
     return sorted(local, key=lambda entry: entry.get("size") or 0)
 
 

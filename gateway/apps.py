@@ -16,8 +16,8 @@ class GatewayConfig(AppConfig):
 
 
 def _usable_models(request: Any) -> Callable[[str], bool]:
-    # Not before it is asked: views read the settings of REST framework, which commands do not need.
-    from gateway.views.inference import usable_models
+    # Imported late: it loads REST framework, which commands do not need.
+    from gateway.views.model_access import usable_models
 
     return usable_models(request)
 

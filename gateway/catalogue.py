@@ -20,13 +20,14 @@ SHOWN_TO_CUSTOMERS = (
     "modified_at",
 )
 REMOTE = ("remote_model", "remote_host")
-# How alike two names are when one is taken for a slip of the other.
-ALIKE = 0.75
+# From this ratio of `difflib` on, a name is taken for a misspelling of another.
+MIN_SIMILARITY = 0.75
 
 
 @dataclass(frozen=True, slots=True)
 class AllowedModels:
-    """What one key may use: `allowed` names of models (empty: all), operators see everything."""
+    """The models one key may use: `allowed` are canonical names; if it is empty, all. `sees_all`:
+    an operator's key, which also lists models without a price."""
 
     allowed: frozenset[str]
     sees_all: bool
@@ -40,9 +41,10 @@ class AllowedModels:
             raise Forbidden(f"This key may not use the model '{model}'.")
 
 
-def shelf(allowed: Collection[str], *, sees_all: bool) -> AllowedModels:
-    """Return the shelf of a key whose allowed models may be spelled in any way."""
-    # A name that is none stays, as the empty name: it allows nothing, and never everything.
+def allowed_models(allowed: Collection[str], *, sees_all: bool) -> AllowedModels:
+    """Return what a key may use; its list may spell the names in any way."""
+    # An invalid name becomes the empty name, which allows nothing. A list without it could be
+    # empty, which allows everything.
     return AllowedModels(frozenset(map(_canonical, allowed)), sees_all)
 
 
@@ -60,22 +62,22 @@ def names_of(listing: Mapping[str, Any]) -> list[str]:
 
 
 def visible(
-    listing: Mapping[str, Any], shelf: AllowedModels, offers: Mapping[str, Offer]
+    listing: Mapping[str, Any], allowed: AllowedModels, offers: Mapping[str, Offer]
 ) -> list[dict[str, Any]]:
-    """Return the entries a key may see: allowed, for sale, and running in this house."""
+    """Return the entries a key may see: allowed, priced, and run by this model server itself."""
     return [
         entry
         for entry in entries_of(listing)
         if runs_here(entry)
-        and (shelf.sees_all or (shelf.has(name_of(entry)) and name_of(entry) in offers))
+        and (allowed.sees_all or (allowed.has(name_of(entry)) and name_of(entry) in offers))
     ]
 
 
-def alike(model: str, names: Collection[str]) -> str | None:
-    """Return the name that a misspelt one most resembles; None if none does."""
+def similar_name(model: str, names: Collection[str]) -> str | None:
+    """Return the name that a misspelt one resembles most; None if none does."""
     short = [name.removesuffix(":latest") for name in names]
-    found = difflib.get_close_matches(model.removesuffix(":latest"), short, 1, ALIKE)
-    return found[0] if found else None
+    matches = difflib.get_close_matches(model.removesuffix(":latest"), short, 1, MIN_SIMILARITY)
+    return matches[0] if matches else None
 
 
 def priced(entry: Mapping[str, Any], offers: Mapping[str, Offer]) -> dict[str, Any]:
@@ -108,16 +110,16 @@ def openai_model(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def seconds(moment: Any) -> int:
-    """Return the second of a time as Ollama writes it; 0 for what is none."""
+    """Return a time of Ollama's in seconds since 1970; 0 for an invalid one."""
     try:
         return int(datetime.fromisoformat(str(moment)).timestamp())
     except ValueError:
         return 0
 
 
-def shown(facts: Mapping[str, Any], shelf: AllowedModels) -> dict[str, Any]:
+def shown(facts: Mapping[str, Any], allowed: AllowedModels) -> dict[str, Any]:
     """Return what a key may see of an answer of `/api/show`."""
-    if shelf.sees_all:
+    if allowed.sees_all:
         return dict(facts)
     return {name: facts[name] for name in SHOWN_TO_CUSTOMERS if name in facts}
 
@@ -128,7 +130,7 @@ def entries_of(listing: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def runs_here(entry: Mapping[str, Any]) -> bool:
-    """Tell whether a model runs on the model server itself, and not at somebody else's."""
+    """Tell whether a model runs on the model server itself, not on a remote one."""
     return not any(entry.get(mark) for mark in REMOTE)
 
 

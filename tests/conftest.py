@@ -45,7 +45,7 @@ def forget_model_servers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget the model servers of earlier tests; a port may be used twice."""
     monkeypatch.setattr(inventory, "_inventories", {})
     monkeypatch.setattr(hosts, "_hosts", {})
-    monkeypatch.setattr(health, "_database_said", None)
+    monkeypatch.setattr(health, "_database_status", None)
 
 
 @pytest.fixture

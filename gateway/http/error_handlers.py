@@ -1,4 +1,4 @@
-"""Render every error as JSON in the shape of the client family that asked."""
+"""Render every error as JSON in the format of the client family whose route was called."""
 
 import logging
 from typing import Any
@@ -19,6 +19,7 @@ from gateway.errors import (
     NotFound,
     Unauthenticated,
 )
+from gateway.http.context import context_of
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +36,8 @@ def handle(exc: Exception, context: dict[str, Any]) -> HttpResponseBase:
 
 
 def as_gateway_error(exc: Exception) -> GatewayError:
-    """Turn any exception into one of ours; what is not foreseen is logged and told to nobody."""
+    """Turn any exception into a GatewayError. Unexpected ones are logged, and the client gets no
+    detail."""
     if isinstance(exc, GatewayError):
         return exc
     if isinstance(exc, Http404):
@@ -44,16 +46,16 @@ def as_gateway_error(exc: Exception) -> GatewayError:
         return BadRequest()
     if isinstance(exc, drf.APIException):
         return BY_STATUS.get(exc.status_code, BadRequest)(_first_sentence(exc.detail))
-    # InternalError: a standby, on which nothing can be written.
+    # InternalError: the database is a read-only standby.
     if isinstance(exc, (OperationalError, InterfaceError, InternalError)):
         logger.error("The database failed: %s: %s", type(exc).__name__, _first_line(exc))
         return DatabaseDown()
-    logger.error("Unforeseen error", exc_info=exc)
+    logger.error("Unexpected error", exc_info=exc)
     return GatewayError()
 
 
 def _first_line(exc: Exception) -> str:
-    """Return the reason in a driver's error; the lines after it may quote a statement."""
+    """Return the first line of a driver's error; later lines may quote the statement."""
     return str(exc).strip().partition("\n")[0][:300]
 
 
@@ -65,8 +67,8 @@ def _first_sentence(detail: Any) -> str:
 
 
 def render(error: GatewayError, request: HttpRequest) -> HttpResponse:
-    """Return the response for an error, with the headers its class asks for."""
-    body = dialect_of(request.path).error(error, str(getattr(request, "id", "")))
+    """Return the response for an error, with the headers that its class sets."""
+    body = dialect_of(request.path).error(error, str(context_of(request).request_id))
     response = HttpResponse(body, content_type="application/json", status=error.status)
     if error.retry_after is not None:
         response["Retry-After"] = str(error.retry_after)
@@ -77,7 +79,7 @@ def render(error: GatewayError, request: HttpRequest) -> HttpResponse:
     return response
 
 
-# --- Django's own handlers: addresses without a view, and what fails outside one ---------------
+# --- Django's own handlers: routes that do not exist, and errors outside of a view ---------------
 
 
 def bad_request(request: HttpRequest, exception: Exception) -> HttpResponseBase:

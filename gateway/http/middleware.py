@@ -1,4 +1,5 @@
-"""The outermost steps: every answer carries the id of its request, and what a browser may do."""
+"""The outermost middleware: the request's context, its id in the response, and what a browser may
+do with the response."""
 
 import time
 from collections.abc import Callable
@@ -6,58 +7,57 @@ from collections.abc import Callable
 from django.http import HttpRequest, HttpResponseBase, HttpResponsePermanentRedirect
 from django.middleware.common import CommonMiddleware
 
-from gateway.http.request_ids import new_request_id
+from gateway.http import context
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
 
-def request_id(get_response: GetResponse) -> GetResponse:
-    """Give each request an id of ours: its hold and its usage row bear the same one."""
+def attach_context(get_response: GetResponse) -> GetResponse:
+    """Give each request its context, and each response the request's id."""
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
-        began = time.monotonic()
-        request.id = new_request_id()  # type: ignore[attr-defined]
+        attached = context.attach(request)
         response = get_response(request)
-        response["x-request-id"] = str(request.id)  # type: ignore[attr-defined]
+        response["x-request-id"] = str(attached.request_id)
         if request.path.startswith("/v1/"):
-            add_sdk_headers(request.path, response, time.monotonic() - began)
+            add_sdk_headers(request.path, response, time.monotonic() - attached.received_at)
         return response
 
     return middleware
 
 
-# The admin's scripts and styles are files of its own; what somebody wrote into a name never runs.
+# The admin's scripts and styles are static files. A script in somebody's name never runs.
 ADMIN_POLICY = (
     "default-src 'self'; object-src 'none'; base-uri 'none'; form-action 'self'; "
     "frame-ancestors 'none'"
 )
-# Answers are data: whatever a model wrote, a browser that shows it loads and runs nothing.
+# Responses are data: a browser that shows one loads and runs nothing of what a model wrote.
 DATA_POLICY = "default-src 'none'; frame-ancestors 'none'"
-# A load balancer asks by address, whatever name customers use; nothing of a host is answered here.
+# Load balancers probe by IP address, not by a name in ALLOWED_HOSTS. These routes do not use Host.
 PROBES = ("/healthz", "/readyz")
 
 
 class CheckedHost(CommonMiddleware):
-    """Django's own step that refuses a foreign Host, except for the probes of load balancers."""
+    """Django's own middleware that rejects a foreign Host, except on PROBES."""
 
     def process_request(self, request: HttpRequest) -> HttpResponsePermanentRedirect | None:
         return None if request.path in PROBES else super().process_request(request)
 
 
 def content_policy(get_response: GetResponse) -> GetResponse:
-    """Tell browsers what the page may load and run, and caches to keep no answer.
+    """Tell browsers what the page may load and run, and caches to store no response.
 
-    A page that is wider than data says so itself. A cache that several people share knows nothing
-    of `x-api-key`, and would hand one customer's answer to another.
+    A view that needs a wider policy sets its own. A shared cache does not vary by `x-api-key`, so
+    it would give one customer's response to another.
     """
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
         response = get_response(request)
-        found = request.resolver_match
-        in_admin = found is not None and found.app_name == "admin"
+        match = request.resolver_match
+        in_admin = match is not None and match.app_name == "admin"
         policy = ADMIN_POLICY if in_admin else DATA_POLICY
         response.headers.setdefault("Content-Security-Policy", policy)
-        if not in_admin:  # Its pages say it themselves, and its static files may be kept.
+        if not in_admin:  # Its pages set it themselves, and its static files may be cached.
             response.headers.setdefault("Cache-Control", "no-store")
         return response
 

@@ -119,8 +119,14 @@ class Cancellation:
             if deadline < self.limit[0]:
                 self.limit = (deadline, ClientDisconnected)
 
+    def __enter__(self) -> "Cancellation":
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.detach()
+
     def detach(self) -> None:
-        """Let go of both connections; may be called again. Call before the server closes the
+        """Release both connections; may be called again. Call it before the server closes the
         client's."""
         disconnect_monitor.remove(self)
         with self._lock:

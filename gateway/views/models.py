@@ -7,7 +7,6 @@ from typing import Any, TypeVar
 from django.conf import settings
 from django.http import HttpResponse, HttpResponseBase, JsonResponse
 from rest_framework.request import Request
-from rest_framework.views import APIView
 
 from accounts.models import Scope
 from gateway import catalogue, names
@@ -22,41 +21,44 @@ from gateway.upstream import client, protocol
 from gateway.upstream.chunk import Chunk
 from gateway.validation.bodies import read_object
 from gateway.validation.inference_request import Prompt
-from gateway.views.inference import (
-    allowed_models_of,
-    cancellation_of,
-    key_of,
-    meter_of,
-    request_id,
-    respond,
-    tracking,
-)
+from gateway.views.base import GatewayView
+from gateway.views.responses import respond
 
 T = TypeVar("T")
 
-# A large model takes hours over a thin line, and minutes of silence to be verified.
+# A large model takes hours over a slow connection, and is verified for minutes without a line.
 PULL_TIMEOUTS = Timeouts(silence=1800.0, total=float("inf"))
 
 
-class ListingView(APIView):
-    """The models on disk (`tags`) or in memory (`ps`), as far as the key may see them."""
+class InventoryView(GatewayView):
+    """A view that shows what the model server reports."""
+
+    def latest(self, remembered: Remembered[T]) -> T:
+        """Return the model server's last report; ask again if it is older than
+        INVENTORY_SECONDS."""
+        with self.track_client() as cancellation:
+            return remembered.get(cancellation, settings.INVENTORY_SECONDS)
+
+
+class ListingView(InventoryView):
+    """The models on disk (`tags`) or in memory (`ps`) that the key may see."""
 
     route = "tags"
     required_scope = Scope.INFER
 
     def get(self, request: Request) -> HttpResponse:
         known = inventory()
-        listing = latest(request, known.ps if self.route == "ps" else known.tags).listing
-        offers = meter_of(request).offers(catalogue.names_of(listing))
-        entries = catalogue.visible(listing, allowed_models_of(request), offers)
-        note = {} if entries else self.why_empty(request)
+        listing = self.latest(known.ps if self.route == "ps" else known.tags).listing
+        offers = self.meter.offers(catalogue.names_of(listing))
+        entries = catalogue.visible(listing, self.models.allowed, offers)
+        note = {} if entries else self.why_empty()
         return JsonResponse(self.present(entries, offers) | note)
 
     def present(self, entries: list[dict[str, Any]], offers: Mapping[str, Offer]) -> dict[str, Any]:
         return {"models": entries}
 
-    def why_empty(self, request: Request) -> dict[str, Any]:
-        """Return what an empty list has besides; the clients of other families want none of it."""
+    def why_empty(self) -> dict[str, Any]:
+        """Return the fields that explain an empty list; only our own REST family has some."""
         return {}
 
 
@@ -66,8 +68,8 @@ class PricedListingView(ListingView):
     def present(self, entries: list[dict[str, Any]], offers: Mapping[str, Offer]) -> dict[str, Any]:
         return {"models": [catalogue.priced(entry, offers) for entry in entries]}
 
-    def why_empty(self, request: Request) -> dict[str, Any]:
-        allowed = key_of(request).allowed_models
+    def why_empty(self) -> dict[str, Any]:
+        allowed = self.key.allowed_models
         if allowed:
             names = ", ".join(allowed[:10])
             return {"note": f"This key may use {names} only, and none is installed with a price."}
@@ -81,73 +83,67 @@ class OpenAIListingView(ListingView):
         return {"object": "list", "data": [catalogue.openai_model(entry) for entry in entries]}
 
 
-class OpenAIModelView(APIView):
+class OpenAIModelView(InventoryView):
     """`/v1/models/{model}`, whose name may hold slashes and a colon."""
 
     required_scope = Scope.INFER
 
     def get(self, request: Request, model: str) -> HttpResponse:
         name = catalogue.canonical_name(model)
-        listing = latest(request, inventory().tags).listing
-        offers = meter_of(request).offers([name])
-        for entry in catalogue.visible(listing, allowed_models_of(request), offers):
+        listing = self.latest(inventory().tags).listing
+        offers = self.meter.offers([name])
+        for entry in catalogue.visible(listing, self.models.allowed, offers):
             if catalogue.name_of(entry) == name:
                 return JsonResponse(catalogue.openai_model(entry))
         raise ModelNotFound(model)
 
 
-class ShowView(APIView):
-    """`/api/show`: a model's facts, without what is the operator's own."""
+class ShowView(InventoryView):
+    """`/api/show`: a model's details; customers do not get the server's own."""
 
     required_scope = Scope.INFER
 
     def post(self, request: Request) -> HttpResponse:
-        spelled = fields.model_of(read_object(request._request))
+        spelled = fields.model_of(read_object(request))
         model = catalogue.canonical_name(spelled)
-        shelf = allowed_models_of(request)
-        shelf.check(model)
-        if not shelf.sees_all and model not in meter_of(request).offers([model]):
+        allowed = self.models.allowed
+        allowed.check(model)
+        if not allowed.sees_all and model not in self.meter.offers([model]):
             raise ModelNotFound(spelled)
-        facts = latest(request, inventory().facts_of(model))
-        return JsonResponse(catalogue.shown(facts, shelf))
+        facts = self.latest(inventory().facts_of(model))
+        return JsonResponse(catalogue.shown(facts, allowed))
 
 
-class VersionView(APIView):
-    """`/api/version`: the model server's version, which clients adapt to."""
+class VersionView(InventoryView):
+    """`/api/version`: the model server's version; clients adapt to it."""
 
     required_scope = Scope.INFER
 
     def get(self, request: Request) -> HttpResponse:
-        said = latest(request, inventory().version)
-        return JsonResponse({"version": str(said.get("version", ""))})
-
-
-def latest(request: Request, what: Remembered[T]) -> T:
-    """Return what the model server says now, or said a moment ago, to a client that waits."""
-    with tracking(request) as cancellation:
-        return what.get(cancellation, settings.INVENTORY_SECONDS)
+        version = self.latest(inventory().version).get("version", "")
+        return JsonResponse({"version": str(version)})
 
 
 # --- Operators ------------------------------------------------------------------------------------
 
 
-class PullView(APIView):
-    """Download a model: progress line by line, or one answer at the end."""
+class PullView(GatewayView):
+    """Download a model: a stream of progress lines, or one response at the end."""
 
     streams_by_default = True
     required_scope = Scope.MODELS
 
     def post(self, request: Request) -> HttpResponseBase:
-        body = read_object(request._request)
+        body = read_object(request)
         model = pullable_name(fields.model_of(body))
         stream_wanted = fields.wants_stream(body, default=self.streams_by_default)
         prompt = Prompt(Operation.GENERATE, model, stream_wanted)
-        renderer = ollama.ProgressRenderer(prompt, request_id(request))
+        renderer = ollama.ProgressRenderer(prompt, self.request_id)
         stream = MeteredStream(
             meter=NullMeter(),
             counter=TokenCounter(0, 0),
             renderer=renderer,
-            cancellation=cancellation_of(request),
+            cancellation=self.track_client(),
             patience=PULL_TIMEOUTS,
             may_just_end=False,
         )
@@ -155,11 +151,12 @@ class PullView(APIView):
             partial(client.send, "pull", pull_body(model)),
             partial(read_progress, model),
         )
-        return respond(stream, prompt, renderer)
+        return respond(stream, streamed=stream_wanted, content_type=renderer.content_type)
 
 
 def pull_body(model: str) -> dict[str, Any]:
-    """Return what the model server is asked to pull, and whether without TLS."""
+    """Return the body of the model server's pull route, with `insecure` for a registry without
+    TLS."""
     body: dict[str, Any] = {"model": model, "stream": True}
     if names.parse(model).host in settings.PULL_INSECURE_REGISTRIES:
         body["insecure"] = True
@@ -167,33 +164,34 @@ def pull_body(model: str) -> dict[str, Any]:
 
 
 def read_progress(model: str, line: bytes) -> Chunk:
-    """Read one line of a pull; a model that was pulled is seen at once."""
+    """Read one line of a pull. After the last one the inventory asks again, so that the model is
+    listed at once."""
     chunk = protocol.read_progress(model, line)
     if chunk.done:
         inventory().forget()
     return chunk
 
 
-class DeleteView(APIView):
-    """Delete a model, named in the address or in the body."""
+class DeleteView(GatewayView):
+    """Delete a model, named in the URL or in the body."""
 
     required_scope = Scope.MODELS
 
     def delete(self, request: Request, model: str = "") -> HttpResponse:
-        spelled = model or fields.model_of(read_object(request._request))
+        spelled = model or fields.model_of(read_object(request))
         model = catalogue.canonical_name(spelled)
-        with tracking(request) as cancellation:
+        with self.track_client() as cancellation:
             client.fetch("delete", {"model": model}, cancellation=cancellation)
         inventory().forget()
         return self.deleted(spelled)
 
     def deleted(self, spelled: str) -> HttpResponse:
-        """Return an empty answer, as Ollama does."""
+        """Return an empty response, as Ollama does."""
         return HttpResponse(status=200)
 
 
 class RestDeleteView(DeleteView):
-    """`DELETE /models/{model}`: says what was deleted."""
+    """`DELETE /models/{model}`: the response names the deleted model."""
 
     def deleted(self, spelled: str) -> HttpResponse:
         return JsonResponse({"status": "deleted", "model": spelled})
@@ -202,7 +200,8 @@ class RestDeleteView(DeleteView):
 def pullable_name(spelled: str) -> str:
     """Return the canonical name of a model to pull; raise BadRequest or Forbidden.
 
-    A name with a host makes the model server ask that host, so hosts are on a list.
+    A name with a host makes the model server connect to that host, so only the hosts in
+    PULL_REGISTRIES are accepted.
     """
     try:
         name = names.parse(spelled)

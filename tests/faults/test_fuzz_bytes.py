@@ -37,7 +37,7 @@ FORGOTTEN_AFTER = 20.0
 QUIET = 0.3
 
 # What is logged when something was thrown that nobody caught, and what is never logged.
-UNFORESEEN = re.compile("Unforeseen error|Error handling request|Internal Server|Exception in")
+UNFORESEEN = re.compile("Unexpected error|Error handling request|Internal Server|Exception in")
 KEY = re.compile("olg_[0-9a-f]{64}")
 STATUS = re.compile(rb"HTTP/1\.\d (\d{3}) ")
 

@@ -16,7 +16,7 @@ from billing.models import Hold, TokenUsage
 from gateway.dialects import ANTHROPIC, OPENAI, dialect_of
 from gateway.dialects.anthropic.parsing import THINKING, chat_fields
 from gateway.errors import BadRequest, GatewayError, UpstreamBroke
-from gateway.http import error_handlers
+from gateway.http import context, error_handlers
 from gateway.metering import Operation, Receipt, Usage
 from gateway.upstream.chunk import Chunk
 from gateway.upstream.protocol import read_chunk
@@ -654,7 +654,9 @@ TYPES = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_error_has_a_type_and_one_shape(kind: type[GatewayError]) -> None:
-    answer = error_handlers.render(kind("A sentence."), RequestFactory().post("/v1/messages"))
+    request = RequestFactory().post("/v1/messages")
+    context.attach(request)
+    answer = error_handlers.render(kind("A sentence."), request)
     body = json.loads(answer.content)
 
     assert answer.status_code == kind.status

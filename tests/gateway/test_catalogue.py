@@ -24,8 +24,8 @@ LISTING = {"models": [LLAMA, MISTRAL, UNPRICED, REMOTE, *BROKEN]}
 
 
 def seen(*allowed: str, sees_all: bool = False) -> list[Any]:
-    shelf = catalogue.shelf(allowed, sees_all=sees_all)
-    return [entry.get("name") for entry in catalogue.visible(LISTING, shelf, OFFERS)]
+    allowed_models = catalogue.allowed_models(allowed, sees_all=sees_all)
+    return [entry.get("name") for entry in catalogue.visible(LISTING, allowed_models, OFFERS)]
 
 
 def test_a_customer_sees_what_is_for_sale() -> None:
@@ -53,9 +53,9 @@ def test_operators_see_everything_that_runs_in_this_house() -> None:
 
 @pytest.mark.parametrize("listing", [{}, {"models": None}, {"models": "x"}, {"models": {"a": 1}}])
 def test_an_odd_listing_is_an_empty_one(listing: dict[str, Any]) -> None:
-    shelf = catalogue.shelf([], sees_all=True)
+    allowed_models = catalogue.allowed_models([], sees_all=True)
 
-    assert catalogue.visible(listing, shelf, OFFERS) == []
+    assert catalogue.visible(listing, allowed_models, OFFERS) == []
     assert catalogue.names_of(listing) == []
 
 
@@ -69,27 +69,27 @@ def test_names_of_a_listing_are_canonical() -> None:
 
 
 def test_a_key_without_a_list_may_use_every_model() -> None:
-    catalogue.shelf([], sees_all=False).check("anything:latest")
+    catalogue.allowed_models([], sees_all=False).check("anything:latest")
 
 
 def test_a_key_with_a_list_may_use_no_other() -> None:
-    shelf = catalogue.shelf(["LLAMA3"], sees_all=False)
-    shelf.check("llama3:latest")
+    allowed_models = catalogue.allowed_models(["LLAMA3"], sees_all=False)
+    allowed_models.check("llama3:latest")
     with pytest.raises(Forbidden, match="'mistral:latest'"):
-        shelf.check("mistral:latest")
+        allowed_models.check("mistral:latest")
 
 
 def test_even_an_operators_key_keeps_to_its_list() -> None:
     with pytest.raises(Forbidden):
-        catalogue.shelf(["llama3"], sees_all=True).check("mistral:latest")
+        catalogue.allowed_models(["llama3"], sees_all=True).check("mistral:latest")
 
 
 @examples(deadline=None)
 @given(st.lists(st.text(max_size=12), min_size=1))
 def test_a_list_of_whatever_never_opens_everything(allowed: list[str]) -> None:
-    shelf = catalogue.shelf(allowed, sees_all=False)
+    allowed_models = catalogue.allowed_models(allowed, sees_all=False)
 
-    assert not shelf.has("a-model-nobody-listed:latest")
+    assert not allowed_models.has("a-model-nobody-listed:latest")
 
 
 @pytest.mark.parametrize("spelled", ["", "a b", "../x", "x:cloud", "\ud800", "x" * 1000])
@@ -115,7 +115,7 @@ FACTS = {
 
 
 def test_a_customer_is_shown_a_fixed_set_of_facts() -> None:
-    shown = catalogue.shown(FACTS, catalogue.shelf([], sees_all=False))
+    shown = catalogue.shown(FACTS, catalogue.allowed_models([], sees_all=False))
 
     assert shown == {
         "license": "MIT",
@@ -125,7 +125,7 @@ def test_a_customer_is_shown_a_fixed_set_of_facts() -> None:
 
 
 def test_an_operator_is_shown_all_facts() -> None:
-    assert catalogue.shown(FACTS, catalogue.shelf([], sees_all=True)) == FACTS
+    assert catalogue.shown(FACTS, catalogue.allowed_models([], sees_all=True)) == FACTS
 
 
 def test_a_model_is_listed_with_its_price() -> None:

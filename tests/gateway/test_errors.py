@@ -17,7 +17,7 @@ from billing.models import Hold, TokenUsage
 from gateway import errors, metering
 from gateway.dialects import ollama as native
 from gateway.errors import GatewayError
-from gateway.http import error_handlers
+from gateway.http import context, error_handlers
 from gateway.metering import Refused
 from gateway.relay import metered_stream
 from gateway.relay.token_counter import TokenCounter
@@ -58,7 +58,9 @@ def is_clean(answer: Any, status: int) -> bool:
 @pytest.mark.parametrize("path", ["/generate", "/api/generate", "/nowhere"])
 def test_every_error_has_a_status_a_code_and_one_shape(kind: type[GatewayError], path: str) -> None:
     error = kind("A sentence.")
-    answer = error_handlers.render(error, RequestFactory().post(path))
+    request = RequestFactory().post(path)
+    context.attach(request)
+    answer = error_handlers.render(error, request)
     body = json.loads(answer.content)
 
     assert answer.status_code == kind.status and 400 <= kind.status < 600
