@@ -1,5 +1,6 @@
-"""A8 of test_upstream_faults.py to the last byte: the connection ends at each one of a reply, for
-every family of clients, in this process.
+"""The model server's connection ends at each byte of a response, for every family of clients.
+
+The gateway runs in this process, so that hundreds of cuts take seconds.
 """
 
 import http.client
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from billing.models import Hold, TokenUsage
-from tests.fakes.script import rendered, tokens
+from tests.fakes.script import rendered, reply, tokens
 from tests.faults.conftest import books_balance, figure, looks_complete
 from tests.harness.callers import Caller
 
@@ -25,11 +26,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "openai responses": ("/v1/responses", {"input": "hello there", "stream": True}),
     "anthropic": ("/v1/messages", {"messages": SAID, "max_tokens": 50, "stream": True}),
 }
+# What the gateway asks for before it sends a prompt.
+LISTINGS = (b"/api/tags", b"/api/ps")
+LISTING = rendered(reply({"models": [{"name": "llama3:latest", "model": "llama3:latest"}]}))
 
 
 @pytest.fixture
 def bare(settings: Any) -> Iterator["BareUpstream"]:
-    """A model server that answers every request with the same bytes and closes."""
+    """A model server with one model in memory, which answers every prompt with the same bytes."""
     with BareUpstream() as upstream:
         settings.OLLAMA_BASE = f"http://127.0.0.1:{upstream.port}"
         yield upstream
@@ -56,10 +60,10 @@ class BareUpstream:
             except OSError:
                 return
             with sock, sock.makefile("rb") as reader:
-                reader.readline()
+                path = reader.readline().split()[1]
                 length = http.client.parse_headers(reader)["Content-Length"]
-                reader.read(int(length))
-                sock.sendall(self.answer)
+                reader.read(int(length or 0))
+                sock.sendall(LISTING if path in LISTINGS else self.answer)
 
 
 @pytest.mark.parametrize(("path", "fields"), FAMILIES.values(), ids=FAMILIES)
