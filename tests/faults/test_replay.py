@@ -85,5 +85,5 @@ def test_many_who_replay_a_dead_workers_journal_at_once_bill_it_once() -> None:
 def as_of_a_dead_worker(path: Path, number: int) -> Path:
     """The name it would have if its process had begun a moment earlier."""
     worker, _dot, rest = path.name.partition(".")
-    process, _dash, started = worker.partition("-")
+    process, _dash, started = worker.rpartition("-")
     return path.with_name(f"{process}-{int(started) - number}.{number}{rest}")
