@@ -199,13 +199,14 @@ import billing.ledger, gateway.validation.policy, gateway.relay.metered_stream
 def bug(*args, **kwargs):
     open({fired!r}, "a").write("fired")
     raise {error}
+assert callable({place})
 {place} = bug
 """
 PLACES = [
     "gateway.validation.policy.build",
     "billing.ledger.hold",
     "billing.ledger.settle",
-    "gateway.relay.metered_stream.MeteredStream._next_chunk",
+    "gateway.relay.metered_stream.MeteredStream._take",
 ]
 
 
