@@ -152,7 +152,7 @@ class Cut:
             return False
         undone = len(self.seen) > 1 and self.seen[-2].startswith("ROLLBACK")
         ends = what == COMMIT or (what.startswith("RELEASE") and not undone)
-        return ends or what.startswith(("INSERT", "UPDATE"))
+        return ends or what.lstrip().startswith(("INSERT", "UPDATE"))
 
 
 @contextlib.contextmanager
