@@ -122,22 +122,28 @@ HEADERS = {
     *("host", "accept", "accept-encoding", "connection", "user-agent"),
     *("content-type", "content-length"),
 }
-# What is the operator's to ask, by a key that may, of models that nobody has put a price on.
+# What a key that may manage models may ask of models that have no price.
 OPERATORS = ("/api/show", "/api/pull", "/api/delete")
+# What no other key may ask at all.
+MANAGEMENT = ("/api/pull", "/api/delete")
 
 
 class Witness:
-    """Looks at all that reaches a fake model server, and lets it answer as a real one would."""
+    """Looks at all that reaches a fake model server, and lets it answer as a real one would.
 
-    def __init__(self, ollama: FakeOllama) -> None:
+    `may_manage`: whether the key of the request that is made now may manage models.
+    """
+
+    def __init__(self, ollama: FakeOllama, *, may_manage: bool = True) -> None:
         self.complaints: list[str] = []
         self.asked: Counter[str] = Counter()
+        self.may_manage = may_manage
         for path in behaviour.ROUTES:
             ollama.answer(path, self.answer)
 
     def answer(self, received: Received) -> behaviour.Script:
         self.asked[received.path] += 1
-        if found := unexpected(received):
+        if found := unexpected(received, may_manage=self.may_manage):
             self.complaints.append(
                 f"{found}: {received.method} {received.target}: {received.body!r}"
             )
@@ -153,7 +159,7 @@ def as_go_reads(received: Received) -> Received:
     return received
 
 
-def unexpected(received: Received) -> str:
+def unexpected(received: Received, *, may_manage: bool) -> str:
     """Return what is wrong with a request to the model server, or nothing."""
     fields = MAY_ASK.get((received.method, received.target))
     if fields is None:
@@ -164,9 +170,28 @@ def unexpected(received: Received) -> str:
         body = strict(received.body) if fields else {}
     except ValueError as error:
         return str(error)
+    if is_load_or_unload(received.path, body):
+        known = body["model"] in OFFERED if received.path == "/api/embed" else False
+        return (
+            "" if known or (may_manage and is_canonical(body["model"])) else "a load or an unload"
+        )
+    if received.path in MANAGEMENT and not may_manage:
+        return "management by a customer"
     return (
         wrong_fields(body, fields) or (fields and wrong_model(received.path, body["model"])) or ""
     )
+
+
+def is_load_or_unload(path: str, body: dict[str, Any]) -> bool:
+    """Tell whether this is how the gateway loads a model, before its first request or for an
+    operator, or how it unloads one for an operator."""
+    load = path == "/api/embed" and body == {"model": body.get("model"), "input": []}
+    unload = path == "/api/generate" and body == {"model": body.get("model"), "keep_alive": 0}
+    return load or unload
+
+
+def is_canonical(model: str) -> bool:
+    return canonical(model) == model
 
 
 def wrong_fields(body: dict[str, Any], fields: set[str]) -> str:
@@ -177,5 +202,5 @@ def wrong_fields(body: dict[str, Any], fields: set[str]) -> str:
 
 
 def wrong_model(path: str, model: str) -> str:
-    known = canonical(model) == model if path in OPERATORS else model in OFFERED
+    known = is_canonical(model) if path in OPERATORS else model in OFFERED
     return "" if known else f"the model {model!r}"

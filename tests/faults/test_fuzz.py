@@ -17,7 +17,7 @@ from django.db import connection
 from django.urls import get_resolver
 
 from accounts.authentication import KeyAuthentication
-from accounts.models import CUSTOMER_SCOPES
+from accounts.models import CUSTOMER_SCOPES, Scope
 from billing.models import Hold
 from config.wsgi import application
 from gateway.http.media_types import Application
@@ -57,6 +57,7 @@ class RunningGateway:
 
     def try_one(self, name: str, sent: Sent, run: Run) -> int:
         """Make a request and judge what comes of it."""
+        self.witness.may_manage = False
         answer = try_one(self.application, self.errors, name, sent, run)
         while self.witness.complaints:
             run.fails(f"reached the model server: {self.witness.complaints.pop()}", name, sent)
@@ -82,6 +83,7 @@ def run(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> Run:
     def counted(self: KeyAuthentication, token: bytes) -> Any:
         found = authenticate(self, token)
         made.let_in += 1
+        gateway.witness.may_manage = found[1].allows(Scope.MODELS)
         return found
 
     monkeypatch.setattr(KeyAuthentication, "authenticate_credentials", counted)

@@ -138,7 +138,12 @@ def test_a_soak_at_full_slots_leaves_nothing_behind(deployment: Deployment) -> N
         assert server.worker_pids() == workers, "a worker was replaced"
         idle = until(lambda: not deployment.open_holds(), 10)
 
-    assert idle and all(one.done for one in drivers.seen)
+    assert idle
+    # There are as many clients as threads: one that asks while a thread ends its last response may
+    # be told that all are busy.
+    busy = [one for one in drivers.seen if not one.done]
+    assert all((one.status, one.error) == (503, "gateway_busy") for one in busy), busy
+    assert len(drivers.seen) - len(busy) > 10 * slots
     third = len(samples) // 3
     for number, worker in enumerate(workers):
         first = typical(row[number] for row in samples[:third])
@@ -147,10 +152,10 @@ def test_a_soak_at_full_slots_leaves_nothing_behind(deployment: Deployment) -> N
         assert last[0] <= first[0] * 1.05 + 1 and last[2] <= first[2] + 2
         # Files come and go with the streams; what leaks would be there at the end.
         assert last[1] <= first[1] * 1.2 + 5
-    print(f"\n{len(drivers.seen)} streams in {SOAK_SECONDS:.0f} s")
+    print(f"\n{len(drivers.seen)} streams in {SOAK_SECONDS:.0f} s, {len(busy)} of them refused")
     deployment.books_balance()
     held = deployment.query("SELECT sum(held) FROM billing_budget")
-    assert int(held[0][0]) == 0 and len(deployment.rows()) == len(drivers.seen)
+    assert int(held[0][0]) == 0 and len(deployment.rows()) == len(drivers.seen) - len(busy)
 
 
 def sample(pid: int) -> tuple[float, int, int]:

@@ -97,7 +97,9 @@ def all_threads_are_free(gateway: RunningGateway, key: str) -> None:
     gateway.ollama.answer(GENERATE, tokens("a", done=False), Wait(go_on), tokens("b"))
     clients: list[RawClient] = []
     try:
-        for _ in range(20):  # Who comes while a thread has its last 50 ms to do is told to wait.
+        # A client that comes while a thread ends its last connection is refused; it asks again.
+        deadline = time.monotonic() + 30
+        while len(clients) < THREADS and time.monotonic() < deadline:
             asking = [gateway.client() for _ in range(THREADS - len(clients))]
             for client in asking:
                 client.post(GENERATE, ASKED, key=key)
