@@ -4,20 +4,14 @@ from collections.abc import Callable, Collection
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from django.conf import settings
 from django.contrib.auth.models import User
 from django.db import transaction
 from django.utils import timezone
+from django.utils.module_loading import import_string
 
 from accounts import authors, customers
 from accounts.models import CUSTOMER_SCOPES, Account, ApiKey
-
-
-def _all_are(_names: Collection[str], _now: datetime) -> list[str]:
-    return []
-
-
-# Which of some names of models are not for sale. Billing knows, and says it here.
-not_for_sale: Callable[[Collection[str], datetime], list[str]] = _all_are
 
 
 @transaction.atomic
@@ -67,6 +61,13 @@ def usable(key_ids: Collection[int], now: datetime) -> set[int]:
     """Return the ids of those keys that authentication would accept."""
     keys = ApiKey.objects.filter(pk__in=key_ids).usable(now)
     return set(keys.values_list("pk", flat=True))
+
+
+def not_for_sale(models: Collection[str], now: datetime) -> list[str]:
+    """Return those of the models, in any spelling, that have no price. Only billing knows, so
+    settings name its function."""
+    check: Callable[[Collection[str], datetime], list[str]] = import_string(settings.MODEL_CHECK)
+    return check(models, now)
 
 
 def rename(key_id: int, name: str) -> None:

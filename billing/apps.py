@@ -6,12 +6,8 @@ class BillingApp(AppConfig):
     name = "billing"
 
     def ready(self) -> None:
-        from accounts import keys
-        from billing import append_only, books, checks, configuration, price_book
-        from gateway import metering
+        from billing import append_only, checks, configuration
 
         checks.register()
         post_migrate.connect(configuration.write_after_migrate, sender=self)
         post_migrate.connect(append_only.protect_after_migrate, sender=self)
-        keys.not_for_sale = price_book.not_for_sale
-        metering.books = books.LedgerBooks()

@@ -1,4 +1,4 @@
-"""What the gateway's own commands may know of prices and usage, through its port."""
+"""What the gateway's commands read of prices and usage; settings.BOOKS names the class."""
 
 from collections.abc import Collection
 from datetime import timedelta

@@ -15,7 +15,7 @@ from accounts.models import Account, Scope
 from billing import clock, price_book, statements
 from billing.months import month_of
 from billing.statements import Line, Totals
-from gateway import metering
+from gateway import providers
 
 MAX_DAYS = 366
 DEFAULT_DAYS = 30
@@ -34,7 +34,7 @@ class UsageView(APIView):
         rows = statements.days_of(key.account, today.replace(day=1), today)
         totals = statements.total(rows)
         budgets = statements.budgets(key.account, key, month_of(now))
-        is_usable = metering.usable_models(request)
+        is_usable = providers.usable_models(request)
         return JsonResponse(
             {
                 "month": month_of(now),

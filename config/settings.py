@@ -66,6 +66,12 @@ MIDDLEWARE = [
     "billing.middleware.attach_meter",
 ]
 
+# Functions that an app calls but may not import (docs/architecture.md, the layers).
+MODEL_CHECK = "billing.price_book.not_for_sale"
+BOOKS = "billing.books.LedgerBooks"
+USABLE_MODELS = "gateway.views.model_access.usable_models"
+INSTALLED_MODELS = "gateway.scheduling.inventory.installed_models"
+
 ROOT_URLCONF = "config.urls"
 WSGI_APPLICATION = "config.wsgi.application"
 APPEND_SLASH = False

@@ -4,30 +4,13 @@ The gateway opens a meter before it asks the model server and closes it once whe
 ended, however it ended. It knows nothing else of billing. This file imports no other app.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 from gateway.errors import GatewayError
-
-
-def _every_model(_request: Any) -> Callable[[str], bool]:
-    return lambda _model: True
-
-
-# Which models the key of a request can use, apart from prices. Set by the gateway, so that billing
-# can leave out the prices of all others.
-usable_models: Callable[[Any], Callable[[str], bool]] = _every_model
-
-
-def _nobody_can_tell() -> Collection[str] | None:
-    return None
-
-
-# The canonical names of the models that are installed; None if nobody can tell soon.
-installed_models: Callable[[], Collection[str] | None] = _nobody_can_tell
 
 
 class Operation(StrEnum):
@@ -219,24 +202,10 @@ class NullMeter:
 
 
 class Books(Protocol):
-    """What commands of the gateway may know of what is sold."""
+    """What commands of the gateway read from billing; settings.BOOKS names the class."""
 
     def priced(self) -> Collection[str]:
         """Return the canonical names of all models with an effective price."""
 
     def recently_used(self, models: Collection[str]) -> Collection[str]:
-        """Return those of some models that somebody asked for today or yesterday."""
-
-
-class NoBooks:
-    """Nothing is sold."""
-
-    def priced(self) -> Collection[str]:
-        return ()
-
-    def recently_used(self, models: Collection[str]) -> Collection[str]:
-        return ()
-
-
-# Set by billing when it is installed.
-books: Books = NoBooks()
+        """Return those of the models that were requested today or yesterday."""

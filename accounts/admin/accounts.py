@@ -19,7 +19,7 @@ from accounts import customers, keys
 from accounts.admin.base import BackofficeAdmin, column, figure, moment, operator
 from accounts.admin.keys import IN_FORCE, with_state
 from accounts.forms import AccountForm, IssueKeyForm
-from accounts.models import Account, ApiKey, Membership
+from accounts.models import Account, ApiKey, Membership, Scope
 
 if TYPE_CHECKING:
     _Inline = admin.TabularInline[Any, Any]
@@ -211,6 +211,10 @@ class AccountAdmin(BackofficeAdmin):
         self.log_change(request, account, f"Issued key {key.pk} (…{key.last_four}).")
         return key, secret
 
+    def example_model(self, key: ApiKey) -> str:
+        """Return a model for the example request."""
+        return key.allowed_models[0] if key.allowed_models else "llama3.2"
+
     @sensitive_variables("secret")
     def _show_key(
         self, request: HttpRequest, account: Account, key: ApiKey, secret: str = ""
@@ -223,6 +227,7 @@ class AccountAdmin(BackofficeAdmin):
             "key": key,
             "secret": secret,
             "unsold": keys.not_for_sale(key.allowed_models, timezone.now()),
+            "model": self.example_model(key) if key.allows(Scope.INFER) else "",
             "gateway": f"{request.scheme}://{request.get_host()}",
         }
         page = "admin/accounts/account/key_issued.html"

@@ -8,17 +8,19 @@ from django.db import transaction
 from django.db.models import F, OuterRef, QuerySet, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.urls import URLPattern, path
+from django.utils import timezone
 
 from accounts.admin import AccountAdmin as PlainAccountAdmin
 from accounts.admin.base import figure, operator
 from accounts.forms import AccountForm
-from accounts.models import Account
-from billing import clock, ledger, statements
+from accounts.models import Account, ApiKey
+from billing import clock, ledger, price_book, statements
 from billing.admin.figures import in_unit, money
 from billing.admin.forms import CreditForm, IssueCheckedKeyForm, PaidAccountForm
 from billing.models import Budget, Entry
 from billing.money import from_units
 from billing.months import month_of
+from gateway import providers
 
 ENTRIES_ON_PAGE = 10
 
@@ -79,6 +81,14 @@ class AccountAdmin(PlainAccountAdmin):
             "more_entries": len(entries) > ENTRIES_ON_PAGE,
             "currency": settings.CURRENCY,
         }
+
+    def example_model(self, key: ApiKey) -> str:
+        installed = [] if key.allowed_models else providers.installed_models() or []
+        models = [*key.allowed_models, *installed]
+        priced = price_book.effective_prices(timezone.now(), models)
+        # An embedding model has no chat; its name is all that is known of it here.
+        chat = [name for name in models if name in priced and "embed" not in name]
+        return next(iter([*chat, *key.allowed_models]), "llama3.2")
 
     # --- Add credit -------------------------------------------------------------------------
 

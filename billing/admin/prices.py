@@ -1,5 +1,6 @@
 """The price book: every version of every price, and scheduling a new one."""
 
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings
@@ -23,7 +24,7 @@ from billing import price_book, pricing
 from billing.admin.figures import money
 from billing.admin.forms import PriceForm
 from billing.models import ModelPrice
-from gateway import metering
+from gateway import providers
 
 
 class PriceStateFilter(StateFilter):
@@ -67,6 +68,10 @@ class ModelPriceAdmin(BackofficeAdmin):
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    def changelist_view(self, request: HttpRequest, extra_context: Any = None) -> HttpResponse:
+        context = {**unpriced_models(timezone.now()), **(extra_context or {})}
+        return super().changelist_view(request, context)
+
     def render_change_form(
         self, request: HttpRequest, context: dict[str, Any], *args: Any, **kwargs: Any
     ) -> HttpResponse:
@@ -87,7 +92,7 @@ class ModelPriceAdmin(BackofficeAdmin):
         return self.form_page(request, form, title="Schedule a price", submit="Schedule")
 
     def _warn_if_not_installed(self, request: HttpRequest, model: str) -> None:
-        installed = metering.installed_models()
+        installed = providers.installed_models()
         if installed is not None and model not in installed:
             text = f"No model of the name {model} is installed at Ollama."
             self.message_user(request, text, messages.WARNING)
@@ -102,6 +107,20 @@ class ModelPriceAdmin(BackofficeAdmin):
             return None
         self.log_addition(request, row, "Scheduled.")
         return row
+
+
+def unpriced_models(now: datetime) -> dict[str, Any]:
+    """Return the installed models, and of these the ones without a price now: those that were never
+    priced, and those whose first price is still to come."""
+    installed = providers.installed_models()
+    names = installed or []
+    priced_later = price_book.upcoming(names, now)
+    priced = {*price_book.effective_prices(now, names), *priced_later}
+    return {
+        "installed": installed,
+        "unpriced": [name for name in names if name not in priced],
+        "priced_later": sorted(priced_later.items()),
+    }
 
 
 def said_of(price: ModelPrice) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from django.conf import settings
 
-from gateway import catalogue, metering
+from gateway import catalogue, providers
 from gateway.diagnosis import prompt_sharing
 from gateway.errors import GatewayError, UpstreamDown, UpstreamStalled
 from gateway.scheduling.inventory import Models, read
@@ -129,7 +129,7 @@ def version(found: Mapping[str, Any]) -> Finding:
 
 
 def prices(installed: Collection[str]) -> Iterator[Finding]:
-    priced = metering.books.priced()
+    priced = providers.books().priced()
     without_price = [name for name in installed if name not in priced]
     without_model = [name for name in priced if name not in installed]
     if not installed:
@@ -203,7 +203,7 @@ def contexts(tags: Models, ps: Models) -> Iterator[Finding]:
 def other_clients(ps: Models) -> Finding:
     """Look for models in memory that nobody asked the gateway for."""
     staying = {catalogue.name_of(one) for one in catalogue.entries_of(ps.listing) if _stays(one)}
-    asked = metering.books.recently_used(ps.digests.keys())
+    asked = providers.books().recently_used(ps.digests.keys())
     foreign = [name for name in ps.digests if name not in asked and name not in staying]
     if not foreign:
         message = "No model is in memory that nobody asked the gateway for."

@@ -234,6 +234,16 @@ def installed(model: str) -> bool | None:
     return inventory().installed(model)
 
 
+def installed_models() -> list[str] | None:
+    """Return the canonical names of the models that can be served, sorted; None if the model server
+    does not answer within LOOK_SECONDS."""
+    try:
+        names = inventory().names(Cancellation(None), LOOK_SECONDS)
+    except GatewayError:
+        return None
+    return None if names is None else sorted(names)
+
+
 def effective_context(model: str) -> int | None:
     """Return how many tokens a model reads at most, by what is known; None where nothing is."""
     return inventory().effective_context(model)

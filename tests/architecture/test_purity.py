@@ -140,3 +140,37 @@ def test_every_name_of_the_table_has_its_lookalikes_refused() -> None:
     named |= {name for rules_of_one in policy.TABLE.values() for name in rules_of_one}
 
     assert named <= rules.KNOWN
+
+
+def test_no_app_overwrites_an_attribute_of_another_module() -> None:
+    overwritten = {
+        f"{path.relative_to(ROOT)}: {ast.unparse(target)}"
+        for path in sources()
+        for target in assigned_attributes(path)
+        if isinstance(target.value, ast.Name) and target.value.id in imported_modules(path)
+    }
+
+    assert not overwritten
+
+
+def test_an_overwritten_attribute_is_detected(tmp_path: Path) -> None:
+    planted = tmp_path / "apps.py"
+    planted.write_text("def ready():\n    from accounts import keys\n    keys.issue = print\n")
+
+    assert [target.attr for target in assigned_attributes(planted)] == ["issue"]
+    assert imported_modules(planted) == {"keys"}
+
+
+def assigned_attributes(path: Path) -> list[ast.Attribute]:
+    assignments = (node for node in ast.walk(tree(path)) if isinstance(node, ast.Assign))
+    targets = [target for assignment in assignments for target in assignment.targets]
+    return [target for target in targets if isinstance(target, ast.Attribute)]
+
+
+def imported_modules(path: Path) -> set[str]:
+    """Return the local names of this project's modules that a file imports."""
+    return {name.rpartition(".")[2] for name in imports(path) if is_module(name)}
+
+
+def is_module(name: str) -> bool:
+    return (ROOT / name.replace(".", "/")).with_suffix(".py").is_file()

@@ -11,7 +11,7 @@ from django.utils import timezone
 from accounts.names import alike
 from billing import price_book
 from billing.pricing import InvalidPrice, per_1m
-from gateway import metering
+from gateway import providers
 
 
 class Command(BaseCommand):
@@ -50,7 +50,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         self.stdout.write(f"{price} UTC")
         self.stdout.write(per_million(line))
-        installed = metering.installed_models()
+        installed = providers.installed_models()
         if installed is not None and line.model not in installed:
             meant = alike(line.model, installed)
             hint = f"; did you mean {meant}?" if meant else "."
