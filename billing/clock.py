@@ -1,10 +1,10 @@
-"""The two clocks by which the books go; a gateway host's wall clock is neither.
+"""The two clocks that billing uses. The wall clock of a gateway host is neither of them.
 
-The database's clock dates every hold, lease, usage row and month: all who share a database share
-it. SQLite runs inside this process, so its clock is this machine's.
+The database's clock dates every hold, lease, usage row and month, because all gateways of a
+database share it. SQLite runs inside this process, so its clock is this machine's.
 
-CLOCK_BOOTTIME measures leases between processes of one machine. Nobody can set it, so it is right
-also where the database runs on this machine and its clock steps with everything else's.
+CLOCK_BOOTTIME measures leases between processes of one machine. It cannot be set, so it stays
+correct when the database runs on this machine and the wall clock is changed.
 """
 
 import time
@@ -16,32 +16,32 @@ from django.db.models import DateTimeField
 from django.db.models.expressions import RawSQL
 from django.utils import timezone
 
-NOTHING = timedelta()
+ZERO = timedelta()
 
 
-def now_sql(later: timedelta = NOTHING) -> tuple[str, list[Any]]:
-    """Return the database's now, or a moment after it, as SQL with its parameters."""
+def now_sql(later: timedelta = ZERO) -> tuple[str, list[Any]]:
+    """Return the database's now, or a later time, as SQL with its parameters."""
     if connection.vendor == "postgresql":
         return "(statement_timestamp() + %s)", [later]
     return "%s", [connection.ops.adapt_datetimefield_value(timezone.now() + later)]
 
 
-def now(later: timedelta = NOTHING) -> RawSQL:
-    """Return the database's now, or a moment after it, as an expression."""
+def now(later: timedelta = ZERO) -> RawSQL:
+    """Return the database's now, or a later time, as an expression."""
     sql, params = now_sql(later)
-    return RawSQL(sql, params, output_field=DateTimeField())  # noqa: S611  # No input is in it.
+    return RawSQL(sql, params, output_field=DateTimeField())  # noqa: S611  # It contains no input.
 
 
 def read() -> datetime:
-    """Ask the database what time it is. Not on a request's way: it costs a round trip."""
+    """Return the database's time. It costs a query, so the hot path does not use it."""
     if connection.vendor != "postgresql":
         return timezone.now()
     with connection.cursor() as cursor:
         cursor.execute("SELECT statement_timestamp()")
-        found: datetime = cursor.fetchone()[0]
-    return found
+        time_of_database: datetime = cursor.fetchone()[0]
+    return time_of_database
 
 
 def since_boot() -> int:
-    """Return milliseconds since this machine started, the time it was suspended included."""
+    """Return milliseconds since this machine started, including the time it was suspended."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) // 1_000_000

@@ -1,7 +1,7 @@
-"""Keep the leases of the holds this process serves, and settle those that nobody serves.
+"""Renew the leases of the holds that this process serves, and settle abandoned holds.
 
-One thread per process. It runs wherever holds are opened, so there is no job to forget: the orphans
-of a worker that was killed are settled by whichever process looks first.
+Each process that opens holds runs one thread for this, so no periodic job has to be set up. The
+abandoned holds of a killed worker are settled by the first process that finds them.
 """
 
 import logging
@@ -15,17 +15,17 @@ from django.conf import settings
 from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, connection
 
 from billing import configuration, idempotency, journal, ledger, recovery
-from billing.journal import Fate
+from billing.journal import LineStatus
 from billing.reservations import Settlement
 from billing.usage_rows import UnknownReservation
 
 logger = logging.getLogger(__name__)
 
-FORGET_EVERY_SECONDS = 600.0
+FORGET_KEYS_SECONDS = 600.0
 
 
 class InFlight(Protocol):
-    """What is known of an answer on its way."""
+    """A request that is being served."""
 
     @property
     def produced(self) -> int: ...
@@ -36,14 +36,14 @@ class LeaseRenewer:
         self._in_flight: dict[UUID, InFlight] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        # Until then a lease that has run out proves nothing.
-        self._believes_leases_after = 0.0
-        self._forgets_after = 0.0
+        # An expired lease is ignored until then: its process may have been unable to renew it.
+        self._trusts_leases_after = 0.0
+        self._forgets_keys_after = 0.0
 
-    def add(self, request_id: UUID, answer: InFlight) -> None:
-        """Renew a hold's lease from now on."""
+    def add(self, request_id: UUID, request: InFlight) -> None:
+        """Renew a hold's lease until `remove`."""
         with self._lock:
-            self._in_flight[request_id] = answer
+            self._in_flight[request_id] = request
         if settings.KEEP_LEASES:
             self.start()
 
@@ -55,29 +55,31 @@ class LeaseRenewer:
         """Start the thread unless it runs. Only in a process that will not fork any more."""
         with self._lock:
             if self._thread is None:
-                # The database may just be back; let others renew their leases first.
+                # The database may have just returned. Other processes renew their leases first.
                 self._distrust_leases(settings.HOLD_LEASE_SECONDS / 2)
                 thread = threading.Thread(target=self._run, name="leases", daemon=True)
                 thread.start()
                 self._thread = thread
 
     def _distrust_leases(self, seconds: float) -> None:
-        self._believes_leases_after = time.monotonic() + seconds
+        self._trusts_leases_after = time.monotonic() + seconds
 
     def tick(self) -> None:
-        """Renew our leases, then settle what the journal holds, then orphans: in this order, since
-        what stands in a journal is known better than what an orphan is thought to have used."""
+        """Renew our leases, replay the journal, then settle abandoned holds.
+
+        The journal comes first, because it has the real usage of holds that look abandoned.
+        """
         with self._lock:
             produced = {
-                request_id: answer.produced for request_id, answer in self._in_flight.items()
+                request_id: request.produced for request_id, request in self._in_flight.items()
             }
         ledger.renew(produced, timedelta(seconds=settings.HOLD_LEASE_SECONDS))
         journal.replay(settle_from_journal)
-        expired = time.monotonic() > self._believes_leases_after
+        expired = time.monotonic() > self._trusts_leases_after
         recovery.settle_abandoned(expired=expired, served=produced.keys())
-        if time.monotonic() >= self._forgets_after:
+        if time.monotonic() >= self._forgets_keys_after:
             idempotency.forget_expired()
-            self._forgets_after = time.monotonic() + FORGET_EVERY_SECONDS
+            self._forgets_keys_after = time.monotonic() + FORGET_KEYS_SECONDS
 
     def _run(self) -> None:
         pause = threading.Event()
@@ -96,17 +98,19 @@ class LeaseRenewer:
             pause.wait(settings.HOLD_LEASE_SECONDS / 3)
 
 
-def settle_from_journal(settlement: Settlement) -> Fate:
-    """Settle what a journal says; what the books refuse must not keep the rest from it."""
+def settle_from_journal(settlement: Settlement) -> LineStatus:
+    """Settle a line of the journal. An invalid one is rejected, so that the rest is settled."""
     if settlement.reservation.database != configuration.database_id():
-        return Fate.FOREIGN
+        return LineStatus.OTHER_DATABASE
     try:
-        return Fate.SETTLED if ledger.settle(settlement) else Fate.ENDED
+        row = ledger.settle(settlement)
     except UnknownReservation as error:
-        logger.error("Request %s is unknown here: no %s", settlement.request_id, error)
+        logger.error("Request %s cannot be settled: no %s", settlement.request_id, error)
+        return LineStatus.REJECTED
     except (IntegrityError, DataError, OverflowError):
-        logger.exception("An ending contradicts the books; see `reconcile`: %s", settlement)
-    return Fate.REFUSED
+        logger.exception("A settlement contradicts the books; run `reconcile`: %s", settlement)
+        return LineStatus.REJECTED
+    return LineStatus.SETTLED if row else LineStatus.ALREADY_SETTLED
 
 
 lease_renewer = LeaseRenewer()

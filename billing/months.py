@@ -1,10 +1,10 @@
-"""Which months a request counts in. UTC months, written as 2026-11."""
+"""The months that a request counts in: UTC months, written as 2026-11."""
 
 from datetime import date, datetime, timedelta
 
 from django.conf import settings
 
-# How long a settlement may wait beyond the end of its answer, in a journal or as an orphan.
+# How long after the end of its response a request may be settled, by the journal or by recovery.
 LATE = timedelta(hours=1)
 
 
@@ -13,7 +13,10 @@ def month_of(moment: date) -> str:
 
 
 def months_held(opened: datetime) -> list[str]:
-    """Return the months in which a request may be settled that is opened now: this one, and towards
-    its end the next. It is held in each of them, so that each row alone limits its month."""
+    """Return the months in which a request that opens now can be settled.
+
+    That is this month, and near its end also the next one. The request is held in each of them, so
+    the row of each month limits that month by itself.
+    """
     longest = timedelta(seconds=settings.UPSTREAM_TOTAL_SECONDS) + LATE
     return sorted({month_of(opened), month_of(opened + longest)})

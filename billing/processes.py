@@ -1,12 +1,12 @@
-"""Which process serves a request, and whether it still runs.
+"""The names of processes that serve requests, and whether such a process still runs.
 
-A hold names its process, so that another process of the same machine knows at once that it ended,
-and does not wait for the lease to run out.
+A hold names its process. Another process of the same machine can see that it has exited, and does
+not wait for the lease to expire.
 
-A process number says something only inside its PID namespace, and only until the machine restarts:
-two containers may share a host name and use the same numbers. So the name of a process contains the
-boot id of its machine, its PID namespace, its number and its start time, which tells it from a
-later process with the same number. The host name is there for people.
+A process number is unique only inside its PID namespace and until the machine restarts: two
+containers may share a host name and use the same numbers. So the name of a process contains the
+boot id of its machine, its PID namespace, its number and its start time, which distinguishes it
+from a later process with the same number. The host name is for people.
 """
 
 import os
@@ -14,8 +14,8 @@ import socket
 from functools import cache
 from pathlib import Path
 
-# States of a process that has ended, and of which only its parent has not taken note.
-GONE = (b"Z", b"X")
+# States of a process that has exited, but whose parent has not called wait().
+EXITED_STATES = (b"Z", b"X")
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 NAMESPACE = Path("/proc/self/ns/pid")
 
@@ -26,33 +26,33 @@ def identity() -> str:
 
 
 def local_identity() -> str:
-    """Return this process's name among those of its PID namespace."""
+    """Return the part of this process's name that is unique in its PID namespace."""
     return f"{os.getpid()}-{_own_start(os.getpid())}"
 
 
 def file_name(worker: str) -> str:
-    """Return a process's name without its host, as a part of a file's name."""
+    """Return a process's name without its host, for use in a file name."""
     return "_".join(worker.rsplit("/", 3)[1:])
 
 
 def is_of_this_boot(worker: str) -> bool:
-    """Tell whether a process started on this machine since it was switched on."""
+    """Tell whether a process was started on this machine since the machine started."""
     _host, boot, _namespace, _local = _parts(worker)
     return bool(boot) and boot == _boot()
 
 
 def has_exited(worker: str) -> bool:
-    """Tell whether a process has ended; False where that cannot be known."""
+    """Tell whether a process has exited; False if that cannot be known."""
     return _runs(worker) is False
 
 
 def may_be_running(worker: str) -> bool:
-    """Tell whether a process of this PID namespace runs, or cannot be looked at just now."""
+    """Tell whether a process is of this PID namespace, and runs or cannot be inspected."""
     return _is_of_this_namespace(worker) and _runs(worker) is not False
 
 
 def _runs(worker: str) -> bool | None:
-    """Tell whether a process runs; None where that cannot be known."""
+    """Tell whether a process runs; None if that cannot be known."""
     number, _dash, started = _parts(worker)[3].partition("-")
     if not _is_of_this_namespace(worker) or not number.isdigit():
         return None
@@ -61,12 +61,12 @@ def _runs(worker: str) -> bool | None:
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # It is another user's, so it is there.
+        pass  # The process exists. It belongs to another user.
     except OverflowError:
         return None
-    found = _started(int(number))
-    # What /proc does not show may be hidden (hidepid): then `kill` alone decides.
-    return None if found is None or not started else found == started
+    start_time = _started(int(number))
+    # With hidepid, /proc hides processes that `kill` can still find.
+    return None if start_time is None or not started else start_time == started
 
 
 def _parts(worker: str) -> list[str]:
@@ -77,11 +77,8 @@ def _parts(worker: str) -> list[str]:
 
 def _is_of_this_namespace(worker: str) -> bool:
     _host, boot, namespace, _local = _parts(worker)
-    return is_of_this_boot(worker) and bool(namespace) and (boot, namespace) == _place()
-
-
-def _place() -> tuple[str, str]:
-    return _boot(), _namespace()
+    same_namespace = (boot, namespace) == (_boot(), _namespace())
+    return is_of_this_boot(worker) and bool(namespace) and same_namespace
 
 
 @cache
@@ -94,27 +91,32 @@ def _boot() -> str:
 
 @cache
 def _namespace() -> str:
-    """Return the number of this process's PID namespace; empty where /proc is another one's."""
+    """Return the number of this process's PID namespace.
+
+    It is empty if /proc belongs to another namespace.
+    """
     try:
-        shows_us = os.readlink("/proc/self") == str(os.getpid())
-        return str(NAMESPACE.stat().st_ino) if shows_us else ""
+        is_ours = os.readlink("/proc/self") == str(os.getpid())
+        return str(NAMESPACE.stat().st_ino) if is_ours else ""
     except OSError:
         return ""
 
 
 @cache
 def _own_start(process: int) -> str:
-    """Return our own start time, read once: when no file can be opened we are still who we are."""
+    """Return our own start time. It is read once, in case this process runs out of open files."""
     return _started(process) or ""
 
 
 def _started(process: int) -> str | None:
-    """Return a process's start time in clock ticks since boot; empty if it has ended, None if that
-    cannot be read: it is hidden from us, or we have no file left to open."""
+    """Return a process's start time in clock ticks since boot, or empty if it has exited.
+
+    None if it cannot be read: /proc hides the process, or this process can open no more files.
+    """
     try:
         stat = Path(f"/proc/{process}/stat").read_bytes()
     except OSError:
         return None
-    # The second field, the command, may hold anything; state is field 3, the start time field 22.
+    # Field 2, the command, may contain spaces and parentheses. Field 3 is the state, 22 the start.
     fields = stat.rpartition(b")")[2].split()
-    return "" if fields[0] in GONE else fields[19].decode("ascii")
+    return "" if fields[0] in EXITED_STATES else fields[19].decode("ascii")

@@ -1,4 +1,7 @@
-"""Settle the holds of processes that are gone: what was known to be produced, never more."""
+"""Settle abandoned holds: those of processes that have exited, and those whose lease has expired.
+
+They are billed for the tokens that the process reported in time, never for more.
+"""
 
 import logging
 from collections.abc import Collection, Iterator
@@ -15,58 +18,62 @@ from billing.models import Hold
 from billing.reservations import Settlement, reservation_of
 from gateway.metering import CountSource, Outcome, Usage
 
+# How long after its lease a hold is left open while its worker may run or has a journal.
 GRACE = timedelta(hours=1)
-NONE = timedelta()
+ZERO = timedelta()
 
 logger = logging.getLogger(__name__)
 
 
 def settle_abandoned(*, expired: bool = True, served: Collection[UUID] = ()) -> int:
-    """Settle every orphan; return how many. Any number of processes may do so at once."""
+    """Settle every abandoned hold; return how many. Several processes may do so concurrently."""
     return sum(_settle_or_report(hold) for hold in abandoned_holds(expired=expired, served=served))
 
 
 def abandoned_holds(*, expired: bool = True, served: Collection[UUID] = ()) -> Iterator[Hold]:
-    """Yield open holds whose worker is known to be dead, or (`expired`) whose lease has run out.
+    """Yield open holds whose worker has exited, or (`expired`) whose lease has expired.
 
-    Never those `served` by this process: it may have been stopped since it renewed them.
+    Holds in `served` are skipped: this process may have been suspended since it renewed them.
 
-    GRACE longer wait those of another process of this machine that may run: it may have been unable
-    to renew them while the database was away; and those of a worker whose journal waits to be
-    replayed, for there stands what they used. No longer than that: a process may run for ever and
-    not know of a hold, where the answer to its commit was lost.
+    Two kinds of holds expire GRACE later. The worker may still run on this machine, and was perhaps
+    unable to renew its leases while the database was away. Or its journal is not replayed yet, and
+    has the real usage. GRACE is limited, because a running process does not know of a hold whose
+    commit succeeded but was never confirmed.
     """
-    dead, alive, journalled = cache(processes.has_exited), cache(_runs), cache(_has_journal)
+    exited, may_run, has_journal = cache(processes.has_exited), cache(_may_run), cache(_has_journal)
     for hold in ledger.open_holds():
         if hold.request_id in served:
             continue
-        # In this order: a worker that is dead by now writes no journal any more.
-        is_dead = dead(hold.worker) and not journalled(hold.worker)
-        waits = alive(hold.worker) or journalled(hold.worker)
-        if is_dead or (expired and _since_lease(hold) >= (GRACE if waits else NONE)):
+        # In this order, because a worker that has exited writes no more to its journal.
+        is_lost = exited(hold.worker) and not has_journal(hold.worker)
+        extended = may_run(hold.worker) or has_journal(hold.worker)
+        if is_lost or (expired and _since_lease(hold) >= (GRACE if extended else ZERO)):
             yield hold
 
 
 def _since_lease(hold: Any) -> timedelta:
-    """Return how long ago a lease ran out; negative while it runs. Where it was given on this
-    machine, by the clock that nobody can set; else by the database's, the only one both share."""
+    """Return how long ago a lease expired; negative if it has not.
+
+    A lease of this machine is measured by the boot clock, which cannot be set. Other leases are
+    measured by the database's clock, the only one that both machines share.
+    """
     if processes.is_of_this_boot(hold.worker):
         return timedelta(milliseconds=clock.since_boot() - hold.lease_boot_ms)
     since: timedelta = hold.now - hold.lease_until
     return since
 
 
-def _runs(worker: str) -> bool:
-    """Tell whether a worker is another of this machine that may run; ours were renewed just now."""
+def _may_run(worker: str) -> bool:
+    """Tell whether a worker is another process of this machine that may still run."""
     return worker != processes.identity() and processes.may_be_running(worker)
 
 
 def _has_journal(worker: str) -> bool:
-    return processes.file_name(worker) in journal.owners()
+    return processes.file_name(worker) in journal.workers_with_files()
 
 
 def _settle_or_report(hold: Hold) -> bool:
-    """Settle an orphan; one that cannot be settled must not keep the others from it."""
+    """Settle an abandoned hold; log an error, so that the other holds are settled."""
     try:
         return _settle(hold)
     except (IntegrityError, DataError, OverflowError):
@@ -81,13 +88,13 @@ def _settle(hold: Hold) -> bool:
         completion_tokens=hold.progress,
         source=CountSource.ESTIMATED,
         started=started,
-        delivered=started,  # Progress is noted of chunks that are relayed, and of no others.
+        delivered=started,  # Progress counts chunks that were sent to the client.
     )
     billed = pricing.is_billed(Outcome.EXPIRED, usage, bill_interrupted=settings.BILL_INTERRUPTED)
     reservation = reservation_of(hold, hold.price.rates)
     settlement = Settlement(reservation, usage, Outcome.EXPIRED, billed)
     row = ledger.settle(settlement, lease_boot_ms=hold.lease_boot_ms)
     if row is None:
-        return False  # Somebody else was first, or it is being served again.
-    logger.warning("Hold %s of %s was orphaned; settled.", hold.request_id, hold.worker)
+        return False  # Another process has settled the hold, or its lease was renewed.
+    logger.warning("Hold %s of %s was abandoned; settled.", hold.request_id, hold.worker)
     return True

@@ -289,7 +289,7 @@ def replays_a_journal(caller: Caller) -> Act:
             meter.open(demand_of(caller))
             assert meter._reservation
             journal.write(Settlement(meter._reservation, COUNTED, Outcome.COMPLETE, billed=True))
-    journal.let_go()  # As the kernel does for a process that is gone.
+    journal.close_own_file()  # As the kernel does for a process that is gone.
 
     def holds_true(_cut: Cut) -> bool:
         return all(rows_of(one) == [("complete", COST)] for one in ids)
@@ -424,7 +424,7 @@ CUTS: list[tuple[Scene, Failure]] = [
 @pytest.fixture
 def caller(tmp_path: Path, settings: Any) -> Caller:
     """Somebody with credit, and a monthly cap that is seldom in the way."""
-    journal.let_go()
+    journal.close_own_file()
     settings.JOURNAL_DIR = str(tmp_path)
     caller = new_caller("Alice")
     kind = (Budget.Unit.TOKENS, Budget.Window.MONTH)

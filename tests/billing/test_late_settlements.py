@@ -32,7 +32,7 @@ LONGER = timedelta(hours=2)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, settings: Any) -> Path:
-    journal.let_go()
+    journal.close_own_file()
     settings.JOURNAL_DIR = str(tmp_path)
     return tmp_path
 

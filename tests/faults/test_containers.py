@@ -88,7 +88,7 @@ def test_two_containers_with_one_host_name_leave_each_other_alone(
 
     names, boots, namespaces = map(set, zip(*hosts(shared), strict=True))
     assert (len(names), len(boots), len(namespaces)) == (1, 1, 2)
-    assert "was orphaned" not in logs
+    assert "was abandoned" not in logs
     whole_and_billed(shared, producer, seen)
 
 
@@ -104,7 +104,7 @@ def test_a_host_with_a_clock_ahead_leaves_the_other_alone(
         logs = here.log() + other.log()
 
     assert "elsewhere" in {name for name, _boot, _namespace in hosts(shared)}
-    assert "was orphaned" not in logs
+    assert "was abandoned" not in logs
     whole_and_billed(shared, producer, seen)
 
 
@@ -117,7 +117,7 @@ def test_what_goes_on_after_a_pause_is_billed_whole(
 ) -> None:
     """A host stood still for longer than its leases, and than its master waits for its workers; the
     other settled what it was serving."""
-    before = here.log().count("was orphaned")
+    before = here.log().count("was abandoned")
     with second(shared) as other:
         streams = Streams(shared, other.url, STREAMS, pieces=120)
         time.sleep(LEASE / 2)  # A renewal has noted what was produced.
@@ -129,7 +129,7 @@ def test_what_goes_on_after_a_pause_is_billed_whole(
 
     assert "WORKER TIMEOUT" not in log
     whole_with_usage(seen)
-    assert here.log().count("was orphaned") == before + STREAMS
+    assert here.log().count("was abandoned") == before + STREAMS
     assert log.count("went on after it was settled as expired") == STREAMS, log
     shared.books_balance()
     for one in seen:

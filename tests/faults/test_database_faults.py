@@ -12,15 +12,14 @@ from django.db import OperationalError, connection
 from django.db.backends.signals import connection_created
 
 from billing import journal, leases, ledger
-from billing.journal import Fate
+from billing.journal import LineStatus
 from billing.models import Hold, ModelPrice, TokenUsage
 from billing.reservations import Settlement
 from gateway.metering import CountSource, Outcome, Usage
-from tests.billing.test_journal import collected
-from tests.billing.test_journal import ending as any_ending
 from tests.fakes.ollama import FakeOllama
 from tests.faults.conftest import books_balance
 from tests.harness.callers import Caller
+from tests.harness.journals import new_settlement, replayed_settlements
 
 sqlite_only = pytest.mark.once  # What SQLite alone does.
 
@@ -119,28 +118,28 @@ def test_one_ending_that_the_books_refuse_does_not_keep_the_others(
 
 def test_a_replay_that_failed_is_not_overwritten_by_the_next(folder: Path) -> None:
     """The database came back for a moment only, and answers went on ending."""
-    first, second = (any_ending() for _ in range(2))
+    first, second = (new_settlement() for _ in range(2))
 
-    def fail(_ending: Settlement) -> Fate:
+    def fail(_ending: Settlement) -> LineStatus:
         raise OperationalError
 
     journal.write(first)
     with pytest.raises(OperationalError):
         journal.replay(fail)
     journal.write(second)
-    found = collected()
+    found = replayed_settlements()
 
     assert sorted(found, key=str) == sorted([first, second], key=str)
 
 
 @pytest.mark.usefixtures("db")
 def test_half_a_line_of_a_full_disk_spoils_no_other(folder: Path, alice: Caller) -> None:
-    one = any_ending()
+    one = new_settlement()
     journal.write(one)
     [own] = folder.iterdir()
     own.write_text(own.read_text() + '{"request_id": "01')
     journal.write(one)
-    found = collected()
+    found = replayed_settlements()
 
     assert found == [one, one]
 
@@ -148,12 +147,12 @@ def test_half_a_line_of_a_full_disk_spoils_no_other(folder: Path, alice: Caller)
 def test_what_no_disk_takes_waits_in_memory(tmp_path: Path, settings: Any) -> None:
     (tmp_path / "file").touch()
     settings.JOURNAL_DIR = str(tmp_path / "file")  # No folder can be made there.
-    kept = any_ending()
+    kept = new_settlement()
     with pytest.raises(OSError):
         journal.write(kept)
     settings.JOURNAL_DIR = str(tmp_path / "folder")
 
-    assert collected() == [kept] and collected() == []
+    assert replayed_settlements() == [kept] and replayed_settlements() == []
 
 
 @sqlite_only

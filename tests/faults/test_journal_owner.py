@@ -70,7 +70,7 @@ def test_no_other_database_empties_the_journal(deployment: Deployment) -> None:
     assert "is of another database" in log and deployment.journal_lines() == STREAMS
     deployment.postgres.come_up()
     settled = manage(deployment.env, "settle_holds")
-    assert f"{STREAMS} endings settled from the journal" in settled.stdout, settled.stdout
+    assert f"{STREAMS} requests settled from the journal" in settled.stdout, settled.stdout
     deployment.books_balance()
     billed_as_told(deployment, seen)
 
@@ -93,7 +93,7 @@ def test_a_restored_backup_bills_what_it_does_not_know(deployment: Deployment) -
     settled = manage(restored.env, "settle_holds")
 
     assert settled.returncode == 0, settled.stderr
-    assert f"{STREAMS} endings settled from the journal" in settled.stdout, settled.stdout
+    assert f"{STREAMS} requests settled from the journal" in settled.stdout, settled.stdout
     assert not deployment.journal_lines()
     restored.books_balance()
     billed_as_told(restored, seen)

@@ -52,7 +52,7 @@ def test_a_clock_that_steps_under_streams_ends_none(
         seen = streams.wait()
         log = server.log()
 
-    assert "was orphaned" not in log
+    assert "was abandoned" not in log
     whole_and_billed(deployment, producer, seen)
 
 

@@ -1,4 +1,4 @@
-"""Holds of processes that are gone are settled; those of the living are left alone."""
+"""Recovery settles abandoned holds and leaves the holds of running processes alone."""
 
 import os
 import subprocess
@@ -22,23 +22,23 @@ from tests.billing.test_ledger import books_balance, finish, reserve
 from tests.harness.callers import Caller, database_time
 
 
-def orphan(alice: Caller, price: ModelPrice, *, produced: int = 0, **fields: Any) -> Hold:
-    """Return a hold; by default of a worker of which nobody here knows whether it runs."""
+def open_hold(alice: Caller, price: ModelPrice, *, produced: int = 0, **fields: Any) -> Hold:
+    """Return a hold, by default of a worker of another machine."""
     hold = reserve(alice, price)
-    here = {"lease_boot_ms": clock.since_boot() + 30_000} | fields
-    Hold.objects.filter(pk=hold.pk).update(progress=produced, **here)
+    changed = {"lease_boot_ms": clock.since_boot() + 30_000} | fields
+    Hold.objects.filter(pk=hold.pk).update(progress=produced, **changed)
     hold.refresh_from_db()
     return hold
 
 
-def dead_worker() -> str:
-    """Return the name of a process of this machine that has ended."""
-    name = "import billing.processes as w; print(w.identity())"
+def exited_worker() -> str:
+    """Return the name of a process of this machine that has exited."""
+    name = "import billing.processes as p; print(p.identity())"
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     return subprocess.check_output([sys.executable, "-c", name], cwd=root, text=True).strip()
 
 
-def test_a_process_of_which_only_its_parent_took_no_note_is_dead() -> None:
+def test_a_process_that_its_parent_has_not_waited_for_has_exited() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
         stat = Path(f"/proc/{process.pid}/stat").read_text()
@@ -48,12 +48,12 @@ def test_a_process_of_which_only_its_parent_took_no_note_is_dead() -> None:
 
 
 @pytest.mark.parametrize("worker", ["", "elsewhere/1/1-1", "a/b/c/1/2", "host/x/y", "///"])
-def test_of_other_machines_nothing_is_known(worker: str) -> None:
+def test_a_worker_of_another_machine_is_never_known_to_have_exited(worker: str) -> None:
     assert not processes.has_exited(worker)
 
 
-def test_a_lease_that_ran_out_is_settled(alice: Caller, priced: ModelPrice) -> None:
-    orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
+def test_a_hold_with_an_expired_lease_is_settled(alice: Caller, priced: ModelPrice) -> None:
+    open_hold(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
 
     assert recovery.settle_abandoned() == 1
 
@@ -62,8 +62,10 @@ def test_a_lease_that_ran_out_is_settled(alice: Caller, priced: ModelPrice) -> N
     assert books_balance()
 
 
-def test_a_dead_worker_is_not_waited_for(alice: Caller, priced: ModelPrice) -> None:
-    orphan(alice, priced, worker=dead_worker(), produced=7)
+def test_a_hold_of_an_exited_worker_is_settled_before_its_lease_expires(
+    alice: Caller, priced: ModelPrice
+) -> None:
+    open_hold(alice, priced, worker=exited_worker(), produced=7)
 
     assert recovery.settle_abandoned() == 1
 
@@ -72,45 +74,47 @@ def test_a_dead_worker_is_not_waited_for(alice: Caller, priced: ModelPrice) -> N
     assert Hold.objects.get().state == "expired" and books_balance()
 
 
-def test_a_lease_renewed_meanwhile_is_left_alone(alice: Caller, priced: ModelPrice) -> None:
-    orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
-    [found] = recovery.abandoned_holds()
-    ledger.renew({found.request_id: 3}, timedelta(seconds=30))
+def test_a_hold_whose_lease_was_renewed_meanwhile_is_not_settled(
+    alice: Caller, priced: ModelPrice
+) -> None:
+    open_hold(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
+    [abandoned] = recovery.abandoned_holds()
+    ledger.renew({abandoned.request_id: 3}, timedelta(seconds=30))
 
-    assert not recovery._settle(found)
+    assert not recovery._settle(abandoned)
     assert Hold.objects.get().state == "open"
 
 
-def test_a_keeper_that_just_started_believes_no_lease(
+def test_a_process_that_has_just_started_settles_no_expired_lease(
     alice: Caller, priced: ModelPrice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Their workers may have been unable to renew them until now; of the dead it is sure."""
+    """Other workers may have been unable to renew their leases until now."""
     monkeypatch.setattr(threading, "Thread", Mock())
-    orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
-    dead = orphan(alice, priced, worker=dead_worker())
-    fresh = leases.LeaseRenewer()
-    fresh.start()
+    open_hold(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
+    certain = open_hold(alice, priced, worker=exited_worker())
+    renewer = leases.LeaseRenewer()
+    renewer.start()
 
-    fresh.tick()
+    renewer.tick()
 
-    assert TokenUsage.objects.get().request_id == dead.request_id
+    assert TokenUsage.objects.get().request_id == certain.request_id
 
 
 # --- Clocks ---------------------------------------------------------------------------------------
 
-HERE = processes.identity().rpartition("/")[0]
-# The parent of this process: it runs, whatever a lease says.
-SIBLING = f"{HERE}/{os.getppid()}-{processes._started(os.getppid())}"
-CONTAINER = HERE.rpartition("/")[0] + "/another-namespace/7-7"
+NAMESPACE = processes.identity().rpartition("/")[0]
+# The parent of this process, which is running.
+SIBLING = f"{NAMESPACE}/{os.getppid()}-{processes._started(os.getppid())}"
+CONTAINER = NAMESPACE.rpartition("/")[0] + "/another-namespace/7-7"
 
 
 @pytest.mark.parametrize("hours", [-2, 2])
 @pytest.mark.parametrize("worker", [CONTAINER, SIBLING])
-def test_a_wall_clock_that_steps_ends_no_lease_of_this_machine(
+def test_a_change_of_the_wall_clock_expires_no_lease_of_this_machine(
     alice: Caller, priced: ModelPrice, worker: str, hours: int
 ) -> None:
-    """The database runs on this machine, and its clock steps, too."""
-    hold = orphan(alice, priced, worker=worker)
+    """The database runs on this machine, so its clock changes too."""
+    hold = open_hold(alice, priced, worker=worker)
 
     with database_time(hold.opened_at + timedelta(hours=hours)):
         assert recovery.settle_abandoned() == 0
@@ -118,10 +122,10 @@ def test_a_wall_clock_that_steps_ends_no_lease_of_this_machine(
             assert recovery.settle_abandoned() == 1
 
 
-def test_a_lease_of_another_machine_runs_by_the_clock_of_the_database(
+def test_a_lease_of_another_machine_expires_by_the_clock_of_the_database(
     alice: Caller, priced: ModelPrice
 ) -> None:
-    hold = orphan(alice, priced)
+    hold = open_hold(alice, priced)
     with machine_running_for(timedelta(days=1)), database_time(hold.opened_at):
         assert recovery.settle_abandoned() == 0
     with database_time(hold.lease_until - timedelta(seconds=1)):
@@ -130,15 +134,15 @@ def test_a_lease_of_another_machine_runs_by_the_clock_of_the_database(
         assert recovery.settle_abandoned() == 1
 
 
-def test_our_own_clock_decides_nothing(
+def test_the_wall_clock_of_the_gateway_host_is_not_used(
     alice: Caller, priced: ModelPrice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A gateway host whose clock is two hours ahead, on a database that is elsewhere."""
+    """The clock of the gateway host is two hours ahead of the database's."""
     if connection.vendor == "sqlite":
-        pytest.skip("SQLite's clock is ours")
+        pytest.skip("SQLite uses the clock of this process")
     wrong = timezone.now() + timedelta(hours=2)
     monkeypatch.setattr(timezone, "now", lambda: wrong)
-    hold = orphan(alice, priced)
+    hold = open_hold(alice, priced)
 
     assert recovery.settle_abandoned() == 0
     assert hold.opened_at < wrong - timedelta(hours=1)
@@ -146,11 +150,11 @@ def test_our_own_clock_decides_nothing(
     assert hold.opened_at <= row.settled_at < wrong - timedelta(hours=1)
 
 
-def test_a_process_that_runs_does_not_keep_a_hold_for_ever(
+def test_a_hold_of_a_running_process_is_settled_an_hour_after_its_lease_expires(
     alice: Caller, priced: ModelPrice
 ) -> None:
-    """It may not know of it: the commit was done, and only its answer was lost."""
-    orphan(alice, priced, worker=SIBLING)
+    """The process may not know of it: the commit succeeded, but was never confirmed."""
+    open_hold(alice, priced, worker=SIBLING)
 
     with machine_running_for(timedelta(minutes=60)):
         assert recovery.settle_abandoned() == 0
@@ -158,61 +162,59 @@ def test_a_process_that_runs_does_not_keep_a_hold_for_ever(
         assert recovery.settle_abandoned() == 1
 
 
-def test_what_this_process_serves_it_never_settles(alice: Caller, priced: ModelPrice) -> None:
-    """All processes of this machine were stopped after the renewal, and go on."""
-    hold = orphan(alice, priced, worker=processes.identity())
+def test_a_process_never_settles_the_holds_it_serves(alice: Caller, priced: ModelPrice) -> None:
+    """All processes of this machine were suspended after the renewal, and resume."""
+    hold = open_hold(alice, priced, worker=processes.identity())
 
     with machine_running_for(timedelta(hours=2)):
         assert recovery.settle_abandoned(served={hold.request_id}) == 0
         assert recovery.settle_abandoned() == 1
 
 
-def test_a_hold_that_is_served_is_left_alone(alice: Caller, priced: ModelPrice) -> None:
-    orphan(alice, priced, worker=processes.identity())
+def test_a_hold_with_a_valid_lease_is_not_settled(alice: Caller, priced: ModelPrice) -> None:
+    open_hold(alice, priced, worker=processes.identity())
 
     assert recovery.settle_abandoned() == 0
     assert Hold.objects.get().state == "open"
 
 
-def test_one_that_cannot_be_settled_does_not_keep_the_others(
+def test_a_hold_that_cannot_be_settled_does_not_stop_the_others(
     alice: Caller, priced: ModelPrice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad, _good = (orphan(alice, priced, worker=dead_worker()) for _ in range(2))
-    honest = ledger.settle
+    invalid, _valid = (open_hold(alice, priced, worker=exited_worker()) for _ in range(2))
+    original = ledger.settle
 
     def settle(settlement: Settlement, **kwargs: Any) -> Any:
-        if settlement.request_id == bad.request_id:
+        if settlement.request_id == invalid.request_id:
             raise IntegrityError
-        return honest(settlement, **kwargs)
+        return original(settlement, **kwargs)
 
     monkeypatch.setattr(ledger, "settle", settle)
 
     assert recovery.settle_abandoned() == 1
 
 
-def test_a_tick_renews_what_is_kept_and_notes_what_was_produced(
-    alice: Caller, priced: ModelPrice
-) -> None:
-    class Answer:
+def test_a_tick_renews_leases_and_records_progress(alice: Caller, priced: ModelPrice) -> None:
+    class Request:
         produced = 42
 
-    hold = orphan(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
-    keeping = leases.LeaseRenewer()
-    keeping.add(hold.request_id, Answer())
+    hold = open_hold(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
+    renewer = leases.LeaseRenewer()
+    renewer.add(hold.request_id, Request())
 
-    keeping.tick()
+    renewer.tick()
 
     renewed = Hold.objects.get()
     assert renewed.state == "open" and renewed.progress == 42
     assert renewed.lease_until > timezone.now()
 
 
-def test_the_command_says_what_it_did(
+def test_settle_holds_reports_how_many_holds_it_settled(
     alice: Caller, priced: ModelPrice, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    orphan(alice, priced, worker=dead_worker())
+    open_hold(alice, priced, worker=exited_worker())
     reserve(alice, priced)
 
     call_command("settle_holds")
 
-    assert "1 orphaned holds settled; 1 are open" in capsys.readouterr().out
+    assert "1 abandoned holds settled; 1 are open" in capsys.readouterr().out
