@@ -5,6 +5,7 @@ from datetime import timedelta
 from config import environment
 from config.environment import BASE_DIR
 from config.security_log import in_one_line
+from gateway.http import origins
 
 env = environment.read()
 
@@ -15,6 +16,20 @@ SECRET_KEY: str = env.str("SECRET_KEY", default="") or "missing"
 DEBUG: bool = env.bool("DEBUG", default=False)
 ALLOWED_HOSTS: list[str] = env.list("ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 CSRF_TRUSTED_ORIGINS: list[str] = env.list("CSRF_TRUSTED_ORIGINS", default=[])
+# Web pages of these origins may call the API, besides those of this machine and of desktop apps.
+# They need a key like everybody else. The pages with a session never take part.
+ALLOWED_ORIGINS: list[str] = env.list("ALLOWED_ORIGINS", default=[])
+CORS_ALLOW_ALL_ORIGINS = "*" in ALLOWED_ORIGINS
+CORS_ALLOWED_ORIGIN_REGEXES = [
+    origins.pattern(origin) for origin in (*origins.DEFAULT, *ALLOWED_ORIGINS)
+]
+CORS_URLS_REGEX = r"^/(?!admin(?:/|\Z)|portal(?:/|\Z)|static/)"
+CORS_ALLOW_METHODS = ["GET", "HEAD", "POST", "DELETE"]
+# The star does not cover Authorization.
+CORS_ALLOW_HEADERS = ["*", "authorization"]
+CORS_EXPOSE_HEADERS = ["x-request-id", "request-id", "retry-after", "x-should-retry"]
+# A page on the internet may call a gateway in a private network, if its origin is allowed.
+CORS_ALLOW_PRIVATE_NETWORK = True
 # On when a TLS proxy stands in front and overwrites X-Forwarded-Proto.
 BEHIND_TLS_PROXY: bool = env.bool("BEHIND_TLS_PROXY", default=False)
 if BEHIND_TLS_PROXY:
@@ -39,6 +54,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.staticfiles",
     "rest_framework",
+    "corsheaders",
     "knox",
     "accounts",
     "gateway",
@@ -49,6 +65,8 @@ INSTALLED_APPS = [
 # Read top to bottom: this is the way of a request.
 MIDDLEWARE = [
     "gateway.http.middleware.attach_context",
+    # Above all that answers: a browser hides even an error from a page without these headers.
+    "corsheaders.middleware.CorsMiddleware",
     "gateway.http.middleware.content_policy",
     # Above all that reads a form, a cookie or a query.
     "gateway.http.early_checks.RefuseEarly",

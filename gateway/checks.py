@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from django.conf import settings
 from django.core import checks
 
+from gateway.http import origins
+
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 HOST = re.compile(r"[a-z0-9._-]+|[0-9a-f:.]+")
@@ -48,7 +50,18 @@ MOST_GRACE_MS = 750
 def register() -> None:
     checks.register(check_upstream, "gateway")
     checks.register(check_limits, "gateway")
+    checks.register(check_origins, "gateway")
     checks.register(check_isolation, "gateway", deploy=True)
+
+
+def check_origins(**_kwargs: Any) -> list[checks.CheckMessage]:
+    """Each of ALLOWED_ORIGINS is a scheme and a host, perhaps with a port, and nothing else."""
+    hint = "Write it as a browser does: https://chat.example.com"
+    return [
+        checks.Error(f"ALLOWED_ORIGINS: '{each}' is not an origin.", hint=hint, id="gateway.E005")
+        for each in settings.ALLOWED_ORIGINS
+        if not origins.is_origin(each)
+    ]
 
 
 def check_upstream(**_kwargs: Any) -> list[checks.CheckMessage]:
