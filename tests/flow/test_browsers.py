@@ -9,9 +9,9 @@ import requests
 
 from billing.models import TokenUsage
 from gateway.http import origins
-from tests.conftest import Caller
-from tests.flow.conftest import House, eventually
 from tests.harness.browser import CHROMIUM, result_of
+from tests.harness.callers import Caller
+from tests.harness.gateway import RunningGateway, eventually
 
 pytestmark = [
     pytest.mark.usefixtures("priced"),
@@ -31,9 +31,9 @@ return {
 
 
 def ask(
-    house: House, path: str, headers: dict[str, str], body: Any, host: str = "localhost"
+    gateway: RunningGateway, path: str, headers: dict[str, str], body: Any, host: str = "localhost"
 ) -> Any:
-    values = {"URL": house.server.url, "PATH": path, "HEADERS": headers, "BODY": body}
+    values = {"URL": gateway.server.url, "PATH": path, "HEADERS": headers, "BODY": body}
     constants = "".join(f"const {name} = {json.dumps(value)};" for name, value in values.items())
     return result_of(constants + ASK, host)
 
@@ -50,36 +50,38 @@ def bodies(stream: bool) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.parametrize("path", bodies(stream=True))
 def test_a_page_on_another_port_of_this_machine_streams_a_response(
-    house: House, alice: Caller, path: str
+    gateway: RunningGateway, alice: Caller, path: str
 ) -> None:
     headers = {**alice.headers, "content-type": "application/json", "anthropic-version": "1"}
 
-    answer = ask(house, path, headers, bodies(stream=True)[path])
+    answer = ask(gateway, path, headers, bodies(stream=True)[path])
 
     assert answer["status"] == 200 and "llama3" in answer["text"], answer
     eventually(TokenUsage.objects.exists)
     assert answer["id"] == str(TokenUsage.objects.get().request_id)
 
 
-def test_a_page_reads_errors(house: House) -> None:
+def test_a_page_reads_errors(gateway: RunningGateway) -> None:
     headers = {"x-api-key": "wrong", "content-type": "application/json"}
 
-    answer = ask(house, "/v1/messages", headers, {})
+    answer = ask(gateway, "/v1/messages", headers, {})
 
     assert answer["status"] == 401 and "Invalid API key" in answer["text"]
 
 
-def test_a_page_of_an_origin_that_is_not_allowed_gets_nothing(house: House, alice: Caller) -> None:
+def test_a_page_of_an_origin_that_is_not_allowed_gets_nothing(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     headers = {**alice.headers, "content-type": "application/json"}
 
-    answer = ask(house, "/api/chat", headers, bodies(stream=False)["/api/chat"], FOREIGN)
+    answer = ask(gateway, "/api/chat", headers, bodies(stream=False)["/api/chat"], FOREIGN)
 
     assert answer == {"error": "TypeError: Failed to fetch"}
     assert not TokenUsage.objects.exists()
 
 
-def test_no_page_reads_the_back_office(house: House) -> None:
-    script = f"return (await fetch({json.dumps(house.server.url)} + '/admin/login/')).status;"
+def test_no_page_reads_the_back_office(gateway: RunningGateway) -> None:
+    script = f"return (await fetch({json.dumps(gateway.server.url)} + '/admin/login/')).status;"
 
     assert result_of(script) == {"error": "TypeError: Failed to fetch"}
 
@@ -96,8 +98,8 @@ PREFLIGHT = {
     "origin",
     ["http://localhost:3000", "https://127.0.0.1", "app://obsidian.md", "tauri://localhost"],
 )
-def test_a_preflight_needs_no_key(house: House, origin: str) -> None:
-    url = f"{house.server.url}/v1/chat/completions"
+def test_a_preflight_needs_no_key(gateway: RunningGateway, origin: str) -> None:
+    url = f"{gateway.server.url}/v1/chat/completions"
 
     answer = requests.options(url, headers={"Origin": origin, **PREFLIGHT}, timeout=10)
 
@@ -120,9 +122,9 @@ def test_a_preflight_needs_no_key(house: House, origin: str) -> None:
     ],
 )
 def test_a_preflight_of_an_origin_that_is_not_allowed_permits_nothing(
-    house: House, origin: str
+    gateway: RunningGateway, origin: str
 ) -> None:
-    url = f"{house.server.url}/v1/chat/completions"
+    url = f"{gateway.server.url}/v1/chat/completions"
 
     answer = requests.options(url, headers={"Origin": origin, **PREFLIGHT}, timeout=10)
 
@@ -130,12 +132,12 @@ def test_a_preflight_of_an_origin_that_is_not_allowed_permits_nothing(
 
 
 @pytest.mark.parametrize("path", ["/admin", "/admin/", "/admin/login/", "/portal/", "/static/x"])
-def test_pages_with_a_session_take_no_part(house: House, path: str) -> None:
+def test_pages_with_a_session_take_no_part(gateway: RunningGateway, path: str) -> None:
     headers = {"Origin": "http://localhost:3000", **PREFLIGHT}
 
     for method in ("OPTIONS", "GET"):
         answer = requests.request(
-            method, house.server.url + path, headers=headers, timeout=10, allow_redirects=False
+            method, gateway.server.url + path, headers=headers, timeout=10, allow_redirects=False
         )
         assert not [name for name in answer.headers if name.lower().startswith("access-control")]
 
