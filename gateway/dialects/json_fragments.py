@@ -76,7 +76,7 @@ def joined_items(values: Iterable[Any], write: Callable[[Any], Items]) -> Items:
     return found
 
 
-def kept(chunk: Chunk, **written: Items | list[int]) -> Chunk:
+def compact(chunk: Chunk, **written: Items | list[int]) -> Chunk:
     """Return a chunk with what was written of it in place of the model server's own fields, of
     which only the last chunk keeps others."""
     fields: dict[str, Any] = dict(chunk.fields) if chunk.done else {}

@@ -17,11 +17,11 @@ from gateway.dialects.fields import (
     vectors,
     wants_stream,
 )
-from gateway.dialects.json_fragments import kept
+from gateway.dialects.json_fragments import compact
 from gateway.errors import BadRequest, GatewayError
 from gateway.metering import Operation, Receipt
 from gateway.upstream.chunk import Chunk
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 from gateway.validation.rules import reject_lookalikes
 
 # Where a model of the operator's really runs is nobody's business; the rest is debugging.
@@ -35,17 +35,17 @@ STREAMS_BY_DEFAULT = {Operation.GENERATE, Operation.CHAT}
 class OllamaDialect:
     """Requests and answers as Ollama's own API has them."""
 
-    def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
+    def parse(self, operation: Operation, body: dict[str, Any]) -> InferenceRequest:
         reject_lookalikes(body)
-        return Prompt(
+        return InferenceRequest(
             operation=operation,
             model=model_of(body),
             stream=wants_stream(body, default=operation in STREAMS_BY_DEFAULT),
-            fields=body,
+            payload=body,
         )
 
-    def renderer(self, prompt: Prompt, request_id: str) -> "OllamaRenderer":
-        return OllamaRenderer(prompt, request_id)
+    def renderer(self, request: InferenceRequest, request_id: str) -> "OllamaRenderer":
+        return OllamaRenderer(request, request_id)
 
     def error(self, error: GatewayError, request_id: str) -> bytes:
         found = error_object(error, request_id)
@@ -63,14 +63,10 @@ class OllamaRenderer:
     """Passes native objects on, with the client's own spelling of the model and the usage."""
 
     content_type = "application/x-ndjson"
-    supports_keepalive = False  # A blank line or a comment breaks the clients of this family.
 
-    def __init__(self, prompt: Prompt, request_id: str) -> None:
-        self.prompt = prompt
+    def __init__(self, request: InferenceRequest, request_id: str) -> None:
+        self.request = request
         self.request_id = request_id
-
-    def idle(self) -> bytes:
-        return b""
 
     def chunk(self, chunk: Chunk) -> bytes:
         return json_line(self._public(chunk))
@@ -78,24 +74,24 @@ class OllamaRenderer:
     def last(self, chunk: Chunk, receipt: Receipt | None) -> bytes:
         return json_line(self._public(chunk) | usage_object(receipt))
 
-    def failure(self, error: GatewayError) -> bytes:
+    def error(self, error: GatewayError) -> bytes:
         return json_line(error_object(error, self.request_id))
 
-    def kept(self, chunk: Chunk) -> Chunk:
-        return kept(chunk, logprobs=probabilities([chunk]), embeddings=vectors([chunk]))
+    def compact(self, chunk: Chunk) -> Chunk:
+        return compact(chunk, logprobs=probabilities([chunk]), embeddings=vectors([chunk]))
 
-    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+    def body(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         answer = self._public(chunks[-1])
-        if self.prompt.operation is Operation.EMBED:
+        if self.request.operation is Operation.EMBED:
             answer |= {"embeddings": vectors(chunks)}
         else:
-            answer |= joined(self.prompt.operation, chunks)
+            answer |= joined(self.request.operation, chunks)
         return json_line(answer | usage_object(receipt))
 
     def _public(self, chunk: Chunk) -> dict[str, Any]:
         hidden = (*PRIVATE, "model")
         shown = {name: value for name, value in chunk.fields.items() if name not in hidden}
-        return {"model": self.prompt.model, **shown}
+        return {"model": self.request.model, **shown}
 
 
 # --- The older embeddings route -----------------------------------------------------------------
@@ -105,20 +101,20 @@ class LegacyEmbeddingsDialect(OllamaDialect):
     """`/api/embeddings`: one `prompt`, one vector. Ollama's own gives no counts, so it is served
     by `/api/embed` upstream."""
 
-    def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
+    def parse(self, operation: Operation, body: dict[str, Any]) -> InferenceRequest:
         prompt = body.get("prompt")
         if not isinstance(prompt, str | None):
             raise BadRequest("'prompt' must be a string.")
         return super().parse(operation, {**body, "input": prompt, "stream": False})
 
-    def renderer(self, prompt: Prompt, request_id: str) -> "OllamaRenderer":
-        return LegacyEmbeddingsRenderer(prompt, request_id)
+    def renderer(self, request: InferenceRequest, request_id: str) -> "OllamaRenderer":
+        return LegacyEmbeddingsRenderer(request, request_id)
 
 
 class LegacyEmbeddingsRenderer(OllamaRenderer):
     """Writes the one vector under the older name."""
 
-    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+    def body(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         found = vectors(chunks).parts
         return json_line({"embedding": found[0] if found else []} | usage_object(receipt))
 
@@ -129,7 +125,7 @@ class LegacyEmbeddingsRenderer(OllamaRenderer):
 class ProgressRenderer(OllamaRenderer):
     """Passes the progress of a pull on; it has no model to echo and costs nothing."""
 
-    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+    def body(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         return self.last(chunks[-1], receipt)
 
     def _public(self, chunk: Chunk) -> dict[str, Any]:

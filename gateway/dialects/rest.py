@@ -13,18 +13,18 @@ from gateway.dialects.fields import (
     vectors,
     wants_stream,
 )
-from gateway.dialects.json_fragments import Items, kept
+from gateway.dialects.json_fragments import Items, compact
 from gateway.errors import BadRequest, GatewayError
 from gateway.metering import Operation, Receipt
 from gateway.upstream.chunk import Chunk
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 from gateway.validation.rules import reject_lookalikes
 
 
 class RestDialect:
     """Requests and answers of `/generate`, `/chat` and `/embedding`."""
 
-    def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
+    def parse(self, operation: Operation, body: dict[str, Any]) -> InferenceRequest:
         reject_lookalikes(body)
         asked = {Operation.GENERATE: "prompt", Operation.CHAT: "messages", Operation.EMBED: "input"}
         fields = dict(body)
@@ -35,10 +35,10 @@ class RestDialect:
         stream = wants_stream(body, default=False)
         if stream and operation is Operation.EMBED:
             raise BadRequest("An embedding cannot be streamed.")
-        return Prompt(operation, model_of(body), stream, fields)
+        return InferenceRequest(operation, model_of(body), stream, fields)
 
-    def renderer(self, prompt: Prompt, request_id: str) -> "RestRenderer":
-        return RestRenderer(prompt, request_id)
+    def renderer(self, request: InferenceRequest, request_id: str) -> "RestRenderer":
+        return RestRenderer(request, request_id)
 
     def error(self, error: GatewayError, request_id: str) -> bytes:
         return json_line(error_object(error, request_id))
@@ -48,14 +48,10 @@ class RestRenderer:
     """Writes the same few fields for every operation: model, what was said, done, usage."""
 
     content_type = "application/x-ndjson"
-    supports_keepalive = False
 
-    def __init__(self, prompt: Prompt, request_id: str) -> None:
-        self.prompt = prompt
+    def __init__(self, request: InferenceRequest, request_id: str) -> None:
+        self.request = request
         self.request_id = request_id
-
-    def idle(self) -> bytes:
-        return b""
 
     def chunk(self, chunk: Chunk) -> bytes:
         return json_line(self._said([chunk]) | {"done": False})
@@ -63,14 +59,14 @@ class RestRenderer:
     def last(self, chunk: Chunk, receipt: Receipt | None) -> bytes:
         return json_line(self._ended([chunk], receipt))
 
-    def failure(self, error: GatewayError) -> bytes:
+    def error(self, error: GatewayError) -> bytes:
         return json_line(error_object(error, self.request_id))
 
-    def kept(self, chunk: Chunk) -> Chunk:
-        return kept(chunk, logprobs=probabilities([chunk]), embeddings=vectors([chunk]))
+    def compact(self, chunk: Chunk) -> Chunk:
+        return compact(chunk, logprobs=probabilities([chunk]), embeddings=vectors([chunk]))
 
-    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
-        if self.prompt.operation is Operation.EMBED:
+    def body(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+        if self.request.operation is Operation.EMBED:
             return json_line(self._vectors(vectors(chunks)) | usage_object(receipt))
         return json_line(self._ended(chunks, receipt))
 
@@ -80,13 +76,13 @@ class RestRenderer:
         return self._said(chunks) | ending | usage_object(receipt)
 
     def _said(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
-        said = joined(self.prompt.operation, chunks)
-        if self.prompt.operation is Operation.CHAT:
+        said = joined(self.request.operation, chunks)
+        if self.request.operation is Operation.CHAT:
             said = {"response": said["message"]["content"], **said}
-        return {"model": self.prompt.model, **said}
+        return {"model": self.request.model, **said}
 
     def _vectors(self, found: Items) -> dict[str, Any]:
         """Return `embedding` for one string, `embeddings` for a list of them."""
-        if isinstance(self.prompt.fields["input"], str):
-            return {"model": self.prompt.model, "embedding": found.parts[0] if found else []}
-        return {"model": self.prompt.model, "embeddings": found}
+        if isinstance(self.request.payload["input"], str):
+            return {"model": self.request.model, "embedding": found.parts[0] if found else []}
+        return {"model": self.request.model, "embeddings": found}

@@ -15,9 +15,9 @@ from typing import Any
 from gateway.errors import UpstreamBroke
 from gateway.upstream.cancellation import Cancellation
 from gateway.upstream.chunk import Chunk
-from gateway.upstream.client import Answer
+from gateway.upstream.client import LineStream
 
-Send = Callable[[dict[str, Any], Cancellation], Answer]
+Send = Callable[[dict[str, Any], Cancellation], LineStream]
 Read = Callable[[bytes], Chunk]
 
 # Of the last part's fields these are the sums over all parts.
@@ -44,9 +44,9 @@ class EmbedParts:
         # None as soon as one part had no count that can be believed.
         self._prompt_tokens: int | None = 0
 
-    def send(self, cancellation: Cancellation) -> Answer:
+    def send(self, cancellation: Cancellation) -> LineStream:
         """Return all parts as one answer; each is asked when the one before it has been read."""
-        return _PartedAnswer(self._parts, self._send, cancellation)
+        return _BatchedLines(self._parts, self._send, cancellation)
 
     def read(self, line: bytes) -> Chunk:
         """Read one part, with its vectors; the last chunk has the counts of all."""
@@ -73,14 +73,14 @@ class EmbedParts:
             self._prompt_tokens = None
 
 
-class _PartedAnswer(Answer):
+class _BatchedLines(LineStream):
     """The lines of all parts, one for each."""
 
     def __init__(self, parts: list[dict[str, Any]], send: Send, cancellation: Cancellation) -> None:
         self._parts = parts
         self._send = send
         self._cancellation = cancellation
-        self._current: Answer | None = None
+        self._current: LineStream | None = None
 
     def lines(self) -> Iterator[bytes]:
         for number, part in enumerate(self._parts):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 from django.conf import settings
 
-from gateway.dialects.base import Renderer
+from gateway.dialects.base import Renderer, SupportsKeepalive
 from gateway.errors import (
     AnswerTooLong,
     BadRequest,
@@ -40,13 +40,13 @@ from gateway.relay.response_memory import Share
 from gateway.relay.token_counter import TokenCounter
 from gateway.upstream.cancellation import Cancellation
 from gateway.upstream.chunk import Chunk
-from gateway.upstream.client import Answer
+from gateway.upstream.client import LineStream
 from gateway.upstream.protocol import truncated
 
 logger = logging.getLogger(__name__)
 
 # How the model server is asked for one answer, and how a line of it is read.
-Send = Callable[[Cancellation], Answer]
+Send = Callable[[Cancellation], LineStream]
 Read = Callable[[bytes], Chunk]
 
 OUTCOMES: dict[type[GatewayError], Outcome] = {
@@ -76,13 +76,13 @@ class Timeouts:
     """How long an answer may be silent, how long it may take in all, and how long it may go on
     after its client has left in mid-stream, in seconds."""
 
-    silence: float
+    read: float
     total: float
     grace: float = 0.0
 
 
 class MeteredStream:
-    """One answer on its way. Iterate it for a stream, or call `whole` for one JSON answer."""
+    """One answer on its way. Iterate it for a stream, or call `body` for one JSON answer."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class MeteredStream:
         counter: TokenCounter,
         renderer: Renderer,
         cancellation: Cancellation,
-        patience: Timeouts | None = None,
+        timeouts: Timeouts | None = None,
         may_just_end: bool = True,
         parts: int = 1,
     ) -> None:
@@ -101,37 +101,39 @@ class MeteredStream:
         self._counter = counter
         self._renderer = renderer
         self._cancellation = cancellation
-        self._patience = patience or Timeouts(
-            silence=settings.UPSTREAM_SILENCE_SECONDS,
+        self._timeouts = timeouts or Timeouts(
+            read=settings.UPSTREAM_SILENCE_SECONDS,
             total=settings.UPSTREAM_TOTAL_SECONDS,
             grace=settings.DISCONNECT_GRACE_MS / 1000,
         )
         self._chunks: Generator[Chunk, None, None] | ReaderThread = _nothing()
-        # Read by `begin`, not yet counted: nothing of it has been handed on.
+        # Read by `start`, not yet counted: nothing of it has been handed on.
         self._first: Chunk | None = None
         self._may_just_end = may_just_end
         self._is_whole = False
         self._share = Share(parts)
         self._ended = False
-        self._owes_sign_of_life = False
+        self._keepalive_due = False
 
-    def begin(
+    def start(
         self,
         send: Send,
         read: Read,
-        keep_alive: float | None = None,
+        keepalive_seconds: float | None = None,
     ) -> None:
         """Ask the model server and wait for its first chunk; raise GatewayError.
 
-        `keep_alive`: after how many seconds of silence the client is to get a sign of life, and the
+        `keepalive_seconds`: after so many seconds of silence the client gets a keep-alive, and the
         response starts without a first chunk.
         """
         try:
             chunks = self._open(send, read)
-            self._chunks = chunks if keep_alive is None else ReaderThread(chunks, keep_alive)
+            self._chunks = (
+                chunks if keepalive_seconds is None else ReaderThread(chunks, keepalive_seconds)
+            )
             self._first = self._take()
         except IdleTimeout:
-            self._owes_sign_of_life = True
+            self._keepalive_due = True
         except Exception as error:
             self._fail(error)
             raise
@@ -142,8 +144,8 @@ class MeteredStream:
         try:
             for line in answer.lines():
                 if chunk is None:
-                    self._cancellation.set_read_timeout(self._patience.silence)
-                    self._cancellation.set_deadline(self._patience.total, AnswerTooLong)
+                    self._cancellation.set_read_timeout(self._timeouts.read)
+                    self._cancellation.set_deadline(self._timeouts.total, AnswerTooLong)
                 chunk = read(line)
                 yield chunk
             if chunk is not None and self._may_just_end and answer.is_framed:
@@ -159,32 +161,35 @@ class MeteredStream:
     def __next__(self) -> bytes:
         if self._ended:
             raise StopIteration
-        if self._owes_sign_of_life:
-            self._owes_sign_of_life = False
-            return self._renderer.idle()
+        if self._keepalive_due:
+            self._keepalive_due = False
+            return self._keepalive()
         try:
             chunk = self._take()
             if self._cancellation.client_left:
-                return self._renderer.failure(self._drain(chunk))
+                return self._renderer.error(self._drain(chunk))
             chunk = self._count(chunk)
             if not chunk.done:
-                self._cancellation.grace = self._patience.grace
+                self._cancellation.grace = self._timeouts.grace
                 return self._renderer.chunk(chunk)
             return self._renderer.last(chunk, self._finish(chunk))
         except IdleTimeout:
-            return self._renderer.idle()
+            return self._keepalive()
         except Exception as error:
-            return self._renderer.failure(self._fail(error))
+            return self._renderer.error(self._fail(error))
 
-    def whole(self) -> bytes:
+    def _keepalive(self) -> bytes:
+        return self._renderer.keepalive() if isinstance(self._renderer, SupportsKeepalive) else b""
+
+    def body(self) -> bytes:
         """Return the answer as one JSON body; raise GatewayError if it does not end well."""
         self._is_whole = True
         chunks: list[Chunk] = []
         try:
             while not chunks or not chunks[-1].done:
-                chunks.append(self._renderer.kept(self._count(self._take())))
+                chunks.append(self._renderer.compact(self._count(self._take())))
                 self._share.add(chunks[-1])
-            return self._renderer.whole(chunks, self._finish(chunks[-1]))
+            return self._renderer.body(chunks, self._finish(chunks[-1]))
         except Exception as error:
             self.release()
             self._fail(error)
@@ -220,16 +225,16 @@ class MeteredStream:
         self._counter.add(chunk)
         if not self._is_whole:
             # After a crash a client of a whole response has nothing.
-            self._meter.progress(self._counter.written)
+            self._meter.progress(self._counter.billable_tokens)
         return chunk
 
     def _drain(self, chunk: Chunk | None = None) -> GatewayError:
         """Settle a stream whose client has left: by the model server's counts if they come within
         the grace, as they do after a tool call, else by what was counted. What comes meanwhile is
         not counted, since nobody gets it."""
-        self._cancellation.set_read_timeout(self._patience.grace)
+        self._cancellation.set_read_timeout(self._timeouts.grace)
         usage = self._counter.partial()
-        give_up_at = time.monotonic() + 2 * self._patience.grace
+        give_up_at = time.monotonic() + 2 * self._timeouts.grace
         try:
             while chunk is None or not chunk.done:
                 if time.monotonic() > give_up_at:

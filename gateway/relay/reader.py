@@ -28,13 +28,13 @@ class ReaderThread:
     """An iterator over the chunks that a thread reads. `next` raises IdleTimeout, or what the read
     raised. Making one raises GatewayBusy where no thread is to be had."""
 
-    def __init__(self, source: Generator[Chunk, None, None], patience: float) -> None:
+    def __init__(self, source: Generator[Chunk, None, None], timeout: float) -> None:
         self._source = source
-        self._patience = patience
+        self._timeout = timeout
         self._items: queue.Queue[Chunk | Exception | None] = queue.Queue(CAPACITY)
         self._stopped = threading.Event()
         try:
-            threading.Thread(target=self._run, name="pump", daemon=True).start()
+            threading.Thread(target=self._run, name="reader", daemon=True).start()
         except RuntimeError as error:
             logger.error("An answer is refused: %s", error)
             raise GatewayBusy() from error
@@ -44,7 +44,7 @@ class ReaderThread:
 
     def __next__(self) -> Chunk:
         try:
-            item = self._items.get(timeout=self._patience)
+            item = self._items.get(timeout=self._timeout)
         except queue.Empty:
             raise IdleTimeout from None
         if item is None:

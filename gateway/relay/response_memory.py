@@ -12,7 +12,7 @@ MAX_ANSWER_BYTES = 64 * MEGABYTE
 MAX_BYTES = 96 * MEGABYTE
 
 # Who waits for it has a thread, and the model server has done work for it.
-room = Room(patience=5.0)
+room = Room(timeout=5.0)
 
 
 class Share:

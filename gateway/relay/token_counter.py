@@ -59,7 +59,7 @@ class TokenCounter:
         self.has_format = has_format
         self.produced = 0
         # Chunks with output. A chunk is one token or more, so this never counts too many.
-        self.relayed = 0
+        self.output_chunks = 0
         # Prompt tokens of the parts that were read, where an answer comes in parts.
         self.read: int | None = None
         self.started = False
@@ -68,27 +68,27 @@ class TokenCounter:
     def add(self, chunk: Chunk) -> None:
         self.started = True
         self.produced += tokens_in(chunk)
-        self.relayed += chunk.carries_output
+        self.output_chunks += chunk.carries_output
         self._thought = self._thought or bool(chunk.thinking)
         if not chunk.done and chunk.prompt_tokens is not None:
             self.read = (self.read or 0) + chunk.prompt_tokens
 
     @property
-    def written(self) -> int:
+    def billable_tokens(self) -> int:
         """Return what was produced, as far as it was allowed: the hold covers no more."""
         return min(self.produced, self.completion_bound)
 
     @property
     def over_limit(self) -> bool:
         """Tell whether more was produced than was allowed, beyond a parser's odd split."""
-        return self.relayed >= self.completion_bound + SLACK
+        return self.output_chunks >= self.completion_bound + SLACK
 
     def partial(self, *, delivered: bool = True) -> Usage:
         """Return the usage of a response that ended early; a whole one has delivered nothing."""
         if not self.started:
             return Usage(source=CountSource.COUNTED, started=False)
         read = self.prompt_estimate if self.read is None else self._prompt(self.read, raised=0)
-        counted = (read, self.written, CountSource.COUNTED)
+        counted = (read, self.billable_tokens, CountSource.COUNTED)
         return Usage(*counted, started=True, delivered=delivered)
 
     def final(self, last: Chunk) -> Usage:
@@ -113,8 +113,8 @@ class TokenCounter:
     def _completion(self, count: int | None) -> int:
         """Return what was written: no less than was relayed, and no more than was allowed."""
         if count is None:
-            return self.written
-        relayed = self.relayed if self.relayed - count > SLACK else count
+            return self.billable_tokens
+        relayed = self.output_chunks if self.output_chunks - count > SLACK else count
         return min(relayed, self.completion_bound)
 
     def _prompt(self, count: int, raised: int) -> int:

@@ -17,7 +17,9 @@ class Host:
     inventory: HostInventory
     loads: Loads
 
-    def send(self, route: str, body: dict[str, Any], cancellation: Cancellation) -> client.Answer:
+    def send(
+        self, route: str, body: dict[str, Any], cancellation: Cancellation
+    ) -> client.LineStream:
         """Ask a model, which is loaded first if it is not in memory; raise what `client.send`
         raises, or how the load failed."""
         self.loads.ensure(body["model"], cancellation)

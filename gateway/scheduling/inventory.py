@@ -112,13 +112,13 @@ class HostInventory:
             found = tags is None or tags.has(model)
         return found
 
-    def names(self, cancellation: Cancellation, patience: float) -> Collection[str] | None:
+    def names(self, cancellation: Cancellation, timeout: float) -> Collection[str] | None:
         """Return the models that are installed; None where that is not known so soon.
 
         Raises how the look failed, or why the Cancellation was broken off.
         """
         try:
-            return self.tags.get(cancellation, settings.INVENTORY_SECONDS, patience).digests.keys()
+            return self.tags.get(cancellation, settings.INVENTORY_SECONDS, timeout).digests.keys()
         except StillRunning:
             return None
 

@@ -37,11 +37,11 @@ class Remembered(Generic[T]):
         found = self._failure
         return found[1] if found and time.monotonic() - found[0] <= within else None
 
-    def get(self, cancellation: Cancellation, within: float, patience: float | None = None) -> T:
+    def get(self, cancellation: Cancellation, within: float, timeout: float | None = None) -> T:
         """Return what was said at most `within` seconds ago; ask, and wait for it, if need be.
 
         Raises why the Cancellation was broken off, what the call raised, or StillRunning after
-        `patience` seconds.
+        `timeout` seconds.
         """
         found = self.known(within)
         if found is not None:
@@ -49,7 +49,7 @@ class Remembered(Generic[T]):
         if cancellation.reason:
             raise cancellation.reason()
         call, event = self._join()
-        return call.wait(event, cancellation, patience)
+        return call.wait(event, cancellation, timeout)
 
     def refresh(self, every: float) -> None:
         """Ask in the background, unless that was done less than `every` seconds ago."""

@@ -116,7 +116,7 @@ def _answers(model: str) -> bool:
 # --- Answers --------------------------------------------------------------------------------------
 
 
-def send(route: str, body: dict[str, Any], cancellation: Cancellation) -> "client.Answer":
+def send(route: str, body: dict[str, Any], cancellation: Cancellation) -> client.LineStream:
     """Ask the model server as `client.send` does, and note what its model does."""
     has_schema = isinstance(body.get("format"), dict)
     try:
@@ -125,22 +125,22 @@ def send(route: str, body: dict[str, Any], cancellation: Cancellation) -> "clien
         if has_schema and cancellation.reason is not None:
             _table.left(body["model"])
         raise
-    return _Noted(answer, body["model"], has_schema)
+    return _ObservedLines(answer, body["model"], has_schema)
 
 
-class _Noted(client.Answer):
+class _ObservedLines(client.LineStream):
     """An answer whose lines are noted."""
 
-    def __init__(self, answer: client.Answer, model: str, has_schema: bool) -> None:
-        self._answer = answer
+    def __init__(self, stream: client.LineStream, model: str, has_schema: bool) -> None:
+        self._stream = stream
         self._model = model
         self._has_schema = has_schema
-        self.is_framed = answer.is_framed
+        self.is_framed = stream.is_framed
         self._last = b""
         self._is_whole = False
 
     def lines(self) -> Iterator[bytes]:
-        for line in self._answer.lines():
+        for line in self._stream.lines():
             _table.heard(self._model)
             self._last = line
             yield line
@@ -149,7 +149,7 @@ class _Noted(client.Answer):
     def close(self) -> None:
         if self._has_schema and not (self._is_whole or _is_done(self._last)):
             _table.left(self._model)
-        self._answer.close()
+        self._stream.close()
 
 
 def _is_done(line: bytes) -> bool:

@@ -181,7 +181,7 @@ class DisconnectMonitor:
         """With the lock held: start the thread, for the first Cancellation of the process."""
         if self._thread is not None:
             return
-        thread = threading.Thread(target=self._run, name="hangup", daemon=True)
+        thread = threading.Thread(target=self._run, name="disconnects", daemon=True)
         try:
             thread.start()
         except RuntimeError as error:
@@ -229,11 +229,11 @@ class DisconnectMonitor:
     def _disconnected(self) -> list[Cancellation]:
         """Wait for clients to hang up, for a TICK at most and to the end of a grace; return each
         once."""
-        patience = min(TICK, max(0.001, self._next_deadline - time.monotonic()))
+        timeout = min(TICK, max(0.001, self._next_deadline - time.monotonic()))
         if self._epoll is None:
-            time.sleep(patience)
+            time.sleep(timeout)
             return []
-        events = self._epoll.poll(patience)
+        events = self._epoll.poll(timeout)
         with self._lock:
             # Asked again under the lock: the event may be about a former owner of the number. Who
             # has hung up is reported until it is forgotten, so nobody is missed.

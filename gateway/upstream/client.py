@@ -71,13 +71,13 @@ _current = threading.local()
 
 def _hold(connection: HTTPConnection) -> None:
     """Hand a connection that was just made to the request's Cancellation, and give what is sent on
-    it the patience for the first line: `requests` would give the whole prompt the time to
+    it the timeout for the first line: `requests` would give the whole prompt the time to
     connect."""
     cancellation: Cancellation | None = getattr(_current, "cancellation", None)
     if cancellation is not None and connection.sock is not None:
         # Both: urllib3 sets the socket's from the connection's again, once for TLS.
-        connection.timeout = _current.patience
-        connection.sock.settimeout(_current.patience)
+        connection.timeout = _current.timeout
+        connection.sock.settimeout(_current.timeout)
         cancellation.attach(connection.sock)
 
 
@@ -137,7 +137,7 @@ _session = _new_session()
 # --- Answers ------------------------------------------------------------------------------------
 
 
-class Answer:
+class LineStream:
     """An answer being read. `lines` ends where the answer ends; `close` breaks it off."""
 
     def __init__(
@@ -204,23 +204,25 @@ def send(
     route: str,
     body: dict[str, Any] | None,
     cancellation: Cancellation,
-    patience: float | None = None,
+    timeout: float | None = None,
     base: str | None = None,
-) -> Answer:
+) -> LineStream:
     """Ask the model server and return its answer once its status line is there.
 
-    `patience`: seconds to wait for that, and `base`: the model server's address, instead of the
+    `timeout`: seconds to wait for that, and `base`: the model server's address, instead of the
     settings. Raises why the Cancellation broke it
     off, before anything is sent if it was by then; UpstreamDown if nobody listens, UpstreamStalled,
     UpstreamBroke, or what its refusal means.
     """
     if cancellation.reason:
         raise cancellation.reason()
-    patience = patience or settings.UPSTREAM_FIRST_LINE_SECONDS
-    cancellation.set_deadline(patience, UpstreamStalled)
-    response = _request(route, body, cancellation, patience, base or settings.OLLAMA_BASE)
+    timeout = timeout or settings.UPSTREAM_FIRST_LINE_SECONDS
+    cancellation.set_deadline(timeout, UpstreamStalled)
+    response = _request(route, body, cancellation, timeout, base or settings.OLLAMA_BASE)
     if response.status_code == 200:
-        return Answer(response, cancellation, MAX_STREAM_LINE_BYTES if route in STREAMS else None)
+        return LineStream(
+            response, cancellation, MAX_STREAM_LINE_BYTES if route in STREAMS else None
+        )
     try:
         raise _refused(response, (body or {}).get("model", ""))
     finally:
@@ -228,16 +230,16 @@ def send(
 
 
 def _request(
-    route: str, body: dict[str, Any] | None, cancellation: Cancellation, patience: float, base: str
+    route: str, body: dict[str, Any] | None, cancellation: Cancellation, timeout: float, base: str
 ) -> requests.Response:
     method, path = ROUTES[route]
-    _current.cancellation, _current.patience = cancellation, patience
+    _current.cancellation, _current.timeout = cancellation, timeout
     try:
         return _session.request(
             method,
             base + path,
             json=body,
-            timeout=(settings.UPSTREAM_CONNECT_SECONDS, patience),
+            timeout=(settings.UPSTREAM_CONNECT_SECONDS, timeout),
             allow_redirects=False,
             stream=True,
         )
@@ -300,7 +302,7 @@ def fetch(
     With a Cancellation that is looked after, `seconds` bound the whole; else each silence. Raises
     what `send` raises.
     """
-    answer = send(route, body, cancellation or Cancellation(None), patience=seconds, base=base)
+    answer = send(route, body, cancellation or Cancellation(None), timeout=seconds, base=base)
     try:
         return _json_object(b"".join(answer.lines()))
     finally:

@@ -1,5 +1,6 @@
-"""What a client asks for, the same for every client family."""
+"""What a client asks of a model, in one form for every client family."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,16 +8,28 @@ from gateway.metering import Operation
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
-    """One request, parsed from its family's shape; its fields still have to pass the policy.
+class ResponseOptions:
+    """How the client wants its response written; each family's parser sets what its renderer
+    reads."""
 
-    `model` is the name as the client spelled it, which answers echo. `fields` are Ollama's native
-    request fields, without model and stream; `wants` is what the family's renderer must know of how
-    the client wants its answer written.
+    # OpenAI: a last chunk with the usage.
+    include_usage: bool = False
+    # OpenAI: embeddings as base64 of little-endian 32-bit floats.
+    base64: bool = False
+    # The Responses API: fields of the request that the response repeats.
+    echo: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """One request, parsed from its family's format. The policy has still to check its payload.
+
+    `model` is the name as the client spelled it; responses repeat it. `payload` holds Ollama's own
+    request fields, without model and stream.
     """
 
     operation: Operation
     model: str
     stream: bool
-    fields: dict[str, Any] = field(default_factory=dict)
-    wants: dict[str, Any] = field(default_factory=dict)
+    payload: dict[str, Any] = field(default_factory=dict)
+    options: ResponseOptions = field(default_factory=ResponseOptions)

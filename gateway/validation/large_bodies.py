@@ -38,9 +38,9 @@ QUOTES_PER_VALUE = 10
 class Room:
     """So many bytes of large bodies may be read and parsed at a time in this process."""
 
-    def __init__(self, patience: float = 5.0) -> None:
+    def __init__(self, timeout: float = 5.0) -> None:
         self._taken = 0
-        self._patience = patience
+        self._timeout = timeout
         self._changed = threading.Condition()
 
     @contextmanager
@@ -55,7 +55,7 @@ class Room:
     def take(self, size: int, limit: int) -> None:
         """Wait for room and take it, until it is given back; raise GatewayBusy."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._taken + size <= limit, self._patience):
+            if not self._changed.wait_for(lambda: self._taken + size <= limit, self._timeout):
                 raise GatewayBusy()
             self._taken += size
 

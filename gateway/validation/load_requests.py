@@ -5,34 +5,34 @@ from typing import Any
 
 from gateway.metering import Operation
 from gateway.upstream.chunk import Chunk
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 
 
-def is_load_request(prompt: Prompt) -> bool:
+def is_load_request(request: InferenceRequest) -> bool:
     """Tell whether a prompt asks for nothing but that the model be loaded."""
     asked = {
         Operation.GENERATE: "prompt",
         Operation.CHAT: "messages",
         Operation.EMBED: "input",
     }
-    return not prompt.fields.get(asked[prompt.operation])
+    return not request.payload.get(asked[request.operation])
 
 
 # Zero in any unit, as Go writes durations: no digit but zeros.
 _ZERO = re.compile(r"[+-]?[0.nuµμmsh]{1,32}")
 
 
-def is_unload_request(prompt: Prompt) -> bool:
+def is_unload_request(request: InferenceRequest) -> bool:
     """Tell whether a prompt that asks for nothing has the model leave the memory."""
-    keep_alive = prompt.fields.get("keep_alive")
+    keep_alive = request.payload.get("keep_alive")
     if isinstance(keep_alive, str):
         return "0" in keep_alive and _ZERO.fullmatch(keep_alive) is not None
     return not isinstance(keep_alive, bool) and keep_alive in (0, 0.0)
 
 
-def loaded(prompt: Prompt, created_at: str) -> Chunk:
+def loaded(request: InferenceRequest, created_at: str) -> Chunk:
     """Return the answer to a request that only loads or unloads a model."""
-    operation, reason = prompt.operation, "unload" if is_unload_request(prompt) else "load"
+    operation, reason = request.operation, "unload" if is_unload_request(request) else "load"
     native: dict[str, Any] = {"created_at": created_at, "done": True, "done_reason": reason}
     if operation is Operation.EMBED:
         native = {"embeddings": []}

@@ -17,7 +17,7 @@ from typing import Any
 from gateway.errors import BadRequest
 from gateway.metering import Operation
 from gateway.validation import isolation
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 from gateway.validation.rules import (
     Limits,
     Rule,
@@ -59,7 +59,7 @@ READ_AS_JSON = frozenset({"tools", "tool_calls", "format"})
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class UpstreamRequest:
     """A checked request: the body to send, and the most and the usual it can take, in tokens."""
 
     body: dict[str, Any]
@@ -69,25 +69,29 @@ class Job:
 
 
 def build(
-    prompt: Prompt, model: str, limits: Limits, salt: str = "", context: int | None = None
-) -> Job:
+    request: InferenceRequest,
+    model: str,
+    limits: Limits,
+    salt: str = "",
+    context: int | None = None,
+) -> UpstreamRequest:
     """Return what goes upstream for a prompt; raise BadRequest naming the field that is wrong.
 
     `salt` isolates the prompt from those of other accounts (`isolation.py`); empty for none.
     `context`: how many tokens the model reads at most, where that is known.
     """
-    body = apply(TABLE[prompt.operation], prompt.fields, "", limits)
+    body = apply(TABLE[request.operation], request.payload, "", limits)
     size = _text_bytes(body)
     if size > limits.max_prompt_bytes:
         raise BadRequest(f"The prompt is larger than {limits.max_prompt_bytes} bytes.")
     if salt:
-        size += isolation.isolate(body, prompt.operation, salt)
+        size += isolation.isolate(body, request.operation, salt)
     # A schema steers what the model writes; the model does not read it.
     read = size - _bytes_of("format", body.get("format"))
     pictures, texts = _count_images(body), _count_texts(body)
     overhead = texts * MESSAGE_TOKENS + TEMPLATE_TOKENS
-    cap = _cap_completion(body, prompt.operation, limits)
-    return Job(
+    cap = _cap_completion(body, request.operation, limits)
+    return UpstreamRequest(
         body={"model": model, "stream": True, **body} if cap else {"model": model, **body},
         # No byte-level tokenizer makes more tokens than there are bytes.
         prompt_bound=read + overhead + pictures * IMAGE_TOKENS_BOUND,

@@ -13,7 +13,7 @@ from rest_framework.request import Request
 from accounts.models import Account, Scope
 from gateway.catalogue import canonical_name
 from gateway.dialects import OLLAMA
-from gateway.dialects.base import Dialect, Renderer
+from gateway.dialects.base import Dialect, Renderer, SupportsKeepalive
 from gateway.errors import ClientDisconnected, ModelNotFound
 from gateway.http import idempotency
 from gateway.metering import Demand, Idempotency, NotPriced, Operation, Receipt, Usage
@@ -26,7 +26,7 @@ from gateway.upstream import protocol
 from gateway.upstream.cancellation import has_disconnected
 from gateway.validation import isolation, load_requests, policy
 from gateway.validation.bodies import reading
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 from gateway.validation.rules import Limits
 from gateway.validation.schemas import SchemaBounds
 from gateway.views.base import GatewayView
@@ -37,10 +37,10 @@ from gateway.views.responses import respond
 class Call:
     """A request that was parsed and checked, and what writes its response."""
 
-    prompt: Prompt
+    inference: InferenceRequest
     # The canonical name.
     model: str
-    job: policy.Job
+    upstream: policy.UpstreamRequest
     renderer: Renderer
     idempotency: Idempotency | None
 
@@ -54,12 +54,12 @@ class InferenceView(GatewayView):
 
     def post(self, request: Request) -> HttpResponseBase:
         call = self.parse(request)
-        if load_requests.is_load_request(call.prompt):
+        if load_requests.is_load_request(call.inference):
             return self.load_or_unload(call)
         self.admit(call)
         stream = self.ask(call)
         content_type = call.renderer.content_type
-        return respond(stream, streamed=call.prompt.stream, content_type=content_type)
+        return respond(stream, streamed=call.inference.stream, content_type=content_type)
 
     # --- Parse ---
 
@@ -67,16 +67,16 @@ class InferenceView(GatewayView):
         """Read and check the body; raise BadRequest, Forbidden or what `reading` raises."""
         can_pay = partial(self.meter.require_credit, self.key.account_id)
         with reading(request, can_pay) as body:
-            prompt = self.dialect.parse(self.operation, body)
-            model = canonical_name(prompt.model)
+            inference = self.dialect.parse(self.operation, body)
+            model = canonical_name(inference.model)
             self.models.allowed.check(model)
             context = effective_context(model)
-            job = policy.build(prompt, model, limits(), salt_of(self.key.account), context)
+            upstream = policy.build(inference, model, limits(), salt_of(self.key.account), context)
             return Call(
-                prompt=prompt,
+                inference=inference,
                 model=model,
-                job=job,
-                renderer=self.dialect.renderer(prompt, self.request_id),
+                upstream=upstream,
+                renderer=self.dialect.renderer(inference, self.request_id),
                 idempotency=idempotency.of(request, body),
             )
 
@@ -87,22 +87,22 @@ class InferenceView(GatewayView):
         if self.context.client and has_disconnected(self.context.client.fileno()):
             # It left while the request waited for a thread. No hold and no row is written.
             raise ClientDisconnected()
-        self.models.require_installed(call.model, call.prompt.model)
+        self.models.require_installed(call.model, call.inference.model)
         try:
             self.meter.open(self.demand(call))
         except NotPriced:
             similar = self.models.similar_to(call.model)
-            raise NotPriced(call.prompt.model, similar) from None
+            raise NotPriced(call.inference.model, similar) from None
 
     def demand(self, call: Call) -> Demand:
         return Demand(
             account_id=self.key.account_id,
             key_id=self.key.pk,
-            operation=call.prompt.operation,
+            operation=call.inference.operation,
             model=call.model,
-            prompt_bound=call.job.prompt_bound,
-            prompt_estimate=call.job.prompt_estimate,
-            completion_bound=call.job.completion_bound,
+            prompt_bound=call.upstream.prompt_bound,
+            prompt_estimate=call.upstream.prompt_estimate,
+            completion_bound=call.upstream.completion_bound,
             idempotency=call.idempotency,
         )
 
@@ -110,23 +110,23 @@ class InferenceView(GatewayView):
 
     def ask(self, call: Call) -> MeteredStream:
         """Ask the model server and wait for its first chunk; raise GatewayError."""
-        parts = embedding_batches.parts_of(call.job.body, settings.EMBED_BATCH_INPUTS)
+        parts = embedding_batches.parts_of(call.upstream.body, settings.EMBED_BATCH_INPUTS)
         stream = MeteredStream(
             meter=self.meter,
             counter=TokenCounter(
-                call.job.prompt_estimate,
-                call.job.completion_bound,
-                prompt_bound=call.job.prompt_bound,
-                has_format="format" in call.job.body,
+                call.upstream.prompt_estimate,
+                call.upstream.completion_bound,
+                prompt_bound=call.upstream.prompt_bound,
+                has_format="format" in call.upstream.body,
             ),
             renderer=call.renderer,
             cancellation=self.track_client(),
             parts=len(parts),
         )
-        keeps_alive = call.prompt.stream and call.renderer.supports_keepalive
-        stream.begin(
+        keeps_alive = call.inference.stream and isinstance(call.renderer, SupportsKeepalive)
+        stream.start(
             *sender_and_reader(call, parts),
-            keep_alive=settings.KEEP_ALIVE_SECONDS if keeps_alive else None,
+            keepalive_seconds=settings.KEEP_ALIVE_SECONDS if keeps_alive else None,
         )
         return stream
 
@@ -139,17 +139,17 @@ class InferenceView(GatewayView):
         if self.key.allows(Scope.MODELS):
             self.change_memory(call)
         elif offer is None:
-            raise ModelNotFound(call.prompt.model)
+            raise ModelNotFound(call.inference.model)
         else:
-            self.models.require_installed(call.model, call.prompt.model)
-        chunk = load_requests.loaded(call.prompt, timezone.now().isoformat())
+            self.models.require_installed(call.model, call.inference.model)
+        chunk = load_requests.loaded(call.inference, timezone.now().isoformat())
         receipt = Receipt(Usage(), Decimal(0), offer.currency) if offer else None
-        body = call.renderer.whole([chunk], receipt)
+        body = call.renderer.body([chunk], receipt)
         return HttpResponse(body, content_type="application/json")
 
     def change_memory(self, call: Call) -> None:
         loads = hosts.host().loads
-        is_unload = load_requests.is_unload_request(call.prompt)
+        is_unload = load_requests.is_unload_request(call.inference)
         with self.track_client() as cancellation:
             (loads.unload if is_unload else loads.load)(call.model, cancellation)
 
@@ -157,8 +157,8 @@ class InferenceView(GatewayView):
 def sender_and_reader(call: Call, parts: list[dict[str, Any]]) -> tuple[Send, Read]:
     """Return what asks the model server, in one call for each part, and what reads a line of its
     response."""
-    send = partial(hosts.host().send, call.prompt.operation)
-    read = partial(protocol.read_chunk, call.prompt.operation, model=call.model)
+    send = partial(hosts.host().send, call.inference.operation)
+    read = partial(protocol.read_chunk, call.inference.operation, model=call.model)
     if len(parts) == 1:
         return partial(send, parts[0]), read
     parted = embedding_batches.EmbedParts(parts, send, read)

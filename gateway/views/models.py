@@ -20,14 +20,14 @@ from gateway.scheduling.remembered import Remembered
 from gateway.upstream import client, protocol
 from gateway.upstream.chunk import Chunk
 from gateway.validation.bodies import read_object
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 from gateway.views.base import GatewayView
 from gateway.views.responses import respond
 
 T = TypeVar("T")
 
 # A large model takes hours over a slow connection, and is verified for minutes without a line.
-PULL_TIMEOUTS = Timeouts(silence=1800.0, total=float("inf"))
+PULL_TIMEOUTS = Timeouts(read=1800.0, total=float("inf"))
 
 
 class InventoryView(GatewayView):
@@ -137,17 +137,17 @@ class PullView(GatewayView):
         body = read_object(request)
         model = pullable_name(fields.model_of(body))
         stream_wanted = fields.wants_stream(body, default=self.streams_by_default)
-        prompt = Prompt(Operation.GENERATE, model, stream_wanted)
-        renderer = ollama.ProgressRenderer(prompt, self.request_id)
+        inference = InferenceRequest(Operation.GENERATE, model, stream_wanted)
+        renderer = ollama.ProgressRenderer(inference, self.request_id)
         stream = MeteredStream(
             meter=NullMeter(),
             counter=TokenCounter(0, 0),
             renderer=renderer,
             cancellation=self.track_client(),
-            patience=PULL_TIMEOUTS,
+            timeouts=PULL_TIMEOUTS,
             may_just_end=False,
         )
-        stream.begin(
+        stream.start(
             partial(client.send, "pull", pull_body(model)),
             partial(read_progress, model),
         )

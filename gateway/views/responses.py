@@ -9,7 +9,7 @@ class BodyResponse(HttpResponse):
     """One JSON body. The memory that the body takes is released when it has been sent."""
 
     def __init__(self, stream: MeteredStream) -> None:
-        super().__init__(stream.whole(), content_type="application/json")
+        super().__init__(stream.body(), content_type="application/json")
         self._release = stream.release
 
     def close(self) -> None:

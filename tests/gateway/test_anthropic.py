@@ -20,7 +20,7 @@ from gateway.http import context, error_handlers
 from gateway.metering import Operation, Receipt, Usage
 from gateway.upstream.chunk import Chunk
 from gateway.upstream.protocol import read_chunk
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 from gateway.validation.policy import build
 from gateway.validation.rules import Limits
 from tests.fakes.ollama import FakeOllama
@@ -61,7 +61,7 @@ def result(content: Any, **more: Any) -> dict[str, Any]:
 
 
 def renderer(stream: bool = True) -> Any:
-    return ANTHROPIC.renderer(Prompt(CHAT, "LLaMA3", stream), REQUEST_ID)
+    return ANTHROPIC.renderer(InferenceRequest(CHAT, "LLaMA3", stream), REQUEST_ID)
 
 
 def events(body: bytes) -> list[dict[str, Any]]:
@@ -446,7 +446,7 @@ def end(reason: str = "stop", **message: Any) -> Chunk:
 
 
 def whole(*chunks: Chunk, receipt: Receipt | None = RECEIPT) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(renderer(stream=False).whole(chunks, receipt))
+    found: dict[str, Any] = json.loads(renderer(stream=False).body(chunks, receipt))
     return found
 
 
@@ -550,20 +550,20 @@ def test_a_stream_ends_with_the_true_usage_and_begins_without() -> None:
 def test_a_silent_stream_begins_and_then_pings() -> None:
     writer = renderer()
 
-    assert names(writer.idle()) == ["message_start", "ping"]
-    assert names(writer.idle()) == ["ping"]
+    assert names(writer.keepalive()) == ["message_start", "ping"]
+    assert names(writer.keepalive()) == ["ping"]
     assert names(writer.chunk(native(content="x"))) == [
         "content_block_start",
         "content_block_delta",
     ]
-    assert names(writer.idle()) == ["ping"]
+    assert names(writer.keepalive()) == ["ping"]
 
 
 def test_a_broken_stream_ends_with_an_error_and_leaves_all_open() -> None:
     writer = renderer()
     writer.chunk(native(content="x"))
 
-    [error] = events(writer.failure(UpstreamBroke()))
+    [error] = events(writer.error(UpstreamBroke()))
     assert error == {
         "type": "error",
         "error": {
@@ -609,7 +609,7 @@ def test_a_stream_says_what_a_whole_answer_says(
     chunks: list[Chunk], silent: bool, last_words: str
 ) -> None:
     writer, ended = renderer(), end(content=last_words)
-    body = writer.idle() if silent else b""
+    body = writer.keepalive() if silent else b""
     body += b"".join(writer.chunk(chunk) for chunk in chunks) + writer.last(ended, RECEIPT)
 
     answer = whole(*chunks, ended)

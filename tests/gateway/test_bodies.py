@@ -305,7 +305,7 @@ def test_a_small_body_asks_nobody(make: Any) -> None:
 
 
 def test_there_is_room_for_so_many_bytes_at_a_time() -> None:
-    room = Room(patience=0.01)
+    room = Room(timeout=0.01)
     with room.of(6, 10), room.of(4, 10):
         with pytest.raises(GatewayBusy):
             with room.of(1, 10):

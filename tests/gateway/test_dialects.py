@@ -24,7 +24,7 @@ from gateway.errors import (
 from gateway.metering import Operation, Receipt, Usage
 from gateway.upstream.chunk import Chunk
 from gateway.upstream.protocol import read_chunk, read_progress, truncated
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 from gateway.validation.load_requests import is_load_request, is_unload_request, loaded
 
 GENERATE, CHAT, EMBED = Operation.GENERATE, Operation.CHAT, Operation.EMBED
@@ -39,8 +39,8 @@ USAGE = {
 }
 
 
-def prompt(operation: Operation = GENERATE, **fields: Any) -> Prompt:
-    return Prompt(operation, "LLaMA3", True, fields)
+def prompt(operation: Operation = GENERATE, **fields: Any) -> InferenceRequest:
+    return InferenceRequest(operation, "LLaMA3", True, fields)
 
 
 def native(operation: Operation = GENERATE, **fields: Any) -> Chunk:
@@ -164,8 +164,8 @@ def test_our_own_family_wants_a_prompt(operation: Operation, name: str, value: A
 
 
 def test_our_own_family_embeds_a_prompt_as_the_original_did() -> None:
-    assert REST.parse(EMBED, {"model": "m", "prompt": "hi"}).fields["input"] == "hi"
-    assert REST.parse(EMBED, {"model": "m", "prompt": "no", "input": "hi"}).fields["input"] == "hi"
+    assert REST.parse(EMBED, {"model": "m", "prompt": "hi"}).payload["input"] == "hi"
+    assert REST.parse(EMBED, {"model": "m", "prompt": "no", "input": "hi"}).payload["input"] == "hi"
 
 
 def test_an_embedding_cannot_be_streamed() -> None:
@@ -176,7 +176,7 @@ def test_an_embedding_cannot_be_streamed() -> None:
 def test_the_older_embeddings_route_is_served_by_the_newer() -> None:
     found = LEGACY.parse(EMBED, {"model": "m", "prompt": "hi", "input": "other"})
 
-    assert found.fields["input"] == "hi"
+    assert found.payload["input"] == "hi"
 
 
 @pytest.mark.parametrize("asked", [5, True, ["hi"], {}])
@@ -314,7 +314,7 @@ def test_without_a_receipt_there_is_no_usage() -> None:
 
 def test_a_stream_that_broke_ends_with_an_error_and_not_with_done() -> None:
     for dialect in (OLLAMA, REST):
-        ending = read(dialect.renderer(prompt(), "the id").failure(UpstreamBroke()))
+        ending = read(dialect.renderer(prompt(), "the id").error(UpstreamBroke()))
         assert ending == {
             "error": "The model server broke off its answer.",
             "code": "upstream_broke",
@@ -326,7 +326,7 @@ def test_a_whole_answer_joins_its_pieces() -> None:
     chunks = [native(thinking="hm "), native(response="a", logprobs=[{"token": "a"}])]
     chunks += [native(response="b"), native(response="", done=True, eval_count=3)]
 
-    answer = read(OLLAMA.renderer(prompt(), "id").whole(chunks, RECEIPT))
+    answer = read(OLLAMA.renderer(prompt(), "id").body(chunks, RECEIPT))
 
     assert answer == {
         "model": "LLaMA3",
@@ -345,8 +345,8 @@ def test_a_whole_chat_joins_text_and_calls() -> None:
     chunks.append(native(CHAT, message={"content": ""}, done=True))
 
     message = {"role": "assistant", "content": "a", "tool_calls": [call]}
-    assert read(OLLAMA.renderer(prompt(CHAT), "id").whole(chunks, None))["message"] == message
-    answer = read(REST.renderer(prompt(CHAT), "id").whole(chunks, None))
+    assert read(OLLAMA.renderer(prompt(CHAT), "id").body(chunks, None))["message"] == message
+    answer = read(REST.renderer(prompt(CHAT), "id").body(chunks, None))
     assert (answer["response"], answer["message"]) == ("a", message)
 
 
@@ -354,7 +354,7 @@ def test_a_whole_chat_joins_text_and_calls() -> None:
 def test_odd_probabilities_break_no_answer(odd: Any) -> None:
     chunks = [native(response="a", logprobs=odd), native(done=True)]
 
-    assert read(REST.renderer(prompt(), "id").whole(chunks, None))["response"] == "a"
+    assert read(REST.renderer(prompt(), "id").body(chunks, None))["response"] == "a"
 
 
 def test_our_own_family_shows_the_same_few_fields() -> None:
@@ -373,13 +373,13 @@ def test_our_own_family_shows_the_same_few_fields() -> None:
 def test_one_text_has_one_embedding_and_a_list_has_a_list(asked: Any, shown: Any) -> None:
     renderer = REST.renderer(prompt(EMBED, input=asked), "id")
 
-    answer = read(renderer.whole([native(EMBED, embeddings=[[1.0]])], None))
+    answer = read(renderer.body([native(EMBED, embeddings=[[1.0]])], None))
     assert answer == {"model": "LLaMA3", **shown}
 
 
 @pytest.mark.parametrize(("vectors", "shown"), [([[1.0]], [1.0]), ([], [])])
 def test_the_older_embeddings_route_has_one_vector(vectors: Any, shown: Any) -> None:
-    answer = LEGACY.renderer(prompt(EMBED), "id").whole([native(EMBED, embeddings=vectors)], None)
+    answer = LEGACY.renderer(prompt(EMBED), "id").body([native(EMBED, embeddings=vectors)], None)
 
     assert read(answer) == {"embedding": shown}
 
@@ -435,5 +435,5 @@ def test_progress_is_passed_on_as_it_is() -> None:
     renderer = ProgressRenderer(prompt(), "id")
     assert read(renderer.chunk(Chunk(fields=layer))) == layer
     assert read(
-        renderer.whole([Chunk(fields=layer), Chunk(fields={"status": "success"})], None)
+        renderer.body([Chunk(fields=layer), Chunk(fields={"status": "success"})], None)
     ) == {"status": "success"}

@@ -14,7 +14,7 @@ from config import run
 from gateway import checks
 from gateway.metering import Operation
 from gateway.validation import isolation, policy
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 from gateway.validation.isolation import BLANKS, FIRST, LENGTH, salt_of
 from gateway.views.inference import limits
 from tests.billing.test_idempotency import ROUTES
@@ -141,7 +141,7 @@ def test_a_request_that_only_loads_a_model_asks_for_nothing_more(
 ) -> None:
     assert b'"load"' in read(alice.post(path, model="llama3", **body))
     operation = Operation.CHAT if "messages" in body else Operation.GENERATE
-    job = policy.build(Prompt(operation, "m", False, body), "m", limits(), salt(alice))
+    job = policy.build(InferenceRequest(operation, "m", False, body), "m", limits(), salt(alice))
     assert {name: job.body[name] for name in body} == body
 
 
@@ -215,7 +215,7 @@ def test_the_setting_decides_and_an_account_may_differ(
 
 
 def test_the_hold_covers_the_salt(alice: Caller) -> None:
-    prompt = Prompt(Operation.CHAT, "m", False, {"messages": [SYSTEM, USER]})
+    prompt = InferenceRequest(Operation.CHAT, "m", False, {"messages": [SYSTEM, USER]})
     plain, salted = (policy.build(prompt, "m", limits(), each) for each in ("", salt(alice)))
 
     assert salted.prompt_bound - plain.prompt_bound >= 2 * len(salt(alice))

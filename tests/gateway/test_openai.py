@@ -16,7 +16,7 @@ from gateway.errors import BadRequest, UpstreamBroke
 from gateway.metering import Operation, Receipt, Usage
 from gateway.upstream.chunk import Chunk
 from gateway.upstream.protocol import read_chunk
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 from gateway.validation.policy import build
 from gateway.validation.rules import Limits
 from tests.fakes.ollama import FakeOllama
@@ -54,7 +54,7 @@ def readable(value: Any) -> str:
 each_writer = pytest.mark.parametrize("dialect", WRITERS, ids=readable)
 
 
-def parse(dialect: OpenAIDialect, **fields: Any) -> Prompt:
+def parse(dialect: OpenAIDialect, **fields: Any) -> InferenceRequest:
     return dialect.parse(OPERATIONS[dialect], {"model": "llama3", **ASKED[dialect], **fields})
 
 
@@ -90,7 +90,7 @@ def streamed(dialect: OpenAIDialect, *chunks: Chunk, **fields: Any) -> list[Any]
 
 
 def whole(dialect: OpenAIDialect, *chunks: Chunk, **fields: Any) -> Any:
-    return json.loads(renderer(dialect, **fields).whole(chunks, RECEIPT))
+    return json.loads(renderer(dialect, **fields).body(chunks, RECEIPT))
 
 
 def text_of(dialect: OpenAIDialect, answer: Any) -> str:
@@ -262,7 +262,7 @@ def test_an_answer_without_a_word_is_an_answer(dialect: OpenAIDialect) -> None:
 
 @each_writer
 def test_an_answer_that_fails_before_it_began_is_well_formed(dialect: OpenAIDialect) -> None:
-    found = renderer(dialect).failure(UpstreamBroke())
+    found = renderer(dialect).error(UpstreamBroke())
 
     told = [event for event in events(found) if "error" in event]
     assert told[0]["error"]["code"] == "upstream_broke" and not is_complete(found)
@@ -275,7 +275,7 @@ def test_a_failed_response_holds_what_came() -> None:
     writer = renderer(RESPONSES)
     writer.chunk(said(tool_calls=[CALL]))
 
-    failed = events(writer.failure(UpstreamBroke()))[-1]["response"]
+    failed = events(writer.error(UpstreamBroke()))[-1]["response"]
 
     assert failed["status"] == "failed" and failed["error"]["code"] == "server_error"
     assert failed["output"][0]["arguments"] == '{"x": 1}' and failed["usage"] is None

@@ -12,8 +12,8 @@ from billing.models import Hold
 from gateway.errors import BadRequest
 from gateway.metering import Operation
 from gateway.validation import policy, rules
-from gateway.validation.inference_request import Prompt
-from gateway.validation.policy import Job
+from gateway.validation.inference_request import InferenceRequest
+from gateway.validation.policy import UpstreamRequest
 from gateway.validation.rules import Limits
 from tests.fakes.ollama import FakeOllama
 from tests.gateway.test_images import encoded, png
@@ -31,8 +31,10 @@ IMAGE = encoded(png())
 SAID = {"messages": [{"role": "user", "content": "hi"}]}
 
 
-def build(operation: str = "generate", **fields: Any) -> Job:
-    return policy.build(Prompt(Operation(operation), "m", False, fields), "llama3:latest", LIMITS)
+def build(operation: str = "generate", **fields: Any) -> UpstreamRequest:
+    return policy.build(
+        InferenceRequest(Operation(operation), "m", False, fields), "llama3:latest", LIMITS
+    )
 
 
 # --- num_predict: always sent, never beyond what is held ------------------------------------------
@@ -386,7 +388,7 @@ ESTIMATES = [
 def test_a_prompt_is_estimated_by_its_bytes_up_to_the_context(
     operation: str, fields: Any, context: int | None, tokens: int
 ) -> None:
-    asked = Prompt(Operation(operation), "m", False, fields)
+    asked = InferenceRequest(Operation(operation), "m", False, fields)
 
     job = policy.build(asked, "llama3:latest", LIMITS, context=context)
 

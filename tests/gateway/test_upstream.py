@@ -131,4 +131,4 @@ def test_who_leaves_while_the_prompt_is_sent_breaks_it_off(
         settings.OLLAMA_BASE = server.url
         leaving = threading.Timer(2 * CONNECT_SECONDS, cancellation.cancel, [ClientDisconnected])
         leaving.start()
-        client.send("show", LONG, cancellation, patience=20)
+        client.send("show", LONG, cancellation, timeout=20)

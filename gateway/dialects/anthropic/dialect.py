@@ -9,20 +9,20 @@ from gateway.dialects.base import Renderer
 from gateway.dialects.fields import model_of, wants_stream
 from gateway.errors import GatewayError
 from gateway.metering import Operation
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 from gateway.validation.rules import reject_lookalikes
 
 
 class AnthropicDialect:
     """Requests and answers of `/v1/messages`."""
 
-    def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
+    def parse(self, operation: Operation, body: dict[str, Any]) -> InferenceRequest:
         reject_lookalikes(body)
         stream = wants_stream(body, default=False)
-        return Prompt(operation, model_of(body), stream, parsing.chat_fields(body))
+        return InferenceRequest(operation, model_of(body), stream, parsing.chat_fields(body))
 
-    def renderer(self, prompt: Prompt, request_id: str) -> Renderer:
-        return MessageRenderer(prompt, request_id)
+    def renderer(self, request: InferenceRequest, request_id: str) -> Renderer:
+        return MessageRenderer(request, request_id)
 
     def error(self, error: GatewayError, request_id: str) -> bytes:
         return error_body(error, request_id)

@@ -7,11 +7,11 @@ from operator import itemgetter
 from typing import Any
 
 from gateway.dialects.anthropic.errors import error_object
-from gateway.dialects.json_fragments import kept
+from gateway.dialects.json_fragments import compact
 from gateway.errors import GatewayError
 from gateway.metering import Receipt
 from gateway.upstream.chunk import Chunk
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 
 Block = dict[str, Any]
 
@@ -47,10 +47,9 @@ class MessageRenderer:
     """Writes a message: blocks of thinking, of text and of tool calls, as they come."""
 
     content_type = "text/event-stream"
-    supports_keepalive = True
 
-    def __init__(self, prompt: Prompt, request_id: str) -> None:
-        self.prompt = prompt
+    def __init__(self, request: InferenceRequest, request_id: str) -> None:
+        self.request = request
         self.request_id = request_id
         self.message_id = f"msg_{request_id.replace('-', '')}"
         self.calls = 0
@@ -60,10 +59,10 @@ class MessageRenderer:
 
     # --- Whole ---
 
-    def kept(self, chunk: Chunk) -> Chunk:
-        return kept(chunk)
+    def compact(self, chunk: Chunk) -> Chunk:
+        return compact(chunk)
 
-    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+    def body(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         last = chunks[-1]
         pieces = [piece for chunk in chunks for piece in self._pieces(chunk)]
         usage = usage_object(last, receipt)
@@ -77,7 +76,7 @@ class MessageRenderer:
             "id": self.message_id,
             "type": "message",
             "role": "assistant",
-            "model": self.prompt.model,
+            "model": self.request.model,
             "content": blocks,
             "stop_reason": reason,
             "stop_sequence": None,
@@ -93,7 +92,7 @@ class MessageRenderer:
 
     # --- A stream ---
 
-    def idle(self) -> bytes:
+    def keepalive(self) -> bytes:
         return event("ping") if self._begun else self._begin()
 
     def chunk(self, chunk: Chunk) -> bytes:
@@ -106,7 +105,7 @@ class MessageRenderer:
         usage = usage_object(chunk, receipt)
         return told + event("message_delta", delta=delta, usage=usage) + event("message_stop")
 
-    def failure(self, error: GatewayError) -> bytes:
+    def error(self, error: GatewayError) -> bytes:
         """Return the error, and leave the block and the message open: they are not complete."""
         return event("error", **error_object(error, self.request_id))
 

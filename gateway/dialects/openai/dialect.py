@@ -1,4 +1,4 @@
-"""The client families of OpenAI's API, one for each of its addresses."""
+"""The client family of OpenAI's API: one dialect for each route."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,37 +11,43 @@ from gateway.dialects.openai.renderers import ChatRenderer, CompletionRenderer, 
 from gateway.dialects.openai.responses_renderers import ResponseRenderer
 from gateway.errors import GatewayError
 from gateway.metering import Operation
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest, ResponseOptions
 from gateway.validation.rules import reject_lookalikes
 
-Read = Callable[[dict[str, Any]], dict[str, Any]]
+Body = dict[str, Any]
 
 
 class OpenAIDialect:
-    """An address of OpenAI's: how its requests are read, and who writes its answers."""
+    """One route of OpenAI's: what reads its payload and its options, and what writes its
+    responses."""
 
     def __init__(
-        self, fields: Read, wants: Read, render: Callable[[Prompt, str], Renderer]
+        self,
+        payload: Callable[[Body], dict[str, Any]],
+        options: Callable[[Body], ResponseOptions],
+        render: Callable[[InferenceRequest, str], Renderer],
     ) -> None:
-        self._fields = fields
-        self._wants = wants
+        self._payload = payload
+        self._options = options
         self._render = render
 
-    def parse(self, operation: Operation, body: dict[str, Any]) -> Prompt:
+    def parse(self, operation: Operation, body: dict[str, Any]) -> InferenceRequest:
         reject_lookalikes(body)
         stream = wants_stream(body, default=False) and operation is not Operation.EMBED
-        return Prompt(operation, model_of(body), stream, self._fields(body), self._wants(body))
+        return InferenceRequest(
+            operation, model_of(body), stream, self._payload(body), self._options(body)
+        )
 
-    def renderer(self, prompt: Prompt, request_id: str) -> Renderer:
-        return self._render(prompt, request_id)
+    def renderer(self, request: InferenceRequest, request_id: str) -> Renderer:
+        return self._render(request, request_id)
 
     def error(self, error: GatewayError, request_id: str) -> bytes:
         return error_body(error, request_id)
 
 
-CHAT = OpenAIDialect(parsing.chat_fields, parsing.answer_wants, ChatRenderer)
-COMPLETIONS = OpenAIDialect(parsing.completion_fields, parsing.answer_wants, CompletionRenderer)
-EMBEDDINGS = OpenAIDialect(parsing.embedding_fields, parsing.embedding_wants, EmbeddingsRenderer)
+CHAT = OpenAIDialect(parsing.chat_fields, parsing.stream_options, ChatRenderer)
+COMPLETIONS = OpenAIDialect(parsing.completion_fields, parsing.stream_options, CompletionRenderer)
+EMBEDDINGS = OpenAIDialect(parsing.embedding_fields, parsing.encoding_options, EmbeddingsRenderer)
 RESPONSES = OpenAIDialect(
-    responses_parsing.response_fields, responses_parsing.response_wants, ResponseRenderer
+    responses_parsing.response_fields, responses_parsing.response_options, ResponseRenderer
 )

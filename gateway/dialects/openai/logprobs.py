@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.dialects.json_fragments import Items, joined_items, kept, one_part
+from gateway.dialects.json_fragments import Items, compact, joined_items, one_part
 from gateway.upstream.chunk import Chunk
 
 # The lists of a text choice's `logprobs`, and the lengths that its offsets come from.
@@ -50,14 +50,14 @@ def of_chat(chunks: Sequence[Chunk]) -> dict[str, Any] | None:
 
 def keep_entries(chunk: Chunk) -> Chunk:
     """Return a chunk that keeps the tokens of its text for a chat choice or a response."""
-    return kept(chunk, logprobs=entries(chunk))
+    return compact(chunk, logprobs=entries(chunk))
 
 
 def keep_columns(chunk: Chunk) -> Chunk:
     """Return a chunk that keeps the tokens of its text for a text choice."""
     found = _entries(chunk)
     lengths = [len(entry["token"]) for entry in found]
-    return kept(chunk, lengths=lengths, **_columns(found))
+    return compact(chunk, lengths=lengths, **_columns(found))
 
 
 def of_completion(chunks: Sequence[Chunk], offset: int = 0) -> dict[str, Any] | None:

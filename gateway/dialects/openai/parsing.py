@@ -6,6 +6,7 @@ from typing import Any
 from gateway.dialects.openai.messages import messages
 from gateway.dialects.openai.tools import chat_tools
 from gateway.errors import BadRequest
+from gateway.validation.inference_request import ResponseOptions
 
 EFFORTS: dict[str, bool | str] = {
     "none": False,
@@ -66,14 +67,14 @@ def wants_base64(body: dict[str, Any]) -> bool:
     return bool(encoding == "base64")
 
 
-def answer_wants(body: dict[str, Any]) -> dict[str, Any]:
+def stream_options(body: dict[str, Any]) -> ResponseOptions:
     """Return how a client wants its stream written."""
-    return {"include_usage": bool(nested(body, "stream_options", "include_usage"))}
+    return ResponseOptions(include_usage=bool(nested(body, "stream_options", "include_usage")))
 
 
-def embedding_wants(body: dict[str, Any]) -> dict[str, Any]:
+def encoding_options(body: dict[str, Any]) -> ResponseOptions:
     """Return how a client wants its vectors written."""
-    return {"base64": wants_base64(body)}
+    return ResponseOptions(base64=wants_base64(body))
 
 
 def nested(body: dict[str, Any], name: str, inner: str) -> Any:

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
-from gateway.dialects.json_fragments import Items, dump, items, joined_items, kept
+from gateway.dialects.json_fragments import Items, compact, dump, items, joined_items
 from gateway.dialects.openai import logprobs
 from gateway.dialects.openai.errors import error_object
 from gateway.errors import GatewayError, UpstreamBroke
 from gateway.metering import Receipt
 from gateway.upstream.chunk import Chunk
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 
 DONE = b"data: [DONE]\n\n"
 
@@ -33,11 +33,6 @@ def event(value: dict[str, Any]) -> bytes:
     return b"data: " + dump(value, separators=(",", ":")) + b"\n\n"
 
 
-def body(value: dict[str, Any]) -> bytes:
-    """Return one object as the body of a whole answer."""
-    return dump(value)
-
-
 def usage_object(receipt: Receipt | None) -> dict[str, Any] | None:
     if receipt is None:
         return None
@@ -55,20 +50,19 @@ class OpenAIRenderer:
     """What the answers of this family share."""
 
     content_type = "text/event-stream"
-    supports_keepalive = True
     kind = ""
     prefix = ""
 
-    def __init__(self, prompt: Prompt, request_id: str) -> None:
-        self.prompt = prompt
+    def __init__(self, request: InferenceRequest, request_id: str) -> None:
+        self.request = request
         self.request_id = request_id
         self.calls = 0
         self.begun = False
 
     # --- A stream ---
 
-    def idle(self) -> bytes:
-        """Keep a silent connection open: a comment, which clients skip."""
+    def keepalive(self) -> bytes:
+        """Return a comment, which clients skip."""
         return b": keep-alive\n\n"
 
     def chunk(self, chunk: Chunk) -> bytes:
@@ -76,11 +70,11 @@ class OpenAIRenderer:
 
     def last(self, chunk: Chunk, receipt: Receipt | None) -> bytes:
         pieces = [self.chunk(chunk), event(self._piece(self._finish(chunk)))]
-        if self.prompt.wants.get("include_usage"):
+        if self.request.options.include_usage:
             pieces.append(event(self._piece(None) | {"usage": usage_object(receipt)}))
         return b"".join([*pieces, DONE])
 
-    def failure(self, error: GatewayError) -> bytes:
+    def error(self, error: GatewayError) -> bytes:
         return event(error_object(error, self.request_id))
 
     def _head(self, kind: str) -> dict[str, Any]:
@@ -88,18 +82,18 @@ class OpenAIRenderer:
             "id": f"{self.prefix}-{plain_id(self.request_id)}",
             "object": kind,
             "created": created_at(self.request_id),
-            "model": self.prompt.model,
+            "model": self.request.model,
         }
 
     def _piece(self, choice: dict[str, Any] | None) -> dict[str, Any]:
         """Return a chunk object; the one with the usage has no choice in it."""
         piece = self._head(self.kind) | {"choices": [choice] if choice else []}
-        return piece | {"usage": None} if self.prompt.wants.get("include_usage") else piece
+        return piece | {"usage": None} if self.request.options.include_usage else piece
 
-    def kept(self, chunk: Chunk) -> Chunk:
+    def compact(self, chunk: Chunk) -> Chunk:
         return logprobs.keep_entries(chunk)
 
-    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+    def body(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         raise NotImplementedError
 
     def _choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
@@ -120,7 +114,7 @@ class ChatRenderer(OpenAIRenderer):
     kind = "chat.completion.chunk"
     prefix = "chatcmpl"
 
-    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+    def body(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         calls = [call for chunk in chunks for call in self._calls(chunk)]
         text = "".join(chunk.text for chunk in chunks)
         thinking = "".join(chunk.thinking for chunk in chunks)
@@ -133,7 +127,7 @@ class ChatRenderer(OpenAIRenderer):
             "finish_reason": self._reason(chunks[-1]),
         }
         answer = self._head("chat.completion") | {"choices": [choice]}
-        return body(answer | {"usage": usage_object(receipt)})
+        return dump(answer | {"usage": usage_object(receipt)})
 
     def _choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         """Yield one delta for each thing a chunk carries; the first says whose words they are."""
@@ -192,17 +186,17 @@ class CompletionRenderer(OpenAIRenderer):
     kind = "text_completion"
     prefix = "cmpl"
 
-    def __init__(self, prompt: Prompt, request_id: str) -> None:
-        super().__init__(prompt, request_id)
+    def __init__(self, request: InferenceRequest, request_id: str) -> None:
+        super().__init__(request, request_id)
         self.written = 0
 
-    def kept(self, chunk: Chunk) -> Chunk:
+    def compact(self, chunk: Chunk) -> Chunk:
         return logprobs.keep_columns(chunk)
 
-    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+    def body(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         answer = self._head(self.kind)
         answer["choices"] = [self._choice(chunks, self._reason(chunks[-1]))]
-        return body(answer | {"usage": usage_object(receipt)})
+        return dump(answer | {"usage": usage_object(receipt)})
 
     def _choices(self, chunk: Chunk) -> Iterator[dict[str, Any]]:
         if chunk.text or logprobs.entries(chunk):
@@ -221,10 +215,10 @@ class CompletionRenderer(OpenAIRenderer):
 class EmbeddingsRenderer(OpenAIRenderer):
     """Embeddings, as numbers or as base64 of little-endian 32-bit floats."""
 
-    def kept(self, chunk: Chunk) -> Chunk:
-        return kept(chunk, embeddings=self._vectors(chunk.fields["embeddings"]))
+    def compact(self, chunk: Chunk) -> Chunk:
+        return compact(chunk, embeddings=self._vectors(chunk.fields["embeddings"]))
 
-    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+    def body(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         found = joined_items((chunk.fields["embeddings"] for chunk in chunks), self._vectors)
         data = [
             {"object": "embedding", "index": index, "embedding": vector}
@@ -232,14 +226,14 @@ class EmbeddingsRenderer(OpenAIRenderer):
         ]
         usage = usage_object(receipt) or {}
         usage.pop("completion_tokens", None)
-        answer = {"object": "list", "data": data, "model": self.prompt.model, "usage": usage}
-        return body(answer)
+        answer = {"object": "list", "data": data, "model": self.request.model, "usage": usage}
+        return dump(answer)
 
     def _vectors(self, vectors: list[list[float]]) -> Items:
         return items(map(self._encoded, vectors))
 
     def _encoded(self, vector: list[float]) -> list[float] | str:
-        if not self.prompt.wants.get("base64"):
+        if not self.request.options.base64:
             return vector
         try:
             packed = struct.pack(f"<{len(vector)}f", *vector)

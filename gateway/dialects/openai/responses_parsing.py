@@ -16,6 +16,7 @@ from gateway.dialects.openai.parsing import (
 )
 from gateway.dialects.openai.tools import response_tools
 from gateway.errors import BadRequest
+from gateway.validation.inference_request import ResponseOptions
 
 NOTHING_IS_KEPT = "nothing is kept here; send the whole conversation in 'input'."
 REFUSED: dict[str, tuple[Asked, str]] = {
@@ -26,7 +27,7 @@ REFUSED: dict[str, tuple[Asked, str]] = {
     "prompt": (always, "'prompt' is not supported: no templates are kept here."),
     "moderation": (bool, "'moderation' is not supported."),
 }
-# What an answer repeats of its request, and what it says where the request is silent.
+# The fields of the request that a response repeats, with their defaults.
 ECHOED: dict[str, Any] = {
     "instructions": None,
     "max_output_tokens": None,
@@ -61,10 +62,11 @@ def response_fields(body: dict[str, Any]) -> dict[str, Any]:
     )
 
 
-def response_wants(body: dict[str, Any]) -> dict[str, Any]:
-    """Return what an answer repeats of its request."""
-    echo = {name: given(body).get(name, default) for name, default in ECHOED.items()}
-    return {"echo": echo}
+def response_options(body: dict[str, Any]) -> ResponseOptions:
+    """Return the fields of the request that the response repeats."""
+    set_fields = given(body)
+    echo = {name: set_fields.get(name, default) for name, default in ECHOED.items()}
+    return ResponseOptions(echo=echo)
 
 
 def wants_logprobs(body: dict[str, Any]) -> bool:

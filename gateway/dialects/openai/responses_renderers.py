@@ -14,7 +14,7 @@ from gateway.dialects.openai.renderers import called, created_at, plain_id
 from gateway.errors import GatewayError
 from gateway.metering import Receipt
 from gateway.upstream.chunk import Chunk
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 
 Event = dict[str, Any]
 
@@ -61,10 +61,9 @@ class ResponseRenderer:
     """Responses, streamed as events with a number each, or whole."""
 
     content_type = "text/event-stream"
-    supports_keepalive = True
 
-    def __init__(self, prompt: Prompt, request_id: str) -> None:
-        self.prompt = prompt
+    def __init__(self, request: InferenceRequest, request_id: str) -> None:
+        self.request = request
         self.request_id = request_id
         self.output: list[Event] = []
         self.open: Item | None = None
@@ -72,8 +71,8 @@ class ResponseRenderer:
 
     # --- A stream ---
 
-    def idle(self) -> bytes:
-        """Keep a silent connection open: a comment, which clients skip."""
+    def keepalive(self) -> bytes:
+        """Return a comment, which clients skip."""
         return b": keep-alive\n\n"
 
     def chunk(self, chunk: Chunk) -> bytes:
@@ -85,7 +84,7 @@ class ResponseRenderer:
         events.append({"type": f"response.{answer['status']}", "response": answer})
         return self._written(events)
 
-    def failure(self, error: GatewayError) -> bytes:
+    def error(self, error: GatewayError) -> bytes:
         """End with an error, at which clients raise, and the response as far as it came."""
         told = error_fields(error)
         code = "server_error" if error.status >= 500 else "invalid_prompt"
@@ -95,10 +94,10 @@ class ResponseRenderer:
         failed = {"type": "response.failed", "response": answer}
         return self._written([*self._begin(), broken, failed])
 
-    def kept(self, chunk: Chunk) -> Chunk:
+    def compact(self, chunk: Chunk) -> Chunk:
         return logprobs.keep_entries(chunk)
 
-    def whole(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
+    def body(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
         for chunk in chunks:
             list(self._said(chunk))
         list(self._close(ending(chunks[-1])))
@@ -195,14 +194,14 @@ class ResponseRenderer:
             "status": status,
             "error": None,
             "incomplete_details": None,
-            "model": self.prompt.model,
+            "model": self.request.model,
             "output": list(self.output),
             "usage": usage_object(receipt),
             "background": False,
             "parallel_tool_calls": True,
             "previous_response_id": None,
             "store": False,
-            **self.prompt.wants.get("echo", {}),
+            **self.request.options.echo,
         }
 
     def _ended(self, chunk: Chunk, receipt: Receipt | None) -> Event:

@@ -14,7 +14,7 @@ from gateway.relay.metered_stream import MeteredStream
 from gateway.relay.token_counter import SLACK, TokenCounter
 from gateway.upstream.cancellation import Cancellation, disconnect_monitor
 from gateway.upstream.protocol import read_chunk
-from gateway.validation.inference_request import Prompt
+from gateway.validation.inference_request import InferenceRequest
 
 PIECE = b'{"response": "x", "done": false}'
 LAST = b'{"response": "", "done": true, "prompt_eval_count": 3, "eval_count": 2}'
@@ -60,16 +60,22 @@ def cancellation() -> Iterator[Cancellation]:
 
 
 def stream(meter: Any, cancellation: Cancellation, bound: int = 10) -> MeteredStream:
-    prompt = Prompt(Operation.GENERATE, "llama3", stream=True)
+    prompt = InferenceRequest(Operation.GENERATE, "llama3", stream=True)
     renderer = OllamaRenderer(prompt, "id")
     return MeteredStream(
         meter=meter, counter=TokenCounter(5, bound), renderer=renderer, cancellation=cancellation
     )
 
 
-def begun(meter: Any, cancellation: Cancellation, answer: Lines, bound: int = 10) -> MeteredStream:
+def begun(
+    meter: Any,
+    cancellation: Cancellation,
+    answer: Lines,
+    bound: int = 10,
+    keepalive_seconds: float | None = None,
+) -> MeteredStream:
     found = stream(meter, cancellation, bound)
-    found.begin(lambda _cancellation: answer, read)  # type: ignore[arg-type,return-value]
+    found.start(lambda _cancellation: answer, read, keepalive_seconds)  # type: ignore[arg-type,return-value]
     return found
 
 
@@ -88,7 +94,7 @@ def test_an_answer_without_a_thread_to_read_it_is_settled_and_let_go(
     monkeypatch.setattr(threading.Thread, "start", no_thread)
 
     with pytest.raises(GatewayBusy):
-        stream(meter, cancellation).begin(lambda _cancellation: Lines(PIECE), read, keep_alive=1)  # type: ignore[arg-type,return-value]
+        begun(meter, cancellation, Lines(PIECE), keepalive_seconds=1)
 
     assert meter.closed == [(Usage(), Outcome.GATEWAY_FAILED)]
     assert cancellation not in disconnect_monitor.running()

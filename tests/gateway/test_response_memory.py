@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gateway.dialects.json_fragments import Items, dump, items, kept, one_part
+from gateway.dialects.json_fragments import Items, compact, dump, items, one_part
 from gateway.errors import GatewayBusy, TooLarge
 from gateway.relay import response_memory
 from gateway.relay.response_memory import MAX_ANSWER_BYTES, MAX_BYTES, Share
@@ -15,7 +15,7 @@ from gateway.validation.large_bodies import Room
 
 @pytest.fixture(autouse=True)
 def room(monkeypatch: pytest.MonkeyPatch) -> Room:
-    made = Room(patience=0.01)
+    made = Room(timeout=0.01)
     monkeypatch.setattr(response_memory, "room", made)
     return made
 
@@ -56,8 +56,8 @@ def test_what_is_no_json_is_an_error() -> None:
 def test_only_the_last_chunk_keeps_fields_of_the_model_server() -> None:
     native: dict[str, Any] = {"created_at": "now", "logprobs": [{"token": "a"}]}
 
-    first = kept(Chunk(text="a", fields=native), logprobs=one_part(native["logprobs"]))
-    last = kept(Chunk(done=True, fields=native), logprobs=Items())
+    first = compact(Chunk(text="a", fields=native), logprobs=one_part(native["logprobs"]))
+    last = compact(Chunk(done=True, fields=native), logprobs=Items())
 
     assert json.loads(dump(first.fields)) == {"logprobs": [{"token": "a"}]}
     assert first.text == "a" and last.fields == native

@@ -126,4 +126,4 @@ def test_a_watcher_that_could_not_start_starts_with_the_next_request(
     monkeypatch.setattr(threading.Thread, "start", lambda thread: started.append(thread.name))
     disconnect_monitor.add(Cancellation(None))
     disconnect_monitor.add(Cancellation(None))
-    assert started == ["hangup"]
+    assert started == ["disconnects"]
