@@ -4,6 +4,7 @@ knox's own class costs a second query that loads every key of the user, deletes 
 reads, and answers 500 to a token that is not UTF-8; hence its look-up is replaced whole.
 """
 
+import base64
 import re
 from datetime import datetime
 
@@ -43,7 +44,11 @@ FIND = (
 
 
 class KeyAuthentication(TokenAuthentication):
-    """Authenticate by `Authorization: Bearer KEY`, or `x-api-key: KEY` as Anthropic clients do."""
+    """Authenticate by a key in any header that clients put one into.
+
+    `Authorization: Bearer KEY`; `Authorization: Basic …` with the key as the password, as clients
+    send it for a URL with a user name; `x-api-key: KEY` (Anthropic); `api-key: KEY` (Azure).
+    """
 
     def authenticate(self, request: Request) -> tuple[object, ApiKey] | None:
         credential = carried_credential(request)
@@ -94,11 +99,20 @@ def why_unusable(key: ApiKey, now: datetime) -> str:
 
 
 def carried_credential(request: Request) -> bytes | None:
-    """Return the secret a request carries, by either header; None if it carries none."""
+    """Return the secret that a request carries, or None; raise AuthenticationFailed."""
     words = get_authorization_header(request).split()
     if not words:
-        bare: str | None = request.META.get("HTTP_X_API_KEY")
-        return None if bare is None else bare.strip().encode("utf-8", "replace")
-    if len(words) != 2 or words[0].lower() != b"bearer":
+        key: str | None = request.META.get("HTTP_X_API_KEY", request.META.get("HTTP_API_KEY"))
+        return None if key is None else key.strip().encode("utf-8", "replace")
+    scheme, *credentials = words
+    if len(credentials) != 1 or scheme.lower() not in (b"bearer", b"basic"):
         raise AuthenticationFailed(BAD_KEY)
-    return words[1]
+    return credentials[0] if scheme.lower() == b"bearer" else _password(credentials[0])
+
+
+def _password(credentials: bytes) -> bytes:
+    """Return the password of Basic credentials; raise AuthenticationFailed."""
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except ValueError:
+        raise AuthenticationFailed(BAD_KEY) from None
