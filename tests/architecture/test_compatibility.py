@@ -1,4 +1,4 @@
-"""Every row of the compatibility page is sent, and what it says must happen."""
+"""Each row of the compatibility page: its example is sent, and the result must be as documented."""
 
 import json
 import re
@@ -39,7 +39,7 @@ ROUTES: dict[str, tuple[Dialect, Operation, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the page."""
+    """One row of a table of parameters."""
 
     route: str
     parameter: str
@@ -58,14 +58,14 @@ def rows() -> list[Row]:
 
 
 def sent(row: Row, **more: Any) -> dict[str, Any]:
-    """Return what goes to the model server for the route's plain request and some more."""
+    """Return the body that goes to the model server for the plain request with more fields."""
     dialect, operation, plain = ROUTES[row.route]
     prompt = dialect.parse(operation, {"model": "llama3", **plain, **more})
     return policy.build(prompt, "llama3:latest", LIMITS).body
 
 
 def difference(plain: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
-    """Return what a body has that the plain one has not; of options only those that differ."""
+    """Return the fields of a body that the plain one lacks, and the options that differ."""
     found = {name: value for name, value in body.items() if plain.get(name) != value}
     if "options" in found:
         known = plain.get("options", {})
@@ -74,29 +74,29 @@ def difference(plain: dict[str, Any], body: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("row", rows(), ids=lambda row: f"{row.route} {row.parameter} {row.done}")
-def test_the_page_says_what_is_done(row: Row) -> None:
+def test_a_parameter_is_handled_as_documented(row: Row) -> None:
     example = {row.parameter: json.loads(row.example)}
 
-    if row.done.startswith("refused: "):
+    if row.done.startswith("rejected: "):
         with pytest.raises(BadRequest) as refusal:
             sent(row, **example)
-        assert refusal.value.message == row.done.removeprefix("refused: ")
-    elif row.done in ("dropped", "shapes the answer"):
+        assert refusal.value.message == row.done.removeprefix("rejected: ")
+    elif row.done in ("ignored", "shapes the response"):
         assert difference(sent(row), sent(row, **example)) == {}
     else:
         assert difference(sent(row), sent(row, **example)) == json.loads(row.done.strip("`"))
 
 
-def test_every_route_where_a_model_answers_is_on_the_page() -> None:
+def test_every_inference_route_is_documented() -> None:
     assert {row.route for row in rows()} == set(ROUTES)
 
 
-# --- Beside a bare Ollama -------------------------------------------------------------------------
+# --- Differences from Ollama ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Stage:
-    """Who asks, and what stands behind the gateway."""
+class Setup:
+    """A customer and the model server behind the gateway."""
 
     alice: Caller
     ollama: FakeOllama
@@ -106,70 +106,70 @@ class Stage:
         return self.alice.post("/api/chat", **asked)
 
 
-def key(stage: Stage) -> None:
+def key(setup: Setup) -> None:
     answer = Client().get("/api/tags")
     assert answer.status_code == 401 and answer.json()["status"] == answer.json()["error"]
     assert "status" not in Client().get("/models").json()
 
 
-def listing(stage: Stage) -> None:
-    stage.ollama.models.append("unpriced:latest")
-    listed = {model["name"] for model in stage.alice.get("/api/tags").json()["models"]}
+def listing(setup: Setup) -> None:
+    setup.ollama.models.append("unpriced:latest")
+    listed = {model["name"] for model in setup.alice.get("/api/tags").json()["models"]}
     assert listed == {"llama3:latest", "mistral:latest", "nomic-embed-text:latest"}
 
 
-def show(stage: Stage) -> None:
-    shown = stage.alice.post("/api/show", model="llama3").json()
+def show(setup: Setup) -> None:
+    shown = setup.alice.post("/api/show", model="llama3").json()
     assert not {"template", "system", "messages", "modelfile"} & set(shown) and shown["details"]
 
 
-def operators(stage: Stage) -> None:
-    assert stage.alice.post("/api/pull", model="phi3").status_code == 403
-    assert stage.alice.delete("/api/delete", model="llama3").status_code == 403
+def operators(setup: Setup) -> None:
+    assert setup.alice.post("/api/pull", model="phi3").status_code == 403
+    assert setup.alice.delete("/api/delete", model="llama3").status_code == 403
 
 
-def making_models(stage: Stage) -> None:
+def making_models(setup: Setup) -> None:
     paths = ("/api/create", "/api/copy", "/api/push")
-    assert {stage.alice.post(path, model="x").status_code for path in paths} == {404}
+    assert {setup.alice.post(path, model="x").status_code for path in paths} == {404}
 
 
-def load(stage: Stage) -> None:
+def load(setup: Setup) -> None:
     for keep_alive, reason in ((None, "load"), (0, "unload")):
-        answer = stage.chat(messages=[], keep_alive=keep_alive)
+        answer = setup.chat(messages=[], keep_alive=keep_alive)
         assert answer.json()["done_reason"] == reason
-    assert stage.ollama.requests == []
+    assert setup.ollama.requests == []
 
 
-def embeddings(stage: Stage) -> None:
+def embeddings(setup: Setup) -> None:
     asked = {"model": "nomic-embed-text", "input": "a b c", "options": {"num_ctx": 1}}
-    assert stage.alice.post("/api/embed", **asked).json()["usage"]["prompt_tokens"] == 3
+    assert setup.alice.post("/api/embed", **asked).json()["usage"]["prompt_tokens"] == 3
 
 
-def older_embeddings(stage: Stage) -> None:
-    found = stage.alice.post("/api/embeddings", model="nomic-embed-text", prompt="a b").json()
+def older_embeddings(setup: Setup) -> None:
+    found = setup.alice.post("/api/embeddings", model="nomic-embed-text", prompt="a b").json()
     assert found["embedding"] and found["usage"]["prompt_tokens"] == 2
 
 
-def usage(stage: Stage) -> None:
-    found = stage.chat().json()
+def usage(setup: Setup) -> None:
+    found = setup.chat().json()
     assert found["usage"]["completion_tokens"] == found["eval_count"] and found["usage"]["cost"]
 
 
-def full_queue(stage: Stage) -> None:
-    stage.ollama.answer("/api/chat", faults.busy())
-    answer = stage.chat()
+def full_queue(setup: Setup) -> None:
+    setup.ollama.answer("/api/chat", faults.busy())
+    answer = setup.chat()
     assert answer.status_code == 503 and answer["Retry-After"]
 
 
-def repetition(stage: Stage) -> None:
-    stage.ollama.answer("/api/chat", faults.repeat_guard(path="/api/chat"))
-    found = stage.chat().json()
+def repetition(setup: Setup) -> None:
+    setup.ollama.answer("/api/chat", faults.repeat_guard(path="/api/chat"))
+    found = setup.chat().json()
     assert (found["done"], found["done_reason"]) == (True, "length")
     assert found["usage"]["completion_tokens"] > 0
 
 
-def cloud(stage: Stage) -> None:
-    assert stage.chat(model="llama3:cloud").status_code == 400
+def cloud(setup: Setup) -> None:
+    assert setup.chat(model="llama3:cloud").status_code == 400
 
 
 DIFFERENCES = {
@@ -189,12 +189,12 @@ DIFFERENCES = {
 
 
 @pytest.mark.parametrize("subject", DIFFERENCES)
-def test_a_difference_from_a_bare_ollama_is_as_the_page_says(
+def test_a_difference_from_ollama_is_as_documented(
     subject: str, alice: Caller, ollama: FakeOllama, priced: Any
 ) -> None:
-    DIFFERENCES[subject](Stage(alice, ollama))
+    DIFFERENCES[subject](Setup(alice, ollama))
 
 
-def test_every_difference_on_the_page_is_tested() -> None:
-    section = PAGE.split("## Beside a bare Ollama")[1].split("\n## ")[0]
+def test_every_documented_difference_is_tested() -> None:
+    section = PAGE.split("## Differences from Ollama")[1].split("\n## ")[0]
     assert set(re.findall(r"^\| ([A-Z][a-z ]+) \|", section, re.MULTILINE)) == set(DIFFERENCES)
