@@ -91,7 +91,7 @@ def test_every_inference_route_is_documented() -> None:
     assert {row.route for row in rows()} == set(ROUTES)
 
 
-# --- Differences from Ollama ------------------------------------------------------------------------
+# --- Differences from Ollama ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
