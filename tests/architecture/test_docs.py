@@ -1,4 +1,4 @@
-"""Every setting, error code and check is documented, and nothing that is not there."""
+"""Every setting, error code and check is documented, and nothing else."""
 
 import re
 from pathlib import Path
@@ -8,8 +8,8 @@ from gateway import errors, metering
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def text(*places: str) -> str:
-    return "\n".join((ROOT / place).read_text() for place in places)
+def text(*paths: str) -> str:
+    return "\n".join((ROOT / path).read_text() for path in paths)
 
 
 def test_every_setting_is_on_the_settings_page() -> None:
@@ -40,13 +40,21 @@ def test_every_check_is_documented() -> None:
     assert numbers and all(number in pages for number in numbers)
 
 
-def test_every_file_that_a_page_links_to_is_there() -> None:
+def test_every_documented_log_line_is_in_the_code() -> None:
+    section = text("docs/operations.md").partition("Alert on these log lines")[2].partition("##")[0]
+    lines = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    code = "".join(path.read_text() for path in (ROOT / "billing").glob("*.py"))
+
+    assert lines and [line for line in lines if line not in re.sub(r'"\s+"', "", code)] == []
+
+
+def test_every_linked_file_exists() -> None:
     for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-def test_the_service_waits_longer_than_running_responses_may_go_on() -> None:
+def test_systemd_waits_until_running_responses_have_drained() -> None:
     unit = text("deploy/gateway.service")
     [stop] = re.findall(r"^TimeoutStopSec=(\d+)", unit, re.MULTILINE)
 
