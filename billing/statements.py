@@ -1,4 +1,4 @@
-"""Sum past usage, for customers and operators. Reads the roll-up alone, never the usage rows."""
+"""Sums of past usage, for customers and operators, from the roll-up and never from usage rows."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -16,7 +16,7 @@ from billing.money import ExactSum, from_units
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """Sums over some days. Tokens are of billed answers, requests of all."""
+    """Sums over some days. Tokens count billed requests; `requests` counts all of them."""
 
     requests: int = 0
     unbilled: int = 0
@@ -31,7 +31,7 @@ class Totals:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a statement: what it is about (a day, a model, a key), and its sums."""
+    """One line of a statement: a day, a model or a key, and its sums."""
 
     label: date | str | int
     totals: Totals = field(default_factory=Totals)
@@ -44,7 +44,7 @@ SUMS = {
 
 
 def days_of(account: Account, first: date, last: date) -> QuerySet[UsageDaily]:
-    """Return an account's roll-up rows from one day to another, both included."""
+    """Return an account's roll-up rows between two days, inclusive."""
     return UsageDaily.objects.filter(account=account, day__gte=first, day__lte=last).order_by()
 
 
@@ -53,17 +53,17 @@ def total(rows: QuerySet[UsageDaily]) -> Totals:
     return Totals(**{name: value for name, value in sums.items() if value is not None})
 
 
-def by(rows: QuerySet[UsageDaily], column: str) -> list[Line]:
-    """Return one line for each value of a column (`model`, `key_id`, `day`), the dearest first."""
+def group_by(rows: QuerySet[UsageDaily], column: str) -> list[Line]:
+    """Return a line for each value of a column (`model`, `key_id`, `day`), highest cost first."""
     grouped = rows.values(column).annotate(**SUMS)
     lines = [Line(row.pop(column), Totals(**row)) for row in grouped]
     return sorted(lines, key=lambda line: (-line.totals.cost, str(line.label)))
 
 
 def by_day(rows: QuerySet[UsageDaily], first: date, last: date) -> list[Line]:
-    """Return one line for each day of a span, also for those without usage; the newest first."""
-    found = {line.label: line for line in by(rows, "day")}
-    return [found.get(day, Line(day)) for day in _days_back(last, first)]
+    """Return a line for each day of a range, with or without usage, newest first."""
+    used = {line.label: line for line in group_by(rows, "day")}
+    return [used.get(day, Line(day)) for day in _days_back(last, first)]
 
 
 def _days_back(last: date, first: date) -> Iterator[date]:
@@ -78,7 +78,7 @@ def key_names(account: Account, key_ids: list[int]) -> dict[int, str]:
 
 @dataclass(frozen=True, slots=True)
 class BudgetState:
-    """A budget as people read it: amounts in the currency's major unit, or tokens."""
+    """A budget for people: amounts in the currency's major unit, or tokens."""
 
     kind: str
     unit: str
@@ -95,7 +95,7 @@ def budgets(account: Account, key: ApiKey, month: str) -> list[BudgetState]:
 
 
 def in_month(budgets: QuerySet[Budget], month: str) -> QuerySet[Budget]:
-    """Annotate budgets with what counts in a month, for `budget_state`."""
+    """Annotate budgets with what they have spent and hold in a month, for `budget_state`."""
     row = BudgetPeriod.objects.filter(budget=OuterRef("pk"), period=month)
     return budgets.annotate(
         spent_now=F("spent") + Coalesce(Subquery(row.values("spent")), 0),
@@ -104,7 +104,7 @@ def in_month(budgets: QuerySet[Budget], month: str) -> QuerySet[Budget]:
 
 
 def budget_state(budget: Any) -> BudgetState:
-    """Return the state of a budget from `in_month`."""
+    """Return the state of a budget that `in_month` annotated."""
     return BudgetState(
         kind=budget.kind,
         unit=budget.unit,
@@ -116,6 +116,6 @@ def budget_state(budget: Any) -> BudgetState:
 
 
 def balance(account: Account) -> Decimal | None:
-    """Return what an account's wallet has left, held money still in it; None without one."""
+    """Return what a wallet has left, including held amounts; None for a postpaid account."""
     wallet = Budget.objects.wallets().filter(account=account).first()
     return None if wallet is None else from_units(wallet.limit - wallet.spent)
