@@ -12,7 +12,7 @@ from bench.figures import Figure
 
 # Nothing here takes longer unless it hangs.
 SECONDS = 900.0
-CAMPAIGN = "tests/faults"
+FAULTS = "tests/faults"
 
 
 @dataclass(frozen=True)
@@ -52,20 +52,20 @@ PROOFS = [
         "P7",
         "a slow client costs one slot, for a time",
         "2 x CLIENT_SECONDS",
-        (f"{CAMPAIGN}/test_slow_clients.py",),
+        (f"{FAULTS}/test_slow_clients.py",),
     ),
     Proof(
         "P11",
         "a cut answer never looks complete",
         "0",
-        (f"{CAMPAIGN}/test_upstream_cuts.py",),
+        (f"{FAULTS}/test_upstream_cuts.py",),
         r"\d+ cuts, \d+ looked",
     ),
     Proof(
         "P12",
         "what Ollama says is what arrives",
         "0 differences",
-        (f"{CAMPAIGN}/test_upstream_faults.py", "-k", "sliced"),
+        (f"{FAULTS}/test_upstream_faults.py", "-k", "sliced"),
     ),
     Proof(
         "P17",
@@ -77,12 +77,12 @@ PROOFS = [
             "tests/gateway/test_malformed.py",
         ),
     ),
-    Proof("P18", "no secret, no prompt in a log", "0", (f"{CAMPAIGN}/test_secrets.py",)),
+    Proof("P18", "no secret, no prompt in a log", "0", (f"{FAULTS}/test_secrets.py",)),
     Proof(
         "P19",
         "no input makes a 5xx",
         "0 of 50,000",
-        (f"{CAMPAIGN}/test_fuzz.py", f"{CAMPAIGN}/test_fuzz_bytes.py"),
+        (f"{FAULTS}/test_fuzz.py", f"{FAULTS}/test_fuzz_bytes.py"),
         r"P19 [^;]*",
     ),
     Proof(
@@ -91,8 +91,8 @@ PROOFS = [
         "all",
         ("tests/billing/test_reconciliation.py",),
     ),
-    Proof("P22", "a backup restores and reconciles", "yes", (f"{CAMPAIGN}/test_backup.py",)),
-    Proof("P24", "prompts stay in the house", "0", (f"{CAMPAIGN}/test_egress.py",)),
+    Proof("P22", "a backup restores and reconciles", "yes", (f"{FAULTS}/test_backup.py",)),
+    Proof("P24", "prompts stay in your network", "0", (f"{FAULTS}/test_egress.py",)),
 ]
 
 NOT_PROMISED = {

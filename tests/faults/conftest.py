@@ -1,7 +1,6 @@
-"""The gateway as it runs, with a proxy between it and the model server, and the books at the end.
+"""The gateway as it runs, a proxy between it and the model server, and a check of the ledger.
 
-Whatever a test destroys: when it has ended every hold has ended, every request that was admitted
-has one usage row, and no sum differs from another.
+After each test every hold has ended, every admitted request has one usage row, and all sums agree.
 """
 
 import contextlib
@@ -33,8 +32,8 @@ from tests.servers.client import BROKEN, RawClient
 from tests.servers.gunicorn import Gunicorn
 from tests.servers.nginx import MISSING, Nginx
 
-# Short enough to test, long enough for a busy machine; a lease shorter than every deadline, so that
-# a hold that is not kept alive would be swept under a running answer.
+# Short enough to test, long enough for a busy machine. The lease is shorter than every deadline, so
+# that a hold whose lease is not renewed would be settled under a running response.
 DEADLINES = {
     "UPSTREAM_FIRST_LINE_SECONDS": "3",
     "UPSTREAM_SILENCE_SECONDS": "2",
@@ -54,7 +53,7 @@ class RunningGateway:
     ollama: FakeOllama
     proxy: Proxy
     env: dict[str, str]
-    # Where clients call: the gateway itself, or what stands in front of it.
+    # The URL that clients call: the gateway's, or nginx's.
     url: str
     nginx: Nginx | None = None
 
@@ -90,18 +89,18 @@ def running(
 
 
 def ways() -> list[Any]:
-    """Parameters for a fixture that starts a gateway: the way to it, and whether nginx is on it."""
+    """Parameters for a fixture that starts a gateway: direct, or behind nginx."""
     without = pytest.mark.skipif(bool(MISSING), reason=MISSING)
     return [pytest.param(False, id="direct"), pytest.param(True, id="nginx", marks=without)]
 
 
-# As a file's `pytestmark`: each of its tests runs straight to the gateway, and through nginx.
+# As a file's `pytestmark`: each of its tests runs directly and through nginx.
 BOTH_WAYS = pytest.mark.parametrize("running", ways(), indirect=True)
 
 
 @pytest.fixture
 def gateway(running: RunningGateway, transactional_db: None) -> Iterator[RunningGateway]:
-    """A gateway with an empty database, for one test; the books balance after it."""
+    """A gateway with an empty database, for one test. The books balance after it."""
     set_right(running)
     yield running
     set_right(running)
@@ -134,7 +133,8 @@ def books_balance(seconds: float = 10.0) -> None:
 
 @pytest.fixture
 def careless(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Keep connections, and wait for no disk: what is tried is not the database. End what hangs."""
+    """Keep connections and do not wait for the disk: the database is not under test here. End a
+    request that hangs."""
     before = signal.signal(signal.SIGALRM, hung)
     monkeypatch.setitem(connection.settings_dict, "CONN_MAX_AGE", None)
     if connection.vendor == "sqlite":
@@ -148,19 +148,19 @@ def careless(transactional_db: None, monkeypatch: pytest.MonkeyPatch) -> Iterato
 
 @pytest.fixture
 def errors(monkeypatch: pytest.MonkeyPatch) -> LastError:
-    """Take the place of every log: thousands of refusals are written there."""
+    """Replace every log: thousands of rejections are written there."""
     last = LastError()
-    # Not by levels and handlers, of which pytest adds some later.
+    # Not by levels and handlers: pytest adds handlers later.
     monkeypatch.setattr(logging.Logger, "handle", lambda _, record: last.keep(record))
     return last
 
 
-# --- Asking, and what a client makes of the answer ----------------------------------------------
+# --- Requests, and how a client reads the responses ----------------------------------------------
 
 
 @dataclass
 class Seen:
-    """What a client has in its hands when the connection has nothing more to give."""
+    """What a client has received when its connection has ended."""
 
     status: int
     headers: dict[str, str]
@@ -185,7 +185,7 @@ class Seen:
 
 
 def looks_complete(body: bytes) -> bool:
-    """Tell whether a client of any family would take this stream for a whole answer."""
+    """Tell whether a client of any family would take this stream for a complete response."""
     marks = (b"data: [DONE]", b"event: message_stop", b"event: response.completed")
     return any(mark in body for mark in marks) or any(map(_is_last, body.splitlines()))
 
@@ -207,7 +207,7 @@ def ask(
     timeout: float = 15,
     **fields: Any,
 ) -> Seen:
-    """Ask by a client of Ollama's family and read whatever comes, to its end."""
+    """Send a request of Ollama's family and read the response to its end."""
     body = {"model": "llama3", "prompt": "hello there", "stream": stream, **fields}
     began = time.monotonic()
     with gateway.client(timeout) as client:
@@ -231,7 +231,7 @@ def is_error(seen: Seen, status: int, code: str) -> bool:
 
 
 def is_broken_off(seen: Seen, code: str) -> bool:
-    """Tell whether a stream that had begun ended with an error in the band."""
+    """Tell whether a stream that had begun ended with an error line."""
     return is_error(seen, 200, code) and seen.ended_properly
 
 
@@ -251,7 +251,8 @@ def the_row(seconds: float = 10.0) -> TokenUsage:
 
 
 def in_parallel(each: Iterable[Any], do: Callable[[Any], Any], seconds: float = 60.0) -> list[Any]:
-    """Do it with each at the same time; what came of it, in the order in which it came."""
+    """Call a function for each item at the same time; return the results in the order in which they
+    came."""
     found: list[Any] = []
     threads = [threading.Thread(target=lambda one=one: found.append(do(one))) for one in each]
     for thread in threads:
@@ -263,7 +264,7 @@ def in_parallel(each: Iterable[Any], do: Callable[[Any], Any], seconds: float = 
 
 
 def figure(text: str) -> None:
-    """Print a figure for the promises page; standard error comes through test processes."""
+    """Print a figure for the promises page. Standard error passes through test processes."""
     print(f"\nFIGURE {text}", file=sys.stderr)
 
 
@@ -290,7 +291,7 @@ def open_files(pid: int) -> int:
 
 @contextlib.contextmanager
 def growing_less_than(megabytes: float, gateway: RunningGateway, what: str) -> Iterator[None]:
-    """No worker ever holds so much more than before, not even for a moment."""
+    """Check that no worker's memory grows by more, not even for a moment."""
     before = {pid: resident_mb(pid) for pid in gateway.server.worker_pids()}
     for pid in before:
         Path(f"/proc/{pid}/clear_refs").write_text("5")  # Forget the peak.

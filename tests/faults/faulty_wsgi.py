@@ -1,11 +1,11 @@
-"""The gateway with places in it where it may die: kill -9 by its own hand, at a chance given.
+"""The gateway with points at which it may kill itself with SIGKILL, at a given chance.
 
-FAULTS: names of places, separated by commas. FAULT_CHANCE: how likely each passing is the last.
-FAULT_LOG: a file to which each death writes its place first. FAULT_SEED: makes the chances the
-same again, as far as threads are.
+FAULTS: names of points, separated by commas. FAULT_CHANCE: the chance of each pass. FAULT_LOG: a
+file to which each death first writes its point. FAULT_SEED: repeats the chances, as far as threads
+allow.
 
-FAILS: `settle` makes each try to settle fail, FAIL_CHANCE of them, as if the database were away for
-that moment; those of the background thread do not.
+FAILS: `settle` makes FAIL_CHANCE of the attempts to settle fail, as if the database were away at
+that moment. Attempts of the background thread do not fail.
 
 The product has no hook for this: its functions are wrapped here.
 """
@@ -80,7 +80,7 @@ def _let_settling_fail(chance: float) -> None:
             raise OperationalError("away for a moment")
         return honest(*args, **kwargs)
 
-    # Where the meter finds it.
+    # The meter calls it there.
     setattr(ledger, "settle", settle)  # noqa: B010  # For mypy it is another function.
 
 

@@ -1,6 +1,6 @@
-"""Requests that nobody should send: each is a good one with something wrong in it. Pure.
+"""Requests with something wrong in them, each made from a good one. Pure.
 
-Every request follows from its seed alone, so that one that broke something can be made again.
+Every request follows from its seed alone, so that a failing one can be made again.
 """
 
 import json
@@ -24,14 +24,14 @@ Json = dict[str, Any]
 
 # --- Addresses ----------------------------------------------------------------------------------
 
-# Of the back-office what everybody reaches; the rest asks for a login in the same way.
+# The pages of the back-office that need no login. All others redirect to the login.
 ADMIN = ("/admin/", "/admin/login/")
 METHODS = ("POST", "DELETE", "GET")
 
 
 @dataclass(frozen=True)
 class Route:
-    """An address as the URLconf has it, and the method that does something there."""
+    """A route of the URLconf, and the method that does something there."""
 
     path: str
     method: str
@@ -42,7 +42,7 @@ class Route:
 
 
 def routes(resolver: URLResolver, prefix: str = "/") -> Iterator[Route]:
-    """Yield every address, so that one which is new is tried by itself."""
+    """Yield every route, so that a new one is tried too."""
     for entry in resolver.url_patterns:
         path = prefix + str(entry.pattern)
         if isinstance(entry, URLResolver):
@@ -63,7 +63,7 @@ def _method(entry: URLPattern) -> str:
 
 @dataclass(frozen=True)
 class Sent:
-    """A request as its bytes are sent; a client that leaves has read the first piece only."""
+    """A request as its bytes are sent. A client that disconnects has read the first piece only."""
 
     route: Route
     method: str
@@ -86,7 +86,7 @@ SAME_AS = {
     "/api/embeddings": "/api/generate",
 }
 MODEL_ONLY = ("/api/show", "/api/pull", "/api/delete", "/models/pull")
-# For an address nobody has thought of here yet: something of everything.
+# For routes without a body of their own here: a field of every kind.
 ANYTHING: Json = {"prompt": "hi", "messages": HELLO, "input": "hi", "max_tokens": 9}
 EXAMPLES: dict[str, list[tuple[str, Any]]] = {path: [] for path in PLAIN}
 for _row in rows():
@@ -94,7 +94,7 @@ for _row in rows():
 
 
 def plain_body(path: str) -> Json:
-    """Return the least that an address answers."""
+    """Return the smallest body that a route accepts."""
     model = {"model": "nomic-embed-text" if "embed" in path else "llama3"}
     if path in MODEL_ONLY:
         return model
@@ -103,7 +103,7 @@ def plain_body(path: str) -> Json:
 
 
 def plain(route: Route, key: bytes) -> Sent:
-    """Return the request that each address answers with 200."""
+    """Return the request that each route answers with 200."""
     target = route.path.replace("<path:model>", "llama3").encode()
     headers = ((b"Host", b"localhost"), (b"Authorization", b"Bearer " + key))
     if route.method == "GET" or route.names_a_model:
@@ -133,7 +133,7 @@ def good(route: Route, key: bytes, dice: Dice) -> Sent:
 
 
 def tempt(body: Json, dice: Dice) -> None:
-    """Add what is dropped without a word, and must go no further."""
+    """Add fields that are dropped silently and must not be forwarded."""
     options = dict(dice.sample(hostile_inputs.OPTIONS, 4))
     body |= dict(dice.sample(hostile_inputs.EXTRAS, 3)) | (
         {"options": options} if dice.random() < 0.6 else {}
@@ -156,7 +156,7 @@ def fuzzed(route: Route, key: bytes, dice: Dice) -> Sent:
 
 
 def change_body(sent: Sent, dice: Dice) -> Sent:
-    """Put something wrong into the object, or into its bytes, or send other bytes altogether."""
+    """Put something wrong into the object or into its bytes, or send other bytes."""
     if not sent.body.startswith(b"{") or dice.random() < 0.05:
         return replace(sent, body=dice.choice(hostile_inputs.BODIES))
     text = change_object(json.loads(sent.body), dice) if dice.random() < 0.85 else None
@@ -167,7 +167,7 @@ def change_body(sent: Sent, dice: Dice) -> Sent:
 
 
 def change_object(body: Json, dice: Dice) -> str:
-    """Return the text of an object in which one to three fields are not what they should be."""
+    """Return the text of an object in which one to three fields are wrong."""
     odds: dict[str, str] = {}
     for _ in range(dice.choice((1, 1, 1, 2, 3))):
         holder, key = dice.choice(list(places(body)) or [(body, "model")])
@@ -181,7 +181,7 @@ def change_object(body: Json, dice: Dice) -> str:
 
 
 def places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield each field and item of a value, with what holds it."""
+    """Yield each field and item of a value, with its container."""
     inside = value.items() if isinstance(value, dict) else enumerate(value)
     for key, inner in list(inside):
         yield value, key
@@ -190,7 +190,7 @@ def places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def odd_json(dice: Dice) -> str:
-    """Return the text of a value that is seldom right, and is not always JSON."""
+    """Return the text of a value that is rarely valid here, and not always JSON."""
     chance = dice.random()
     if chance < 0.02:
         return nest(dice)
@@ -200,7 +200,7 @@ def odd_json(dice: Dice) -> str:
 
 
 def nest(dice: Dice) -> str:
-    # Just below what Python's parser takes is where whoever walks the result runs out of stack.
+    # Just below the parser's limit, code that walks the result recursively runs out of stack.
     depth = dice.choice((10, 63, 64, 65, 300, dice.randint(850, 1000), 5_000, 50_000))
     start, end = dice.choice((("[", "]"), ('{"a":', "}"), ('[{"type":"text","content":', "}]")))
     return start * depth + "1" + end * depth
@@ -225,7 +225,7 @@ def rename_field(holder: Any, key: Any, mark: str, dice: Dice) -> None:
 
 
 def respell_field(holder: Any, key: Any, mark: str, dice: Dice) -> None:
-    """Set a field a second time, by a name that only looks the same."""
+    """Set a field a second time, under a name that only looks the same."""
     if isinstance(holder, dict):
         holder[dice.choice(hostile_inputs.SPELLINGS)(key)] = mark
 
@@ -246,7 +246,7 @@ FIELD_CHANGES: tuple[FieldChange, ...] = (
 
 
 def repeat_a_key(text: str, dice: Dice) -> str:
-    """Write a field twice into some object of a text."""
+    """Write a field twice into an object of a text."""
     starts = [at + 1 for at, letter in enumerate(text) if letter == "{"] or [0]
     at = dice.choice(starts)
     name = dice.choice(("model", "role", "seed", "type", "options", "\\u006dodel"))
@@ -290,7 +290,7 @@ BYTE_CHANGES: tuple[Callable[[bytes, Dice], bytes], ...] = (flip, cut, insert, a
 
 
 def change_headers(sent: Sent, dice: Dice) -> Sent:
-    """Add headers with odd values, in the place of good ones or beside them."""
+    """Add headers with unusual values, instead of good ones or beside them."""
     headers = list(sent.headers)
     for _ in range(dice.choice((1, 1, 2, 3))):
         name = dice.choice(list(hostile_inputs.HEADERS))
@@ -302,7 +302,7 @@ def change_headers(sent: Sent, dice: Dice) -> Sent:
 
 
 def change_credential(sent: Sent, dice: Dice) -> Sent:
-    """Carry another credential than the good one, or a good one in an odd way."""
+    """Carry another credential than the good one, or the good one in an unusual way."""
     secret = sent.headers[1][1].rpartition(b" ")[2]
     name, value = dice.choice(hostile_inputs.CREDENTIALS)
     carried = (name, value.replace(b"SECRET", secret))
@@ -313,7 +313,7 @@ def change_credential(sent: Sent, dice: Dice) -> Sent:
 # --- Addresses and methods ----------------------------------------------------------------------
 
 
-# A request line ends at these, so whoever writes one writes them in another way.
+# A request line ends at these, so they are percent-encoded in it.
 UNWRITABLE = re.compile(rb"[\x00-\x20\x7f]")
 
 
@@ -333,7 +333,7 @@ def change_target(sent: Sent, dice: Dice) -> Sent:
 
 
 def add_query(sent: Sent, dice: Dice) -> Sent:
-    """Ask for spans, pages and formats that do not exist, with values that are none."""
+    """Ask for periods, pages and formats that do not exist, or with malformed values."""
     if dice.random() < 0.1:
         return replace(sent, target=sent.target + b"?" + dice.choice(hostile_inputs.QUERIES))
     pairs = [
@@ -344,12 +344,12 @@ def add_query(sent: Sent, dice: Dice) -> Sent:
 
 
 def change_query(sent: Sent, dice: Dice) -> Sent:
-    # What reads a query is asked more often than what ignores it.
+    # Routes that read a query are requested more often.
     return add_query(sent, dice) if "usage" in sent.route.path or dice.random() < 0.2 else sent
 
 
 Change = Callable[[Sent, Dice], Sent]
-# The credential first: it is where the good one stands.
+# The credential first: the good one is there.
 CHANGES: tuple[tuple[Change, float], ...] = (
     (change_credential, 0.12),
     (change_body, 0.75),

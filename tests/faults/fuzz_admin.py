@@ -1,7 +1,7 @@
-"""Requests to the admin with something wrong in them: addresses, queries, forms, cookies. Pure.
+"""Requests to the admin with something wrong in them: URLs, queries, forms, cookies. Pure.
 
-As in `fuzz`, every request follows from its seed alone. What only a database knows stands in for
-itself until the request is sent: ROW for the number of a row, SESSION for the cookie of a login.
+As in `fuzz`, every request follows from its seed alone. Placeholders stand for what only a database
+knows, until the request is sent: ROW for the number of a row, SESSION for the cookie of a login.
 """
 
 import re
@@ -18,7 +18,7 @@ from tests.faults import hostile_inputs
 from tests.faults.fuzz import Dice, Route, Sent, change_headers, change_method
 
 FORM = (b"Content-Type", b"application/x-www-form-urlencoded")
-# A secret that Django takes both in the cookie and in the form.
+# A CSRF secret that Django accepts in the cookie and in the form.
 TOKEN = "a" * 32
 ROW, SESSION = "ROW", b"SESSION"
 Fields = dict[str, str]
@@ -29,14 +29,14 @@ Fields = dict[str, str]
 
 @dataclass(frozen=True)
 class Page:
-    """An address of the admin as the URLconf has it; `model` is what it is about, if anything."""
+    """A page of the admin as the URLconf has it; `model` is the model that it shows, if any."""
 
     path: str
     model: str = ""
 
     @property
     def parameters(self) -> list[str]:
-        """Return what its query may have: what every list reads, and the filters of this one."""
+        """Return the query parameters of a page: those of every list, and its own filters."""
         return [*PARAMETERS, *(FILTERS[self.model] if self.model else ())]
 
 
@@ -131,7 +131,7 @@ def escaped(text: str) -> str:
 
 
 class FormReader(HTMLParser):
-    """Reads the fields of a page, each with a value that it may be sent with."""
+    """Reads the fields of a page, each with a value that may be sent."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -155,7 +155,7 @@ def fields_of(html: str) -> Fields:
 
 
 def form(fields: Fields, dice: Dice) -> bytes:
-    """Return the fields of a page, with one to three of them not as they should be."""
+    """Return the fields of a page, one to three of them with wrong values."""
     sent = {**fields, "csrfmiddlewaretoken": TOKEN} if dice.random() < 0.95 else dict(fields)
     pairs = list(sent.items())
     for _ in range(dice.choice((0, 1, 1, 2, 3))):
@@ -190,7 +190,7 @@ def visit(page: Page, query: str = "", row: str = ROW, *, logged_in: bool = True
 
 
 def fuzzed(page: Page, fields: Fields, dice: Dice) -> Sent:
-    """Return a request for a page with a few things wrong in it; `fields` is what it asks for."""
+    """Return a request for a page with a few things wrong in it; `fields` are the page's fields."""
     row = ROW if dice.random() < 0.6 else escaped(dice.choice(ROWS))
     query = odd_query(page, dice) if dice.random() < 0.6 else ""
     sent = visit(page, query, row, logged_in=dice.random() < 0.8)
@@ -220,5 +220,5 @@ def odd_query(page: Page, dice: Dice) -> str:
     return encoded(list(pairs.items()))
 
 
-# What the admin's own pages ask of the address that completes names.
+# Queries of the admin's own pages to the autocomplete view.
 LOOKED_UP = {"app_label": "billing", "model_name": "budget", "field_name": "account", "term": "a"}

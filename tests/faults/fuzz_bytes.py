@@ -1,4 +1,4 @@
-"""What breaks the rules of HTTP itself: a request's bytes, with something wrong in them. Pure."""
+"""Bytes that break the rules of HTTP itself: those of a request with an error in them. Pure."""
 
 from collections.abc import Callable
 from random import Random
@@ -12,7 +12,7 @@ END = b"\r\n\r\n"
 
 
 def framed(sent: Sent, dice: Random) -> bytes:
-    """Return a request's bytes, its body with its length before it, or in chunks, good or bad."""
+    """Return a request's bytes, its body framed by its length or in chunks, well or badly."""
     known = {name.lower() for name, _ in sent.headers}
     head = sent.head().removesuffix(b"\r\n")
     if dice.random() < 0.8:
@@ -66,7 +66,7 @@ LAST_CHUNKS = (
 
 
 def change_head(request: bytes, dice: Random) -> bytes:
-    """Change some bytes before the body, where the most is read into them."""
+    """Change some bytes before the body, where most is interpreted."""
     head, end, body = request.partition(END)
     return dice.choice((flip, flip, insert_control, insert))(head, dice) + end + body
 
@@ -77,7 +77,7 @@ def insert_control(request: bytes, dice: Random) -> bytes:
 
 
 def add_line(request: bytes, dice: Random) -> bytes:
-    """Add a header where one is not expected, or one that nobody expects."""
+    """Add a header in an unexpected position, or an unexpected header."""
     lines = request.split(b"\r\n")
     at = dice.randrange(1, max(2, request.count(b"\r\n", 0, request.find(END) + 2)))
     return b"\r\n".join([*lines[:at], dice.choice(LINES), *lines[at:]])
@@ -101,7 +101,7 @@ def change_version(request: bytes, dice: Random) -> bytes:
 
 
 def pipeline(request: bytes, dice: Random) -> bytes:
-    """Send more than one request in one breath."""
+    """Send more than one request at once."""
     other = dice.choice(
         (request, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n", b"GARBAGE\r\n")
     )

@@ -1,4 +1,4 @@
-"""The application as a server calls it, with odd requests, and what came of them."""
+"""Call the application as a server does, with malformed requests, and judge the responses."""
 
 import io
 import logging
@@ -15,9 +15,9 @@ from gateway.http.media_types import Application
 from tests.faults.fuzz import Sent
 from tests.faults.oracle import Answer, complaint
 
-# Nothing takes as long as this, on any machine: it hangs.
+# A request that takes longer hangs, on any machine.
 HANGS_AFTER = 60.0
-# What is listed of what failed; the first ones say enough.
+# How many failures are listed.
 SHOWN = 10
 
 
@@ -25,7 +25,7 @@ SHOWN = 10
 
 
 class Hung(BaseException):
-    """A request did not end; not an Exception, so that nothing on the way swallows it."""
+    """A request did not end. Not an Exception, so that no handler swallows it."""
 
 
 def hung(*_: object) -> NoReturn:
@@ -33,7 +33,7 @@ def hung(*_: object) -> NoReturn:
 
 
 def environ(sent: Sent) -> dict[str, Any]:
-    """Return a request as gunicorn hands it over, but without anything refused before."""
+    """Return a request as gunicorn passes it on, without gunicorn's own rejections."""
     path, _, query = sent.target.partition(b"?")
     found: dict[str, Any] = {
         "REQUEST_METHOD": sent.method,
@@ -63,7 +63,7 @@ def environ(sent: Sent) -> dict[str, Any]:
 
 
 def call(served: Application, sent: Sent) -> tuple[str, Answer]:
-    """Return the path as it was read, and the answer; a client that leaves reads a piece only."""
+    """Return the path as it was read, and the response. One that disconnects reads one piece."""
     request = environ(sent)
     began: list[Any] = []
     signal.setitimer(signal.ITIMER_REAL, HANGS_AFTER)
@@ -84,7 +84,7 @@ def call(served: Application, sent: Sent) -> tuple[str, Answer]:
 
 @dataclass
 class LastError:
-    """Keeps the traceback of what was not foreseen: no answer tells it."""
+    """Keeps the traceback of an unexpected error, which no response shows."""
 
     text: str = ""
 
@@ -96,7 +96,7 @@ class LastError:
 
 @dataclass
 class Run:
-    """What came of some requests."""
+    """The results of some requests."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     let_in: int = 0
@@ -123,7 +123,7 @@ class Run:
         self.slowest = max(self.slowest, other.slowest)
 
     def fails(self, what: str, name: str, sent: Sent) -> None:
-        """Note a failure, unless one like it is known."""
+        """Record a failure, unless the same one is known."""
         if what not in self.failed and len(self.failed) < SHOWN:
             self.failed[what] = f"{what}\n  FUZZ_ONE={name}\n  {shown(sent)}"
 
@@ -139,7 +139,7 @@ def cut(value: bytes) -> str:
 
 
 def try_one(served: Application, errors: LastError, name: str, sent: Sent, run: Run) -> Answer:
-    """Make a request and judge what comes of it."""
+    """Make a request and judge its response."""
     errors.text, began, answer = "", time.monotonic(), Answer(599, (), b"")
     try:
         path, answer = call(served, sent)

@@ -1,4 +1,4 @@
-"""What a hostile or a broken client may write: values, names, headers, addresses. Only tables."""
+"""Values, names, headers and URLs that a hostile or broken client may send. Tables only."""
 
 from collections.abc import Callable
 from random import Random
@@ -72,7 +72,7 @@ KEYS = (
     *("__proto__", "__class__", "constructor", "\0", "\ud800", "\u202e", "é", "x" * 300, "$ref"),
     *("account", "key_id", "cost", "price", "request_id", "meter", "auth", "self", "_debug"),
 )
-# Good values that nobody may have: the first are Ollama's own, the others other gateways'.
+# Valid fields that are not allowed: first Ollama's own, then those of other gateways.
 EXTRAS: tuple[tuple[str, object], ...] = (
     *(("keep_alive", -1), ("shift", True), ("insecure", True), ("verbose", True), ("num_ctx", 9)),
     *(("username", "x"), ("password", "y"), ("_debug_render_only", True), ("main_gpu", 1)),
@@ -177,7 +177,7 @@ HEADERS: dict[bytes, tuple[bytes, ...]] = {
     b"X-Stainless-Retry-Count": _NUMBERS,
 }
 
-# SECRET stands for a good key: in an odd place it may be good or not, but never breaks anything.
+# SECRET stands for a good key. Elsewhere it may be accepted or not, but breaks nothing.
 _BEARERS = (
     *(
         b"Bearer",

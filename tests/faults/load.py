@@ -1,4 +1,4 @@
-"""Streams under way and crowds of short requests, and what may be said of their answers."""
+"""Running streams, many short requests at once, and assertions about their responses."""
 
 import itertools
 import threading
@@ -9,12 +9,12 @@ from tests.fakes.ollama import Received
 from tests.faults.conftest import percentile
 from tests.harness.deployment import Deployment, Producer, Seen, ask, until
 
-# No two prompts of a site have the same number, whoever sends them; drivers count from 1.
+# No two prompts of a deployment have the same number; drivers count from 1.
 NUMBERS: Iterator[int] = itertools.count(10**5)
 
 
 class Streams:
-    """Some streams under way, each in a thread; the model server has begun them all."""
+    """Some running streams, each in a thread. The model server has begun them all."""
 
     def __init__(
         self, deployment: Deployment, url: str, count: int, pieces: int, pause: float = 0.05
@@ -30,7 +30,7 @@ class Streams:
         before = len(deployment.ollama.requests)
         for thread in self._threads:
             thread.start()
-        # Others may ask meanwhile.
+        # Other clients may send requests meanwhile.
         until(lambda: numbers_in(deployment.ollama.requests[before:]).issuperset(numbers), 20)
 
     def wait(self) -> list[Seen]:
@@ -46,7 +46,7 @@ def numbers_in(requests: list[Received]) -> set[int]:
 
 
 def ask_many(url: str, key: str, count: int) -> list[Seen]:
-    """Ask for short answers, all at once."""
+    """Send many short requests at once."""
     seen: list[Seen] = []
 
     def one(number: int) -> None:
@@ -62,7 +62,7 @@ def ask_many(url: str, key: str, count: int) -> list[Seen]:
 
 
 def refused_in_time(refused: list[Seen], seconds: float, most: float = 0) -> None:
-    """Each says 503 and when to come back; 95 of 100 within `seconds`, all within `most`."""
+    """Each is a 503 with Retry-After; 95 of 100 come within `seconds`, all within `most`."""
     assert refused
     for one in refused:
         assert (one.status, one.error) == (503, "database_unavailable"), one
@@ -91,7 +91,7 @@ def whole_and_billed(deployment: Deployment, producer: Producer, seen: list[Seen
 
 
 def served_or_refused(seen: list[Seen], at_least: int) -> None:
-    """What had begun went on to its end, and only new requests were refused: not all of them."""
+    """Running streams ended normally, and some new requests were rejected, not all."""
     for one in seen:
         assert one.done or (one.status == 503 and one.retry_after), one
     done = sum(one.done for one in seen)

@@ -1,4 +1,4 @@
-"""What must be true of every answer, and of everything the model server is asked."""
+"""What must be true of every response, and of every request to the model server."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tests.fakes.ollama import FakeOllama, Received
 
 # --- Answers ----------------------------------------------------------------------------------
 
-# What an answer to anybody must not tell of how the gateway is made.
+# Internals that no response may reveal.
 INTERNALS = re.compile(
     rb'Traceback|File "|site-packages|\b[A-Z]\w+(?:Error|Exception)\b|django|psycopg|sqlite|urllib3'
     rb"|127\.0\.0\.1|OLLAMA_BASE|DATABASE_URL|" + re.escape(str(settings.BASE_DIR).encode())
@@ -25,7 +25,7 @@ REDIRECTS = ("/admin",)
 
 @dataclass(frozen=True)
 class Answer:
-    """What came back; `whole` unless the client left in the middle of it."""
+    """A response; `whole` unless the client disconnected in the middle of it."""
 
     status: int
     headers: tuple[tuple[str, str], ...]
@@ -37,7 +37,7 @@ class Answer:
 
 
 def complaint(method: str, path: str, answer: Answer) -> str:
-    """Return what is wrong with an answer, or nothing; `path` is as the application read it."""
+    """Return what is wrong with a response, or an empty text; `path` is decoded."""
     if answer.status >= 500:
         return f"answered {answer.status}"
     if any(set(value) & {"\r", "\n", "\0"} for _, value in answer.headers):
@@ -56,7 +56,7 @@ def secret_in(body: bytes) -> re.Match[bytes] | None:
 
 
 def wrong_body(path: str, answer: Answer) -> str:
-    """Return what is wrong with the JSON of an answer: every address but the first gives it."""
+    """Return what is wrong with the JSON of a response. All but the root answer in JSON."""
     kind = answer.header("content-type")
     try:
         if answer.status >= 400:
@@ -84,7 +84,7 @@ def wrong_events(body: bytes) -> None:
 
 
 def strict(text: bytes) -> Any:
-    """Read JSON as strict parsers do; raise ValueError for what is none."""
+    """Read JSON as strict parsers do; raise ValueError for anything else."""
     return json.loads(text.decode("utf-8"), parse_constant=no_constant, object_pairs_hook=unique)
 
 
@@ -99,11 +99,11 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-# --- What the model server is asked -------------------------------------------------------------
+# --- Requests to the model server -------------------------------------------------------------
 
 OFFERED = ("llama3:latest", "mistral:latest", "nomic-embed-text:latest")
 SHAPE = {"model", "stream", "format", "think", "truncate", "logprobs", "top_logprobs", "options"}
-# Every field that may go there, written down once more: the table in the gateway may be wrong.
+# Every field that may be forwarded. Repeated here, since the gateway's table may be wrong.
 MAY_ASK: dict[tuple[str, str], set[str]] = {
     ("POST", "/api/generate"): SHAPE | {"prompt", "suffix", "system", "images"},
     ("POST", "/api/chat"): SHAPE | {"messages", "tools"},
@@ -129,9 +129,9 @@ MANAGEMENT = ("/api/pull", "/api/delete")
 
 
 class Witness:
-    """Looks at all that reaches a fake model server, and lets it answer as a real one would.
+    """Checks every request to a fake model server, and lets it answer as a real one would.
 
-    `may_manage`: whether the key of the request that is made now may manage models.
+    `may_manage`: whether the key of the current request may manage models.
     """
 
     def __init__(self, ollama: FakeOllama, *, may_manage: bool = True) -> None:
@@ -147,7 +147,7 @@ class Witness:
             self.complaints.append(
                 f"{found}: {received.method} {received.target}: {received.body!r}"
             )
-        # A copy of the models: one that is deleted stays for those who ask next.
+        # A copy of the models, so that a deleted one is there for later requests.
         return behaviour.answer(as_go_reads(received), list(behaviour.MODELS))
 
 
@@ -160,7 +160,7 @@ def as_go_reads(received: Received) -> Received:
 
 
 def unexpected(received: Received, *, may_manage: bool) -> str:
-    """Return what is wrong with a request to the model server, or nothing."""
+    """Return what is wrong with a request to the model server, or an empty text."""
     fields = MAY_ASK.get((received.method, received.target))
     if fields is None:
         return "an address that is not on the list"

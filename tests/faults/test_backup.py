@@ -1,6 +1,6 @@
-"""A backup made under load, by the commands of docs/operations.md, restored elsewhere, reconciles.
+"""A backup made under load with the commands of docs/operations.md, restored elsewhere, reconciles.
 
-The commands are read from the page, so that the page cannot lie.
+The commands are read from the page, so that the page stays true.
 """
 
 import os
@@ -58,7 +58,7 @@ def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
 
 
 def restored_url(deployment: Deployment) -> str:
-    """The address of an empty database beside the first."""
+    """The URL of an empty database beside the first."""
     if deployment.postgres:
         return deployment.postgres.create("restored")
     return f"sqlite:///{deployment.home / 'restored.sqlite3'}"
@@ -84,7 +84,7 @@ def test_a_backup_under_load_restores_and_reconciles(
     elsewhere = Deployment(
         deployment.home, url, deployment.ollama, deployment.postgres, deployment.key
     )
-    # Holds that were open at that moment belong to nobody now; the journal's endings are newer.
+    # Holds that were open at that moment have no process; the journal's settlements are newer.
     assert manage(elsewhere.env, "settle_holds").returncode == 0
     elsewhere.books_balance()
     restored, now = elsewhere.rows(), deployment.rows()
@@ -94,7 +94,7 @@ def test_a_backup_under_load_restores_and_reconciles(
     assert all(restored[name] == now[name] for name in complete)
 
 
-def test_what_is_restored_still_refuses_change_and_still_serves(
+def test_a_restored_database_is_still_append_only_and_serves(
     deployment: Deployment, tmp_path: Path
 ) -> None:
     """The guards of the append-only tables are part of the backup."""

@@ -1,6 +1,6 @@
-"""Gateways that share a database settle none of each other's running responses: not as two
-containers with one host name, not where one host's clock is wrong; and what a paused host delivers
-after another has settled it is billed whole.
+"""Gateways that share a database do not settle each other's running responses: neither two
+containers with one host name, nor a host with a wrong clock. A paused host's responses, settled
+meanwhile by another host, are billed in full.
 
 Linux namespaces make the second gateway a container, or a host with another boot id.
 """
@@ -26,9 +26,9 @@ pytestmark = [
     pytest.mark.skipif(bool(container.MISSING), reason=container.MISSING),
 ]
 
-# Seconds. A renewal, each third of it, may come so much later on a busy machine.
+# Seconds, so that a renewal at a third of it may be late on a busy machine.
 LEASE = 5
-# How long gunicorn's master waits for a sign of life from a worker.
+# gunicorn's timeout for a worker that does not notify its master.
 PATIENCE = ["--timeout", "4"]
 STREAMS = 4
 
@@ -59,7 +59,7 @@ def a_container(shared: Deployment, **env: str) -> Container:
 
 
 def another_host(shared: Deployment, **env: str) -> Container:
-    """A second gateway that knows itself on another machine, so that only leases tell of it."""
+    """A second gateway with another boot id, so that only leases say whether it runs."""
     boot_id = shared.home / "boot-id"
     boot_id.write_text(str(uuid.uuid4()))
     own = {**shared.env, **env, "JOURNAL_DIR": str(shared.home / "host-journal")}
@@ -67,7 +67,7 @@ def another_host(shared: Deployment, **env: str) -> Container:
 
 
 def streams_of_both(shared: Deployment, one: Gunicorn, other: Gunicorn) -> list[Seen]:
-    """Serve streams by each, once both believe leases."""
+    """Serve streams by both, once both trust leases."""
     time.sleep(LEASE / 2 + 1)
     streams = [Streams(shared, server.url, STREAMS, pieces=120) for server in (one, other)]
     return [seen for some in streams for seen in some.wait()]
@@ -79,7 +79,7 @@ def hosts(shared: Deployment) -> set[tuple[str, str, str]]:
     return {tuple(name.split("/")[:3]) for (name,) in workers}
 
 
-def test_two_containers_with_one_host_name_leave_each_other_alone(
+def test_two_containers_with_one_host_name_do_not_settle_each_others_holds(
     shared: Deployment, producer: Producer, here: Gunicorn
 ) -> None:
     with a_container(shared) as other:
@@ -93,10 +93,10 @@ def test_two_containers_with_one_host_name_leave_each_other_alone(
 
 
 @pytest.mark.skipif(bool(clock.MISSING), reason=clock.MISSING)
-def test_a_host_with_a_clock_ahead_leaves_the_other_alone(
+def test_a_host_with_a_clock_ahead_does_not_settle_the_others_holds(
     shared: Deployment, producer: Producer, here: Gunicorn, tmp_path: Path
 ) -> None:
-    """By 31 s: more than the usual lease. The other host's clock is behind by as much to it."""
+    """31 s, more than the usual lease. To that host the other clock is behind."""
     ahead = Clock(tmp_path)
     ahead.set(31)
     with another_host(shared, **ahead.env) as other:
@@ -109,14 +109,14 @@ def test_a_host_with_a_clock_ahead_leaves_the_other_alone(
 
 
 @pytest.mark.parametrize("second", [a_container, another_host])
-def test_what_goes_on_after_a_pause_is_billed_whole(
+def test_a_stream_that_continues_after_a_pause_is_billed_in_full(
     shared: Deployment,
     producer: Producer,
     here: Gunicorn,
     second: Callable[[Deployment], Container],
 ) -> None:
-    """A host stood still for longer than its leases, and than its master waits for its workers; the
-    other settled what it was serving."""
+    """A host is paused for longer than its leases and than gunicorn's timeout; the other host
+    settles its streams meanwhile."""
     before = here.log().count("was abandoned")
     with second(shared) as other:
         streams = Streams(shared, other.url, STREAMS, pieces=120)
@@ -137,8 +137,8 @@ def test_what_goes_on_after_a_pause_is_billed_whole(
 
 
 def adjusted_to_what_was_told(shared: Deployment, producer: Producer, one: Seen, log: str) -> None:
-    """Two rows, the second linked to the first, come to what was produced, delivered and told; the
-    error log has what was billed and what it cost."""
+    """Two rows, the second linked to the first, add up to what was produced, delivered and
+    reported. The error log has both amounts."""
     (first, _), (second, _) = rows = booked(shared, one.request_id)
     assert one.usage and first < second
     cost = sum(units for units, _tokens in rows)

@@ -1,7 +1,7 @@
-"""kill -9, again and again, at random moments and at chosen ones: then three books are compared.
+"""kill -9, many times, at random moments and at chosen ones; then three accounts are compared: what
+clients received, what the model server produced, and what the ledger says.
 
-What clients saw, what the model server produced, what the ledger says. KILLS scales it (150, over
-both databases); SEED repeats it.
+KILLS scales it (150, over both databases); SEED repeats it.
 """
 
 import os
@@ -29,12 +29,12 @@ SETTLED_WITHIN = 30
 # The whole server dies this often; else one worker does.
 WHOLE_SERVER = 0.12
 FAULT_CHANCE = 0.02
-# Who dies there leaves a hold behind of which nothing else is known.
+# A process that exits there leaves a hold of which nothing else is known.
 LEFT_OPEN = ("after_hold", "before_settle", "in_settle")
 
 
 class Victim:
-    """A gateway that is killed, from outside or by its own hand, and stands up again."""
+    """A gateway that is killed, from outside or by itself, and started again."""
 
     def __init__(
         self, deployment: Deployment, dice: random.Random, chance: float, points: str = ""
@@ -66,13 +66,13 @@ class Victim:
             self.by_us += 1
 
     def kill_all(self) -> None:
-        """As a power cut does; it stands up on the same port."""
+        """Kill the whole server, as a power cut does, and start it on the same port."""
         self.by_us += len(self.server.worker_pids())
         self.server.kill()
         self.server = self._start(self.server.port)
 
     def disarm(self) -> None:
-        """Put an honest gateway in its deployment, which cleans up after it."""
+        """Replace it by a gateway without faults, which settles what is left."""
         self.server.kill()
         self.server = self._place.gateway(port=self.server.port).__enter__()
 
@@ -97,7 +97,7 @@ def kill_until(victim: Victim, dice: random.Random, kills: int) -> None:
         victim.kill_all() if dice.random() < WHOLE_SERVER else victim.kill_worker()
 
 
-def test_what_clients_saw_is_what_was_produced_is_what_is_billed(
+def test_billed_is_what_clients_received_and_the_model_server_produced(
     deployment: Deployment, dice: random.Random
 ) -> None:
     producer = Producer()
@@ -124,13 +124,13 @@ def test_what_clients_saw_is_what_was_produced_is_what_is_billed(
 
 
 @pytest.mark.parametrize("point", [point for point in POINTS if point != "in_replay"])
-def test_death_at_a_chosen_moment_bills_what_was_seen(
+def test_a_crash_at_a_chosen_moment_bills_what_clients_received(
     deployment: Deployment, dice: random.Random, point: str
 ) -> None:
-    """Each place is met for certain, which a random kill cannot promise."""
+    """Each point is met for certain, which a random kill cannot guarantee."""
     producer = Producer()
     deployment.ollama.answer("/api/generate", producer)
-    # The sweeper needs something to sweep: a death elsewhere leaves it behind.
+    # Recovery needs an abandoned hold: a crash at another point leaves one.
     points = "after_settle,before_settle,in_sweeper" if point == "in_sweeper" else point
     victim = Victim(deployment, dice, 0.3, points)
     try:
@@ -144,7 +144,7 @@ def test_death_at_a_chosen_moment_bills_what_was_seen(
     rows = deployment.rows()
     outcomes = Counter(row.outcome for row in rows.values())
     print(f"\n{point}: {victim.deaths.total()} deaths; rows {dict(outcomes)}", end=" ")
-    # Nobody told how the others ended; so nobody may say that they did.
+    # No process reported how the others ended, so they must not be recorded as complete.
     assert set(outcomes) <= {"complete", "expired"}
     if point in LEFT_OPEN:
         assert outcomes["expired"]
@@ -158,10 +158,11 @@ def wait_for_death(victim: Victim, point: str) -> None:
         time.sleep(0.1)
 
 
-def test_orphans_are_settled_in_time_by_themselves(deployment: Deployment) -> None:
-    """With the lease as it ships. Nobody runs a command; the next worker finds that they are dead.
+def test_abandoned_holds_are_settled_in_time(deployment: Deployment) -> None:
+    """With the default lease. Nobody runs a command: the next worker finds that their processes
+    have exited.
 
-    The figure is printed: from the kill to the last of the orphans settled.
+    The time from the kill to the last settlement is printed.
     """
     producer = Producer()
     deployment.ollama.answer("/api/generate", producer)
@@ -187,8 +188,10 @@ def test_orphans_are_settled_in_time_by_themselves(deployment: Deployment) -> No
     assert left == STREAMS
 
 
-def test_sweepers_at_once_settle_each_orphan_once(deployment: Deployment, tmp_path: Path) -> None:
-    """Four commands and two workers, all after the same orphans."""
+def test_concurrent_recovery_settles_each_abandoned_hold_once(
+    deployment: Deployment, tmp_path: Path
+) -> None:
+    """Four commands and two workers settle the same abandoned holds at once."""
     deployment.ollama.answer("/api/generate", Producer())
     with (
         deployment.gateway(HOLD_LEASE_SECONDS="600") as server,

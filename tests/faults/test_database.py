@@ -1,6 +1,6 @@
-"""PostgreSQL goes away, hangs, turns read-only or fills up: nothing is lost or billed twice.
+"""PostgreSQL goes away, hangs, becomes read-only or fills up: nothing is lost or billed twice.
 
-Each test stops, fills or cuts a database of its own.
+Each test stops, fills or disconnects a database of its own.
 """
 
 import contextlib
@@ -61,7 +61,7 @@ def deployment(producer: Producer) -> Iterator[Deployment]:
 @pytest.fixture
 def server(deployment: Deployment) -> Iterator[Gunicorn]:
     with deployment.gateway() as running:
-        # Both workers have met the database, and have connections in their pools.
+        # Both workers have connections in their pools.
         whole_with_usage(ask_many(running.url, deployment.key, 16))
         yield running
 
@@ -73,7 +73,7 @@ def postgres_of(deployment: Deployment) -> Postgres:
 
 @pytest.fixture
 def earlier(deployment: Deployment, server: Gunicorn) -> dict[str, Row]:
-    """The rows of what was asked before the test began."""
+    """The usage rows from before the test began."""
     return deployment.rows()
 
 
@@ -122,12 +122,12 @@ def test_restarts_under_load_lose_nothing(
     compare(drivers.seen, producer, new_rows(deployment, earlier))
 
 
-def test_cut_connections_are_not_noticed(
+def test_clients_do_not_notice_cut_database_connections(
     deployment: Deployment, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
 ) -> None:
-    """pg_terminate_backend while streams run: whoever settles next meets a dead connection.
+    """pg_terminate_backend while streams run: the next settlement meets a dead connection.
 
-    After each cut somebody new is served before the next: else it would do to refuse everybody.
+    After each cut a new request is served before the next cut, so refusing everybody does not pass.
     """
     new: list[Seen] = []
     taken: list[float] = []
@@ -150,10 +150,10 @@ def test_cut_connections_are_not_noticed(
     compare(new + drivers.seen, producer, new_rows(deployment, earlier))
 
 
-def test_a_hung_database_is_refused_in_time_and_threads_come_free(
+def test_a_hung_database_gives_503_in_time_and_threads_become_free(
     deployment: Deployment, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
 ) -> None:
-    """SIGSTOP: connections stay open, and nobody answers on them."""
+    """SIGSTOP: connections stay open, but the server does not respond."""
     streams = Streams(deployment, server.url, STREAMS, pieces=40)
     postgres_of(deployment).hang()
     try:
@@ -180,7 +180,7 @@ def ask_health(server: Gunicorn) -> float:
     return time.monotonic() - began
 
 
-def test_a_database_that_has_become_read_only_is_like_one_that_is_away(
+def test_a_read_only_database_is_treated_as_unavailable(
     deployment: Deployment, server: Gunicorn, producer: Producer, earlier: dict[str, Row]
 ) -> None:
     """As after a failover to a standby."""
@@ -206,9 +206,9 @@ DISK_MB = 128
 
 
 def test_a_full_disk_of_postgresql_loses_nothing(producer: Producer) -> None:
-    """What it cannot write it refuses, or it stops altogether; both are a database that is away.
+    """PostgreSQL refuses writes or stops; both are treated as an unavailable database.
 
-    Room is made again, and the server started if it has stopped: what an operator does.
+    Then room is made and the server started again, as an operator would.
     """
     folder = Path(tempfile.mkdtemp(prefix="disk-"))
     folder.chmod(0o755)
@@ -247,14 +247,14 @@ def fill_up_and_make_room(
 
 
 def start_and_ask(deployment: Deployment, server: Gunicorn) -> list[Seen]:
-    """Start the database if it has stopped, which takes it a while; return what was served."""
+    """Start the database if it has stopped; return the requests that were served."""
     if not postgres_of(deployment).is_up:
         postgres_of(deployment).come_up()
     return [one for one in ask_many(server.url, deployment.key, 1) if one.done]
 
 
 def use_up_the_log(postgres: Postgres) -> None:
-    """Write until it fails: files that are there already have room in them yet."""
+    """Write until it fails: existing files still have room in them."""
     postgres.execute("CREATE UNLOGGED TABLE IF NOT EXISTS nothing (x int)")
     with contextlib.suppress(psycopg.Error):
         while True:

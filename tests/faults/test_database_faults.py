@@ -32,7 +32,7 @@ def folder(tmp_path: Path, settings: Any) -> Path:
 
 @pytest.mark.usefixtures("priced", "ollama", "folder")
 @pytest.mark.parametrize("word", ["deadlock detected", "could not serialize access"])
-def test_a_transaction_that_lost_is_tried_again(
+def test_a_transaction_that_conflicts_is_tried_again(
     alice: Caller, monkeypatch: pytest.MonkeyPatch, word: str
 ) -> None:
     honest, failures = ledger._roll_up, [OperationalError(word), OperationalError(word)]
@@ -51,10 +51,10 @@ def test_a_transaction_that_lost_is_tried_again(
 
 
 @pytest.mark.usefixtures("priced", "ollama", "folder")
-def test_a_commit_whose_answer_was_lost_is_billed_once_and_told(
+def test_a_commit_whose_result_was_lost_is_billed_once_and_reported(
     alice: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The connection broke after the database had committed; the next try finds the row."""
+    """The connection breaks after the database has committed; the next attempt finds the row."""
     honest, times = ledger.settle, [0]
 
     def commit_and_fail(*args: Any, **kwargs: Any) -> Any:
@@ -72,10 +72,10 @@ def test_a_commit_whose_answer_was_lost_is_billed_once_and_told(
 
 
 @pytest.mark.usefixtures("priced", "folder")
-def test_a_hold_whose_commit_was_not_heard_of_is_given_back(
+def test_a_hold_whose_commit_was_not_confirmed_is_released(
     alice: Caller, ollama: FakeOllama, monkeypatch: pytest.MonkeyPatch, settings: Any
 ) -> None:
-    """Nobody keeps its lease; so it is given back when that has run out."""
+    """Nothing renews its lease, so it is released when the lease expires."""
     settings.HOLD_LEASE_SECONDS = 0
     honest = ledger.hold
 
@@ -102,7 +102,7 @@ def ending(hold: Hold, prompt: int = 3) -> Settlement:
 
 
 @pytest.mark.usefixtures("folder")
-def test_one_ending_that_the_books_refuse_does_not_keep_the_others(
+def test_one_settlement_that_the_database_refuses_does_not_block_others(
     alice: Caller, priced: ModelPrice
 ) -> None:
     from tests.billing.test_ledger import reserve
@@ -117,7 +117,7 @@ def test_one_ending_that_the_books_refuse_does_not_keep_the_others(
 
 
 def test_a_replay_that_failed_is_not_overwritten_by_the_next(folder: Path) -> None:
-    """The database came back for a moment only, and answers went on ending."""
+    """The database is back for a moment only, while responses go on ending."""
     first, second = (new_settlement() for _ in range(2))
 
     def fail(_ending: Settlement) -> LineStatus:
@@ -133,7 +133,7 @@ def test_a_replay_that_failed_is_not_overwritten_by_the_next(folder: Path) -> No
 
 
 @pytest.mark.usefixtures("db")
-def test_half_a_line_of_a_full_disk_spoils_no_other(folder: Path, alice: Caller) -> None:
+def test_half_a_line_after_a_full_disk_spoils_no_other_line(folder: Path, alice: Caller) -> None:
     one = new_settlement()
     journal.write(one)
     [own] = folder.iterdir()
@@ -144,7 +144,7 @@ def test_half_a_line_of_a_full_disk_spoils_no_other(folder: Path, alice: Caller)
     assert found == [one, one]
 
 
-def test_what_no_disk_takes_waits_in_memory(tmp_path: Path, settings: Any) -> None:
+def test_settlements_wait_in_memory_while_no_disk_takes_them(tmp_path: Path, settings: Any) -> None:
     (tmp_path / "file").touch()
     settings.JOURNAL_DIR = str(tmp_path / "file")  # No folder can be made there.
     kept = new_settlement()
@@ -180,8 +180,10 @@ def test_a_database_file_that_may_not_grow_is_like_a_full_disk(
     books_balance()
 
 
-def test_who_can_open_no_file_thinks_nobody_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a worker short of files would settle what its living sibling is serving."""
+def test_a_process_that_can_open_no_file_takes_no_other_for_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Otherwise a worker without free files would settle the running responses of its sibling."""
     from billing import processes
 
     sibling = processes.identity().replace(f"/{os.getpid()}-", "/1-")

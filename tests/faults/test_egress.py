@@ -1,8 +1,8 @@
-"""Prompts stay in the gateway: whom the gateway speaks to, whatever its surroundings suggest.
+"""Prompts stay in your network: the gateway connects to the model server and to nothing else.
 
-Each worker notes every address it looks up or connects to. Its environment names proxies, its home
-has a `.netrc`, a model server sends it elsewhere, and prompts hold addresses of images: all of them
-lead to a trap that nobody may touch.
+Each worker records every address that it looks up or connects to. Its environment names proxies,
+its home has a `.netrc`, the model server redirects, and prompts contain image URLs. All of them
+lead to a trap that must not be touched.
 """
 
 import base64
@@ -23,13 +23,13 @@ from tests.servers.gunicorn import manage
 
 pytestmark = pytest.mark.once  # It brings its own database, so one run is enough.
 
-PROMPT = "a prompt that stays in the gateway"
+PROMPT = "a prompt that stays in your network"
 PASSWORD = "a-password-of-netrc"
 
 
 @dataclass
 class Trap:
-    """Something that listens, and remembers that somebody came."""
+    """A listener that records every connection."""
 
     sock: socket.socket
     came: list[bytes] = field(default_factory=list)
@@ -61,7 +61,7 @@ def trap() -> Iterator[Trap]:
 
 
 def surroundings(home: Path, trap: Trap) -> dict[str, str]:
-    """What an operator's shell may hold, all of it leading into the trap."""
+    """Variables of an operator's shell, all of which lead to the trap."""
     login = f"login somebody password {PASSWORD}\n"
     (home / ".netrc").write_text(f"machine 127.0.0.1 {login}default {login}")
     names = ("http_proxy", "https_proxy", "all_proxy", "ftp_proxy")
@@ -73,7 +73,7 @@ def surroundings(home: Path, trap: Trap) -> dict[str, str]:
         "HOME": str(home),
         "NETRC": str(home / ".netrc"),
         "CONTACTS": str(home / "contacts"),
-        # Read by what might report home.
+        # Read by libraries that send telemetry.
         "SENTRY_DSN": trap.url.replace("//", "//key@") + "/1",
         "OTEL_EXPORTER_OTLP_ENDPOINT": trap.url,
         "OLLAMA_HOST": trap.url,
@@ -90,7 +90,7 @@ def deployment() -> Iterator[Deployment]:
 
 
 def bodies() -> dict[str, dict[str, Any]]:
-    """One prompt for each address that takes one, by family."""
+    """One prompt for each route that takes one, by family."""
     said = [{"role": "user", "content": PROMPT}]
     embed = {"model": "nomic-embed-text", "input": PROMPT}
     return {
@@ -110,7 +110,7 @@ def bodies() -> dict[str, dict[str, Any]]:
 
 
 def image_of(url: str) -> dict[str, Any]:
-    """A prompt with a picture, which is somewhere."""
+    """A prompt with an image at a URL."""
     picture = {"type": "image_url", "image_url": {"url": url}}
     content = [{"type": "text", "text": PROMPT}, picture]
     return {"model": "llama3", "messages": [{"role": "user", "content": content}]}
@@ -135,7 +135,7 @@ def test_a_prompt_goes_to_the_model_server_and_nowhere_else(
                 assert status in ((200, 400) if "embed" in path and stream else (200,)), path
         for path in ("/models", "/v1/models", "/usage", "/readyz", "/api/version", "/api/ps"):
             assert ask(server.url, deployment.key, path) == 200, path
-        # A picture that would have to be fetched, and a model server that sends us elsewhere.
+        # An image that would have to be fetched, and a model server that redirects.
         assert ask(server.url, deployment.key, "/v1/chat/completions", image_of(trap.url)) == 400
         deployment.ollama.answer(
             "/api/generate", Status(307, {"Location": trap.url + "/api/generate"})
@@ -152,7 +152,8 @@ def test_a_prompt_goes_to_the_model_server_and_nowhere_else(
 
 
 def contacts(deployment: Deployment) -> set[str]:
-    """Every address that a worker had to do with; a program it started would be among them."""
+    """Every address that a worker looked up or connected to. A program that it started would be
+    listed."""
     lines = (deployment.home / "contacts").read_text().splitlines()
     found = [json.loads(line) for line in lines]
     assert found, "nothing was noted, so nothing was proved"
@@ -162,10 +163,10 @@ def contacts(deployment: Deployment) -> set[str]:
     return addresses
 
 
-def test_the_watch_sees_who_leaves_the_house(
+def test_the_trace_shows_a_connection_that_leaves_the_network(
     deployment: Deployment, trap: Trap, tmp_path: Path
 ) -> None:
-    """A planted leak turns the test above red; else it would prove nothing."""
+    """A planted leak makes the test above fail; otherwise it would prove nothing."""
     (tmp_path / "leaking.py").write_text(
         "from tests.faults.watched_wsgi import application\n"
         "import requests, gateway.validation.policy\n"

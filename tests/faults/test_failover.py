@@ -1,8 +1,8 @@
-"""The PostgreSQL that is written to dies, its replica takes over: the gateway finds it by itself.
+"""The primary PostgreSQL dies and its replica takes over: the gateway finds it by itself.
 
-Two servers on this machine, the second a replica by streaming. DATABASE_URL names both. What a
-client saw end is on both, because the first waits for the second at each commit; a replica that is
-not waited for lags, and what it has not heard of is lost with its primary.
+Two servers on this machine, the second a streaming replica. DATABASE_URL names both. An end that a
+client saw is on both, because the primary waits for the replica at each commit. An asynchronous
+replica lags, and what it has not received is lost with the primary.
 """
 
 import contextlib
@@ -20,13 +20,13 @@ STREAMS = 8
 
 
 def both(primary: Postgres, replica: Postgres) -> str:
-    """Of two hosts libpq takes the one that can be written to."""
+    """libpq takes the host that can be written to."""
     hosts = f"127.0.0.1:{primary.port},127.0.0.1:{replica.port}"
     return f"postgres://postgres@{hosts}/gateway?target_session_attrs=read-write"
 
 
 def wait_for_each_commit(primary: Postgres) -> None:
-    """From now on a commit is done when the replica has it, and shows it."""
+    """Make each commit wait until the replica has applied it."""
     for setting in ("synchronous_standby_names = '*'", "synchronous_commit = 'remote_apply'"):
         primary.execute(f"ALTER SYSTEM SET {setting}")
     primary.execute("SELECT pg_reload_conf()")
@@ -36,7 +36,7 @@ def wait_for_each_commit(primary: Postgres) -> None:
 
 def test_a_replica_takes_over_and_nothing_that_was_seen_is_lost() -> None:
     producer = Producer()
-    # The replica outlives the deployment, whose books are proved on it in the end.
+    # The replica outlives the deployment, which is reconciled on it at the end.
     with contextlib.ExitStack() as last, deploy("postgresql") as deployment:
         assert deployment.postgres
         deployment.ollama.answer("/api/generate", producer)
@@ -53,7 +53,7 @@ def test_a_replica_takes_over_and_nothing_that_was_seen_is_lost() -> None:
 
 
 def fail_over(deployment: Deployment, url: str, primary: Postgres, replica: Postgres) -> list[Seen]:
-    """Streams and short requests meanwhile; what all of their clients saw."""
+    """Run streams and short requests during the failover; return what all clients saw."""
     with Drivers(lambda: url, deployment.key, STREAMS, lambda: (10, 0.02)) as drivers:
         until(lambda: sum(one.done for one in drivers.seen) > 2 * STREAMS, 30)
         streams = Streams(deployment, url, STREAMS, pieces=120)

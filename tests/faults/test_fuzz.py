@@ -1,8 +1,8 @@
 """No input makes a 5xx: requests with something wrong in them, through the whole stack.
 
-The application is called as a server calls it, with headers and addresses as raw as they come, and
-the model server behind it is a real socket. FUZZ: how many requests. SEED: which. FUZZ_ONE: the
-name of one that failed, to make only that one again.
+The application is called as a server calls it, with raw headers and URLs, and the model server is a
+real socket. FUZZ: the number of requests. SEED: which ones. FUZZ_ONE: the name of one that failed,
+to make that one again.
 """
 
 import os
@@ -31,7 +31,7 @@ from tests.harness.callers import new_caller
 SEED = os.environ.get("SEED", "19")
 CHUNKS = 4
 ROUTES = [*dict.fromkeys(routes(get_resolver()))]
-# So many a hundred must be let in, and be answered: or what is tried is the door alone.
+# The percentages that must be authenticated and served; otherwise only authentication is tested.
 LET_IN, ANSWERED = 30, 10
 
 
@@ -43,7 +43,7 @@ def number() -> int:
 
 @dataclass
 class RunningGateway:
-    """The application with what is around it, and the keys of those who call."""
+    """The application with its surroundings, and the keys of the callers."""
 
     application: Application
     witness: Witness
@@ -56,7 +56,7 @@ class RunningGateway:
         return fuzzed(dice.choice(ROUTES), dice.choice(self.keys), dice)
 
     def try_one(self, name: str, sent: Sent, run: Run) -> int:
-        """Make a request and judge what comes of it."""
+        """Make a request and judge its response."""
         self.witness.may_manage = False
         answer = try_one(self.application, self.errors, name, sent, run)
         while self.witness.complaints:
@@ -66,7 +66,7 @@ class RunningGateway:
 
 @pytest.fixture
 def gateway(careless: None, errors: LastError, ollama: FakeOllama, priced: Any) -> RunningGateway:
-    """Alice, and Olga who may do all that a key can allow, with more credit than they can use."""
+    """Alice, and Olga whose key has every scope, both with more credit than they can use."""
     scopes = [*CUSTOMER_SCOPES, "models"]
     callers = [new_caller("Alice", "1000000"), new_caller("Olga", "1000000", scopes)]
     return RunningGateway(
@@ -76,7 +76,7 @@ def gateway(careless: None, errors: LastError, ollama: FakeOllama, priced: Any) 
 
 @pytest.fixture
 def run(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """A run that counts who was let in."""
+    """A run that counts the requests that were authenticated."""
     made = Run(asked=gateway.witness.asked)
     authenticate = KeyAuthentication.authenticate_credentials
 
@@ -92,7 +92,7 @@ def run(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 @pytest.fixture(scope="module")
 def total() -> Iterator[Run]:
-    """All runs of this file, told at its end."""
+    """All runs of this file, reported at its end."""
     runs = Run()
     yield runs
     figure(f"P19 {runs}")
@@ -102,9 +102,7 @@ def total() -> Iterator[Run]:
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
-def test_the_request_that_all_others_are_made_of_is_answered(
-    gateway: RunningGateway, run: Run, route: Route
-) -> None:
+def test_the_unmodified_request_is_served(gateway: RunningGateway, run: Run, route: Route) -> None:
     status = gateway.try_one("plain", plain(route, gateway.keys[1]), run)
 
     expected = (302, 403) if route.path.startswith("/admin") else (200,)
@@ -129,8 +127,8 @@ def test_no_input_makes_a_5xx(
     assert not run.failed, f"{len(run.failed)} kinds of failure:\n\n" + "\n\n".join(
         run.failed.values()
     )
-    assert run.let_in * 100 >= number() * LET_IN, "the door alone was tried"
-    assert run.statuses[200] * 100 >= number() * ANSWERED, "hardly anything was answered"
+    assert run.let_in * 100 >= number() * LET_IN, "only authentication was tested"
+    assert run.statuses[200] * 100 >= number() * ANSWERED, "hardly any request was served"
     assert Hold.objects.exists()
     books_balance()
 

@@ -1,7 +1,7 @@
 """No input makes a 5xx in the admin either, with and without a login.
 
-FUZZ, SEED and FUZZ_ONE are as in test_fuzz. What a request changed stays for those after it: one
-that fails in a run and not alone is found by running its seed again.
+FUZZ, SEED and FUZZ_ONE are as in test_fuzz. Changes made by a request stay for later ones: run the
+seed again to find a failure that does not occur alone.
 """
 
 import os
@@ -31,7 +31,7 @@ from tests.harness.callers import new_caller
 SEED = os.environ.get("SEED", "19")
 NUMBER = int(os.environ.get("FUZZ", "400"))
 PAGES = [*dict.fromkeys(fuzz_admin.pages(get_resolver()))]
-# Of a hundred requests so many must show a page to an operator: or what is tried is the login.
+# The percentage that must show a page to an operator; otherwise only the login is tested.
 SHOWN = 15
 RIGHTS = {"is_active": True, "is_staff": True, "is_superuser": True}
 
@@ -68,7 +68,7 @@ class Office:
             self.session = browser.cookies["sessionid"].value
 
     def read_forms(self) -> None:
-        """Visit every page, and note what its forms ask for."""
+        """Visit every page and collect the fields of its forms."""
         for page in PAGES:
             answer = self.try_one("plain", page.path, visit(page))
             self.fields[page.path] = fuzz_admin.fields_of(answer.body.decode())

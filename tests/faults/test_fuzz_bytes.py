@@ -1,8 +1,8 @@
-"""No bytes make a 5xx: requests broken below the level of a request, sent to a real gunicorn.
+"""No bytes make a 5xx: malformed HTTP, sent to a real gunicorn.
 
-Each is answered or its connection is closed. Two statuses above 500 are no fault: 501 for a
-transfer coding that is not supported, and the 503 of /readyz on a machine on which the model server
-is late. FUZZ_BYTES: how many. SEED: which.
+Each connection gets a response or is closed. Two statuses above 500 are correct: 501 for a transfer
+coding that is not supported, and the 503 of /readyz while the model server is late. FUZZ_BYTES: the
+number of requests. SEED: which ones.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ NUMBER = int(os.environ.get("FUZZ_BYTES", "4000"))
 ROUTES = [*dict.fromkeys(routes(get_resolver()))]
 CLIENTS = 16
 SHOWN = 10
-# A client that is not done is cut after a second; whoever waits as long as this is forgotten.
+# The gateway cuts an unfinished request after a second. A client gives up after this time.
 FORGOTTEN_AFTER = 20.0
-# Nothing more is awaited when this long nothing came after an answer.
+# A client stops reading when nothing came for this long after a response.
 QUIET = 0.3
 
-# What is logged when something was thrown that nobody caught, and what is never logged.
+# Lines of unhandled exceptions, and keys, which are never logged.
 UNFORESEEN = re.compile("Unexpected error|Error handling request|Internal Server|Exception in")
 KEY = re.compile("olg_[0-9a-f]{64}")
 STATUS = re.compile(rb"HTTP/1\.\d (\d{3}) ")
@@ -58,7 +58,7 @@ def keys(transactional_db: None, priced: Any) -> list[bytes]:
 
 @dataclass(frozen=True)
 class Told:
-    """What a client got for its bytes."""
+    """What a client received for its bytes."""
 
     name: str
     request: bytes
@@ -71,7 +71,7 @@ class Told:
 
     @property
     def complaint(self) -> str:
-        """What is wrong with it, or nothing."""
+        """What is wrong with the response, or an empty text."""
         for status in self.statuses:
             if status >= 500 and not is_no_fault(self, status):
                 return f"answered {status}"
@@ -88,15 +88,15 @@ class Told:
 
 
 def is_no_fault(told: Told, status: int) -> bool:
-    """Tell whether a status above 500 is right: a transfer coding that is not supported, or a
-    model server that did not say its version in time on this machine."""
+    """Tell whether a status above 500 is correct: a transfer coding that is not supported, or a
+    model server that did not report its version in time."""
     if status == 501:
         return b"transfer-encoding" in told.request.lower() and b"invalid_request" in told.answers
     return status == 503 and b'{"status": "not ready", "database": "ok"' in told.answers
 
 
 def say(gateway: RunningGateway, name: str, keys: list[bytes]) -> Told:
-    """Send the bytes of a name; return all that came back until nothing more did."""
+    """Send the bytes of a name; return everything that came back."""
     dice = Random(name)
     make = dice.choice((good, fuzzed))
     request = spoiled(make(dice.choice(ROUTES), dice.choice(keys), dice), dice)
@@ -111,7 +111,7 @@ def say(gateway: RunningGateway, name: str, keys: list[bytes]) -> Told:
 
 
 def heard(sock: socket.socket) -> tuple[bytes, bool]:
-    """Return what comes, and whether the connection was closed after it."""
+    """Return the bytes that came, and whether the connection was closed after them."""
     found, deadline = b"", time.monotonic() + FORGOTTEN_AFTER
     while time.monotonic() < deadline:
         sock.settimeout(QUIET if found else FORGOTTEN_AFTER)

@@ -1,4 +1,4 @@
-"""Bodies that are dear to read or to parse: what they cost a worker, and whoever it serves."""
+"""Bodies that are expensive to read or to parse: what they cost a worker and its other clients."""
 
 import base64
 import contextlib
@@ -71,7 +71,7 @@ def running(
 
 
 class Listener:
-    """Another customer, who reads a stream of a token every 20 ms and notes the longest gap."""
+    """Another customer, who reads a stream of a token every 20 ms and records the longest gap."""
 
     def __init__(self, gateway: RunningGateway, key: str, seconds: float) -> None:
         self.longest, self.pieces, self.ended = 0.0, 0, False
@@ -89,7 +89,7 @@ class Listener:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop reading; the gap that lasts is counted."""
+        """Stop reading; the gap that is open counts."""
         self._stopped = True
         self._thread.join(30)
         self._client.close()
@@ -118,7 +118,7 @@ def listening(gateway: RunningGateway, key: str) -> Iterator[Listener]:
 
 
 def send(gateway: RunningGateway, key: str, body: bytes) -> int:
-    """Send a body, as far as the gateway takes it; the status of what comes back."""
+    """Send a body as far as the gateway takes it; return the status."""
     with RawClient(gateway.url, timeout=30) as client:
         with contextlib.suppress(ConnectionError):  # It may be refused before it is read whole.
             client.post(GENERATE, body, key=key)
@@ -127,7 +127,9 @@ def send(gateway: RunningGateway, key: str, body: bytes) -> int:
 
 @pytest.mark.parametrize("at_once", [1, 4])
 @pytest.mark.parametrize("kind", BODIES)
-def test_no_body_is_dear(gateway: RunningGateway, key: str, kind: str, at_once: int) -> None:
+def test_no_hostile_body_takes_much_memory_or_time(
+    gateway: RunningGateway, key: str, kind: str, at_once: int
+) -> None:
     hostile = new_caller("Harry").secret
     what = f"{at_once} × {kind}"
 
@@ -152,16 +154,16 @@ def test_a_body_without_credit_is_not_read(gateway: RunningGateway, key: str) ->
     assert set(statuses) == {402} and other.longest < GAP
 
 
-# Two workers of this size, and what started them, fit into a container of 1 GiB.
+# Two workers of this size and their master fit into a container of 1 GiB.
 WORKER_MEGABYTES = 490
 
 
 @pytest.mark.parametrize("kind", ["lists", "images that are none", "one word and an emoji"])
 def test_three_hostile_bodies_break_no_stream(key: str, kind: str) -> None:
-    """What ended both workers of a container of 1 GiB, with ten streams of another customer.
+    """Three such bodies once ended both workers of a container of 1 GiB with ten streams.
 
-    The kernel gives no worker more than half of it. A memory cgroup would count alike for both,
-    but only an administrator can make one.
+    The kernel gives each worker at most half of it. A memory cgroup would count both together, but
+    only an administrator can create one.
     """
     hostile = new_caller("Harry", credit="25").secret
     with started(CLIENT_SECONDS="20", UPSTREAM_TOTAL_SECONDS="60") as gateway:

@@ -1,4 +1,4 @@
-"""A database may have a stricter isolation level of its own: every request is still served."""
+"""A database may have a stricter default isolation level: every request is still served."""
 
 import threading
 from collections.abc import Iterator

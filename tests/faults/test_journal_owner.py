@@ -1,4 +1,6 @@
-"""A journal belongs to a database: another one leaves it alone, a restored one settles from it."""
+"""A journal belongs to a database: another database leaves it alone, a restored copy settles from
+it.
+"""
 
 import time
 from collections.abc import Iterator
@@ -23,7 +25,8 @@ def deployment() -> Iterator[Deployment]:
 
 
 def ended_while_away(deployment: Deployment) -> list[Seen]:
-    """Let streams end while PostgreSQL is away, and then the gateway die: all is in the journal."""
+    """Let streams end while PostgreSQL is away, then kill the gateway: all settlements are in the
+    journal."""
     assert deployment.postgres
     with deployment.gateway() as server:
         streams = Streams(deployment, server.url, STREAMS, pieces=60)
@@ -45,7 +48,7 @@ def billed_as_told(deployment: Deployment, seen: list[Seen]) -> None:
 
 
 def elsewhere(deployment: Deployment) -> Deployment:
-    """Another database, empty, with the same journal folder: a shell without DATABASE_URL."""
+    """An empty second database with the same journal folder, as in a shell without DATABASE_URL."""
     url = f"sqlite:///{deployment.home / 'other.sqlite3'}"
     other = Deployment(
         deployment.home, url, deployment.ollama, key=deployment.key, more=deployment.more
@@ -55,7 +58,7 @@ def elsewhere(deployment: Deployment) -> Deployment:
 
 
 def test_no_other_database_empties_the_journal(deployment: Deployment) -> None:
-    """Neither settle_holds in the wrong shell, nor a gateway that somebody tries out."""
+    """Neither settle_holds with the wrong DATABASE_URL nor a gateway started on trial."""
     assert deployment.postgres
     seen = ended_while_away(deployment)
     other = elsewhere(deployment)

@@ -1,4 +1,6 @@
-"""Too few files, idle connections, full slots for long: it refuses, does not spin, recovers."""
+"""Too few files, idle connections, full slots for a long time: requests are rejected, no worker
+spins, and the gateway recovers.
+"""
 
 import contextlib
 import os
@@ -36,7 +38,7 @@ def deployment(producer: Producer) -> Iterator[Deployment]:
 def test_running_out_of_files_refuses_some_and_recovers(
     deployment: Deployment, producer: Producer
 ) -> None:
-    """64 files for each worker, and a hundred who ask at once."""
+    """64 files for each worker, and a hundred clients at once."""
     with deployment.gateway(GATEWAY_THREADS="128") as server:
         allow_files(server, FILES)
         with Drivers(lambda: server.url, deployment.key, 100, lambda: (20, 0.05)) as drivers:
@@ -62,10 +64,10 @@ def test_running_out_of_files_refuses_some_and_recovers(
     )
 
 
-def test_idle_connections_beyond_the_files_make_nobody_spin(
+def test_idle_connections_beyond_the_file_limit_make_no_worker_spin(
     deployment: Deployment, producer: Producer
 ) -> None:
-    """A hundred sockets that say nothing, where each worker may open 64 files."""
+    """256 silent connections, where each worker may open 64 files."""
     with deployment.gateway() as server:
         first = ask(server.url, deployment.key, 10**6)
         allow_files(server, FILES)
@@ -92,7 +94,7 @@ def test_idle_connections_beyond_the_files_make_nobody_spin(
 
 
 def allow_files(server: Gunicorn, count: int) -> None:
-    """For the workers that are there, and for those that would follow them."""
+    """Limit the workers that run, and those that would replace them."""
     for pid in [*server.worker_pids(), server.pid]:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (count, count))
 
@@ -114,7 +116,7 @@ def idle_connections(port: int, count: int) -> Iterator[None]:
 
 
 def processor_seconds(server: Gunicorn) -> float:
-    """What the server and its workers, living and dead, have had of a processor."""
+    """The processor time of the server and its workers, including ended ones."""
     ticks = 0
     for pid in [server.pid, *server.worker_pids()]:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat") as file:

@@ -14,7 +14,7 @@ from tests.servers.gunicorn import manage
 
 pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
 
-LEASE = 3  # Seconds, as a site has it.
+LEASE = 3  # Seconds, as in a deployment.
 HOURS = 3600
 
 needs_compiler = pytest.mark.skipif(bool(MISSING), reason=MISSING)
@@ -39,7 +39,7 @@ def clock(tmp_path: Path) -> Clock:
 
 @needs_compiler
 @pytest.mark.parametrize("shift", [-2 * HOURS, 2 * HOURS])
-def test_a_clock_that_steps_under_streams_ends_none(
+def test_a_clock_step_ends_no_running_stream(
     deployment: Deployment, producer: Producer, clock: Clock, shift: int
 ) -> None:
     """On SQLite the database's clock steps, too."""
@@ -57,7 +57,7 @@ def test_a_clock_that_steps_under_streams_ends_none(
 
 
 MONTH = 31 * 24 * HOURS
-MOST = 12  # Requests that the cap may let pass before it is reached.
+MOST = 12  # Requests that may pass before the cap is reached.
 CAP = """
 from accounts.models import Account
 from billing import ledger
@@ -87,6 +87,6 @@ def test_a_cap_holds_after_the_clock_was_in_the_next_month(
     proved = manage(deployment.env, "reconcile")
     assert proved.returncode == (1 if ahead.done else 0), proved.stdout
     assert ("has not begun" in proved.stdout) == ahead.done
-    # The site's books are proved in the end by a clock that has passed that month.
+    # At the end the deployment is reconciled with a clock beyond that month.
     deployment.more = {**deployment.more, **clock.env}
     clock.set(2 * MONTH)

@@ -1,6 +1,4 @@
-"""Requests that are none, that lie about themselves, that nobody foresaw or that are too long;
-straight to the gateway and through nginx. Continues test_transport.py.
-"""
+"""Malformed and oversized requests, directly and through nginx. Continues test_transport.py."""
 
 import contextlib
 import re
@@ -43,10 +41,10 @@ SMUGGLED = {
 
 
 @pytest.mark.parametrize(("header", "body"), SMUGGLED.values(), ids=SMUGGLED)
-def test_a_request_that_lies_about_its_length_is_the_last_of_its_connection(
+def test_a_request_with_a_false_length_is_the_last_of_its_connection(
     gateway: RunningGateway, key: str, header: bytes, body: bytes
 ) -> None:
-    """A second answer would be one to `INNER`, which somebody else is to be charged with."""
+    """A second response would be one to `INNER`, for which another customer would be charged."""
     start = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
 
     answers = everything(gateway, start.encode() + header.replace(b"N", LENGTH) + b"\r\n" + body)
@@ -54,8 +52,8 @@ def test_a_request_that_lies_about_its_length_is_the_last_of_its_connection(
     assert statuses(answers) in ([400], [501]) and nothing_happened(gateway)
 
 
-def test_headers_with_underscores_say_nothing(gateway: RunningGateway, key: str) -> None:
-    """It has neither length nor chunks then, and what follows it is no request."""
+def test_headers_with_underscores_are_ignored(gateway: RunningGateway, key: str) -> None:
+    """The request then has neither a length nor chunks, and what follows is not a request."""
     start = f"POST /api/generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n"
     odd = b"Content_Length: 0\r\nTransfer_Encoding: chunked\r\n\r\n"
 
@@ -69,7 +67,7 @@ def statuses(answers: bytes) -> list[int]:
 
 
 def everything(gateway: RunningGateway, sent: bytes) -> bytes:
-    """Send bytes; return all that comes back until the server closes, which it must."""
+    """Send bytes; return everything that comes back until the server closes, which it must do."""
     found = b""
     with gateway.client(timeout=4) as client:
         # It may refuse what is too long before all of it is sent.
@@ -102,7 +100,7 @@ def last_header(key: str) -> bytes:
     return f"Connection: close\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
 
 
-# Whose name counts where two are given: the header's, which nginx passes on as it came.
+# Of two host names the Host header's counts. nginx passes it on unchanged.
 TARGETS = {
     "foreign": (b"GET http://evil.example/usage HTTP/1.1\r\nHost: localhost\r\n", True),
     "ours": (b"GET http://localhost/usage HTTP/1.1\r\nHost: evil.example\r\n", False),
@@ -110,7 +108,7 @@ TARGETS = {
 
 
 @pytest.mark.parametrize(("head", "header_is_ours"), TARGETS.values(), ids=TARGETS)
-def test_a_whole_address_as_the_target_lets_nobody_in(
+def test_an_absolute_url_as_the_target_bypasses_nothing(
     gateway: RunningGateway, key: str, head: bytes, header_is_ours: bool
 ) -> None:
     assert statuses(everything(gateway, head + last_header(key))) == [
@@ -120,9 +118,7 @@ def test_a_whole_address_as_the_target_lets_nobody_in(
     assert statuses(without) == [401 if header_is_ours else 400] and b"budgets" not in without
 
 
-def test_nobody_believes_what_a_client_says_of_its_address(
-    gateway: RunningGateway, key: str
-) -> None:
+def test_forwarded_headers_of_a_client_are_not_trusted(gateway: RunningGateway, key: str) -> None:
     claims = {
         "X-Forwarded-For": "6.6.6.6",
         "X_Forwarded_For": "6.6.6.6",
@@ -140,14 +136,14 @@ def test_nobody_believes_what_a_client_says_of_its_address(
     assert "6.6.6.6" not in gateway.server.log() + (gateway.nginx.log() if gateway.nginx else "")
 
 
-# --- Odd methods and long lines -----------------------------------------------------------------
+# --- Other methods and long lines -----------------------------------------------------------------
 
-# What a listing asks the model server, also where only its head is wanted.
+# Requests to the model server for a listing, also for HEAD.
 LISTINGS = {("GET", "/api/tags"), ("GET", "/api/ps"), ("GET", "/api/version")}
 
 
 @pytest.mark.parametrize("method", ["OPTIONS", "TRACE", "PATCH", "CONNECT", "PUT", "FOO", "HEAD"])
-def test_no_other_method_does_anything_at_any_address(
+def test_no_other_method_does_anything_on_any_route(
     gateway: RunningGateway, key: str, method: str
 ) -> None:
     found: Counter[int] = Counter()
@@ -164,7 +160,7 @@ def test_no_other_method_does_anything_at_any_address(
     assert not Hold.objects.exists() and not TokenUsage.objects.exists()
 
 
-# What the gateway says, and what nginx does in its deployment.
+# The gateway's status, and nginx's.
 LONG = {
     "a header of 8,191 bytes": ("/usage", "X: " + "y" * 8188 + "\r\n", 431, 400),
     "a header of 40,000 bytes": ("/usage", "X: " + "y" * 40_000 + "\r\n", 431, 400),
@@ -175,7 +171,7 @@ LONG = {
 
 
 @pytest.mark.parametrize(("path", "header", "direct", "nginx"), LONG.values(), ids=LONG)
-def test_what_is_too_long_is_refused(
+def test_oversized_heads_are_refused(
     gateway: RunningGateway, key: str, path: str, header: str, direct: int, nginx: int
 ) -> None:
     head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n{header}".encode()

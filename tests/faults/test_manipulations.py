@@ -1,6 +1,6 @@
-"""What `reconcile` detects of a database whose owner changed it with every guard off, and what not.
+"""Which changes to a database without its guards `reconcile` detects, and which it does not.
 
-Each manipulation has a copy of one balanced database for itself. docs/promises.md lists both kinds.
+Each manipulation has its own copy of one balanced database. docs/promises.md lists both kinds.
 """
 
 import dataclasses
@@ -90,7 +90,8 @@ UNDETECTED = {
 
 @pytest.fixture(scope="module")
 def balanced() -> Iterator[Deployment]:
-    """A wallet, a monthly cap, six rows and a revoked key, which nobody is connected to."""
+    """A database with a wallet, a monthly cap, six rows and a revoked key. Nothing is connected to
+    it."""
     with deploy("postgresql") as made:
         made.ollama.answer("/api/generate", Producer())
         done = manage(made.env, "shell", "--no-imports", "-c", SEED)
@@ -117,7 +118,9 @@ def manipulated(balanced: Deployment, statements: str) -> Deployment:
 
 
 @pytest.mark.parametrize("name", ["nothing", *DETECTED, *UNDETECTED])
-def test_reconcile_detects_what_it_promises(balanced: Deployment, name: str) -> None:
+def test_reconcile_detects_the_manipulations_that_it_promises(
+    balanced: Deployment, name: str
+) -> None:
     deployment = manipulated(balanced, {"nothing": "SELECT 1", **DETECTED, **UNDETECTED}[name])
 
     proved = manage(deployment.env, "reconcile")

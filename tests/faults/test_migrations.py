@@ -1,8 +1,8 @@
-"""The schema changes while the gateway serves: it waits for a moment, or says 503; no 500.
+"""The schema changes while the gateway serves: requests wait for a moment or get 503, never 500.
 
-The first release has no older schema, so its own last migration is taken back and made again (it
-drops and creates triggers, and takes the locks for that), and what a later one may do is done by
-hand: a column more, an index more.
+The first release has no older schema. So its last migration is reversed and applied again (it drops
+and creates triggers, which takes locks), and typical later changes are made by hand: another
+column, another index.
 """
 
 import contextlib
@@ -58,8 +58,8 @@ def migrate(deployment: Deployment, *target: str) -> float:
 
 
 def change_schema(deployment: Deployment, statement: str) -> int:
-    """Ask for a lock for one second at most, so that writers never wait for longer behind us; ask
-    again until it is had. How often."""
+    """Wait for a lock for at most one second, so that writers never wait longer behind it, and
+    retry. Return the number of attempts."""
     for attempt in range(1, 50):
         with contextlib.suppress(psycopg.errors.LockNotAvailable, sqlite3.OperationalError):
             if deployment.postgres:
@@ -95,7 +95,7 @@ def test_a_migration_under_load_fails_no_request(
     compare(drivers.seen, producer, deployment.rows())
 
 
-def test_the_guards_stand_again_after_it(deployment: Deployment) -> None:
+def test_the_guards_are_back_after_a_migration(deployment: Deployment) -> None:
     migrate(deployment, "billing", "0001")
     migrate(deployment)
 

@@ -1,4 +1,4 @@
-"""Planted bugs: what proves the books must turn red for each of them, or it proves nothing."""
+"""Planted bugs: each must make the proofs of the ledger fail, or they prove nothing."""
 
 import threading
 from collections.abc import Callable
@@ -30,9 +30,9 @@ Mutation = Callable[[pytest.MonkeyPatch], None]
 
 
 def settle_without_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever comes, comes through: the state of the hold is not asked."""
+    """Settle without checking the state of the hold."""
     open_the_gate(monkeypatch)
-    # The unique request id is the second lock on this door; somebody took it off, too.
+    # The unique request id would still refuse the second row, so the row is not written.
     monkeypatch.setattr(TokenUsage, "save", lambda *_args, **_kwargs: None)
 
 
@@ -43,7 +43,7 @@ def open_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def hold_that_reads_then_writes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The classic: look whether there is room, then take it."""
+    """Check whether there is room, then take it, in two statements."""
 
     def look_then_take(budget: Budget, month: str, amount: int) -> bool:
         seen = Budget.objects.get(pk=budget.pk)
@@ -57,7 +57,7 @@ def hold_that_reads_then_writes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settling_that_forgets_the_hold(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was used is taken, what was held is not given back."""
+    """Charge the usage without releasing the hold."""
     honest = budgets.charge
 
     def charge(reservation: Reservation, row: Any, held_in: Any) -> None:
@@ -75,7 +75,7 @@ def roll_up_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def gate_and_charge_in_two_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """First the hold ends, for good; then what it used is written, all at once."""
+    """Commit the end of the hold first, then its row and its charge."""
 
     honest = ledger.settle
 
@@ -83,7 +83,7 @@ def gate_and_charge_in_two_transactions(monkeypatch: pytest.MonkeyPatch) -> None
         state = ledger._final_state(settlement.outcome, settlement.billed)
         now = ledger._move(settlement.request_id, Hold.State.OPEN, state, lease_boot_ms)
         if now is None:
-            # What was settled too early, or is not there, is not what this bug is about.
+            # Adjustments and missing holds are not part of this bug.
             return honest(settlement, lease_boot_ms=lease_boot_ms)
         with transaction.atomic():
             return ledger._book(settlement, settlement.reservation.held_in, now)
@@ -92,12 +92,12 @@ def gate_and_charge_in_two_transactions(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def money_posted_in_two_transactions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The wallet's limit, then the entry; each is right, and nothing holds them together."""
+    """Change the wallet's limit and write the entry, without a transaction around both."""
     monkeypatch.setattr(ledger, "post", ledger.post.__wrapped__)  # type: ignore[attr-defined]
 
 
 def endings_that_no_journal_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What cannot be settled now is forgotten; its client was told what it costs."""
+    """Forget a settlement that cannot be committed now, although its client saw the cost."""
     monkeypatch.setattr(journal, "write", lambda _ending: None)
 
 
@@ -133,7 +133,7 @@ def test_cutting_at_every_statement_turns_red(
     CRASH_MUTANTS,
     ids=crash.name_of,
 )
-def test_without_a_cut_nobody_would_see_it(
+def test_without_a_cut_the_bug_is_not_found(
     monkeypatch: pytest.MonkeyPatch,
     caller: Caller,
     mutation: Mutation,
@@ -149,14 +149,14 @@ def test_without_a_cut_nobody_would_see_it(
 
 
 class Undisturbed(Ledger):
-    """A machine in which no process dies: the rule is one no more."""
+    """The machine without the rule that crashes a process."""
 
     def crash_next(self, at: int, after: bool) -> None:
         raise AssertionError("not a rule")
 
 
 def run_machine(machine: type[Ledger] = Ledger, examples: int = 25) -> None:
-    """As the suite does, without the time spent on a smaller example of what was found."""
+    """Run it as the suite does, without the time to shrink a failing example."""
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -186,11 +186,11 @@ def test_the_machine_turns_red(monkeypatch: pytest.MonkeyPatch, mutation: Mutati
     mutation(monkeypatch)
 
     with pytest.raises((AssertionError, DatabaseError)):
-        run_machine(examples=100)  # It ends with the first that is red.
+        run_machine(examples=100)  # It stops at the first failing example.
 
 
 @pytest.mark.django_db
-def test_a_machine_in_which_nobody_dies_does_not_see_the_gate_apart(
+def test_a_machine_without_crashes_does_not_find_the_split_gate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     gate_and_charge_in_two_transactions(monkeypatch)
@@ -209,7 +209,7 @@ _meeting: list[threading.Barrier] = []
 
 
 def meet_others() -> None:
-    """Where threads may be between a read and a write at once, let them all be."""
+    """Let all threads arrive between their read and their write."""
     if _meeting:
         try:
             _meeting[0].wait(1)
@@ -240,22 +240,22 @@ def race_for_the_last_credit(caller: Caller, price: ModelPrice) -> int:
 
 
 def poor_caller() -> tuple[Caller, ModelPrice]:
-    """Somebody with credit for three requests of 0.0006 each."""
+    """A customer with credit for three requests of 0.0006 each."""
     price = set_price("llama3", "0.002", "0.004")
     return new_caller("Poor", credit="0.0018"), price
 
 
 @pytest.mark.usefixtures("transactional_db")
-def test_exactly_as_many_as_are_paid_for_are_admitted() -> None:
+def test_exactly_as_many_requests_as_the_credit_covers_are_admitted() -> None:
     assert race_for_the_last_credit(*poor_caller()) == PAID_FOR
 
 
 @pytest.mark.usefixtures("transactional_db")
-def test_reading_and_then_writing_admits_too_many_where_writers_meet(
+def test_reading_and_then_writing_admits_too_many_where_writers_run_at_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On SQLite a transaction takes the only write lock at its start (IMMEDIATE): there the bug
-    cannot show, and the settings are what saves it; `reconcile` would not see it either."""
+    """On SQLite a transaction takes the only write lock at its start (IMMEDIATE), so the bug cannot
+    show: the setting prevents it. `reconcile` would not see it either."""
     monkeypatch.setattr(f"{__name__}._meeting", [threading.Barrier(RACERS)])
     hold_that_reads_then_writes(monkeypatch)
 
@@ -282,7 +282,7 @@ def test_settling_at_once_without_the_gate_turns_red(
 def test_the_unique_request_id_alone_keeps_a_second_row_out(
     alice: Caller, priced: ModelPrice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two locks on one door: without the gate the database still refuses."""
+    """Without the gate the database still refuses the second row."""
     from tests.billing.test_ledger import finish
 
     hold = reserve(alice, priced)

@@ -1,4 +1,4 @@
-"""What nginx answers by itself, in the shape of the gateway's errors."""
+"""Responses that nginx makes itself, in the shape of the gateway's errors."""
 
 import time
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[RunningGa
         yield gateway
 
 
-def test_too_many_connections_of_one_address_are_told_to_come_back(
+def test_too_many_connections_of_one_address_get_503_with_retry_after(
     gateway: RunningGateway, key: str
 ) -> None:
     crowd = [gateway.client() for _ in range(CONNECTIONS)]
@@ -45,10 +45,8 @@ def test_too_many_connections_of_one_address_are_told_to_come_back(
     eventually(lambda: ask(gateway, key).looks_complete)
 
 
-# The last test of this file: it takes the gateway away.
-def test_a_gateway_that_is_stopped_is_a_503_that_says_when_to_come_back(
-    gateway: RunningGateway, key: str
-) -> None:
+# The last test of this file: it stops the gateway.
+def test_a_stopped_gateway_gives_503_with_retry_after(gateway: RunningGateway, key: str) -> None:
     gateway.server.stop()
 
     seen = ask(gateway, key)

@@ -1,7 +1,7 @@
-"""A few connections to PostgreSQL serve everybody, so nobody keeps one while somebody else is
-waited for: a client, the model server, the next request.
+"""A few connections to PostgreSQL serve all requests, because no request keeps one while it waits
+for a client, the model server or the next request.
 
-Each test has a pool that is smaller than what goes on at once.
+Each test has a pool smaller than the number of requests that run at once.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from tests.servers.gunicorn import Gunicorn
 pytestmark = pytest.mark.once  # It brings its own databases, so one run is enough.
 
 CROWD = 8
-PATIENCE = 4.0  # Seconds: twice what a request waits for a database that serves nobody.
+PATIENCE = 4.0  # Seconds: twice as long as a request waits for a database that serves no request.
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,9 @@ def server(deployment: Deployment) -> Iterator[Gunicorn]:
         yield running
 
 
-def test_streams_that_wait_hold_no_connection(deployment: Deployment, server: Gunicorn) -> None:
+def test_waiting_streams_hold_no_database_connection(
+    deployment: Deployment, server: Gunicorn
+) -> None:
     streams = Streams(deployment, server.url, CROWD, pieces=60)
     others_are_served(deployment, server, f"{CROWD} streams")
     assert not streams.seen, "the streams were over too soon"
@@ -46,14 +48,16 @@ def test_streams_that_wait_hold_no_connection(deployment: Deployment, server: Gu
     whole_with_usage(streams.wait())
 
 
-def test_an_idle_thread_holds_no_connection(deployment: Deployment, server: Gunicorn) -> None:
-    """One of the first notes when the key was last used, after its answer was sent."""
+def test_an_idle_thread_holds_no_database_connection(
+    deployment: Deployment, server: Gunicorn
+) -> None:
+    """One of the first requests records when the key was last used, after its response was sent."""
     with deployment.gateway(DATABASE_POOL_SIZE="1") as narrow:
         whole_with_usage(ask_many(narrow.url, deployment.key, CROWD))
         others_are_served(deployment, narrow, "idle threads")
 
 
-def test_an_upload_that_dawdles_holds_no_connection(
+def test_a_slow_upload_holds_no_database_connection(
     deployment: Deployment, server: Gunicorn
 ) -> None:
     head = {"Content-Length": "500"}
@@ -73,7 +77,7 @@ def test_an_upload_that_dawdles_holds_no_connection(
     ],
     ids=["a list", "a list for OpenAI", "a model's facts", "a first line"],
 )
-def test_who_waits_for_the_model_server_holds_no_connection(
+def test_waiting_for_the_model_server_holds_no_database_connection(
     deployment: Deployment, server: Gunicorn, path: str, body: dict[str, Any] | None
 ) -> None:
     asked = path.replace("/v1/models", "/api/tags")
@@ -81,17 +85,16 @@ def test_who_waits_for_the_model_server_holds_no_connection(
     with crowd(server) as clients:
         for client in clients:
             client.request("POST" if body else "GET", path, body or b"", key=deployment.key)
-        # All who want a list wait for the one call of their process.
+        # All requests for a list wait for one call of their process.
         deployment.ollama.wait_for(CROWD if path == "/api/generate" else 1, asked)
         time.sleep(0.5)
         others_are_served(deployment, server, f"{CROWD} who ask for {path}")
         deployment.ollama.cut()
 
 
-def test_a_crowd_stands_in_line_for_a_slow_database(
-    deployment: Deployment, server: Gunicorn
-) -> None:
-    """Longer than for one that is away: as long as it serves somebody, everybody gets a turn."""
+def test_many_requests_wait_for_a_slow_database(deployment: Deployment, server: Gunicorn) -> None:
+    """They wait longer than for a database that is away: while it serves any request, all get a
+    turn."""
     deployment.query(DAWDLE)
     deployment.query(DAWDLES)
     began = time.monotonic()

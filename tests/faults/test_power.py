@@ -1,9 +1,9 @@
-"""A power cut, as far as it can be played: what is in the files at one moment is all there is.
+"""A simulated power cut: only what is in the files at one moment is left.
 
-The gateway is stopped in its tracks (SIGSTOP), its files are copied without SQLite's shared memory,
-it goes on. Each copy is then what a machine finds when it comes up again. What the kernel had not
-yet brought to the disk is in the copies all the same: that FULL and fsync do so is SQLite's and the
-kernel's promise, not proved here. A copy of files that are being written is nobody's promise.
+The gateway is paused (SIGSTOP), its files are copied without SQLite's shared memory, and it
+continues. Each copy is what a machine finds when it starts again. The copies include data that the
+kernel had not yet written to the disk: that FULL and fsync do so is promised by SQLite and the
+kernel, and not proved here. Copying files while they are written proves nothing.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ call_command("reconcile")
 
 @dataclass
 class Copy:
-    """What was on the disk, and what clients had seen by then."""
+    """The files on disk, and what clients had seen by then."""
 
     folder: Path
     seen: list[Seen]
@@ -51,7 +51,7 @@ class Copy:
 
 @contextlib.contextmanager
 def stopped(server: Gunicorn) -> Iterator[None]:
-    """No process of the gateway does anything."""
+    """Pause every process of the gateway."""
     pids = [server.pid, *server.worker_pids()]
     try:
         for pid in pids:
@@ -64,7 +64,7 @@ def stopped(server: Gunicorn) -> Iterator[None]:
 
 
 def is_stopped(pid: int) -> bool:
-    """Whether every thread of a process has come to a halt."""
+    """Tell whether every thread of a process is stopped."""
     states = [
         (task / "stat").read_text().rpartition(")")[2].split()[0]
         for task in Path(f"/proc/{pid}/task").iterdir()
@@ -75,7 +75,7 @@ def is_stopped(pid: int) -> bool:
 def copy_of(deployment: Deployment, drivers: Drivers, number: int) -> Copy:
     folder = deployment.home / f"copy-{number}"
     folder.mkdir()
-    # What had ended before; more may be on its way to a client, and is in the files as well.
+    # Streams that had ended before. More may be on their way to a client, and are in the files too.
     seen = [one for one in list(drivers.seen) if one.done]
     for name in FILES:
         shutil.copy(deployment.home / name, folder / name)
@@ -85,7 +85,7 @@ def copy_of(deployment: Deployment, drivers: Drivers, number: int) -> Copy:
 
 
 def brought_up(deployment: Deployment, copy: Copy) -> Deployment:
-    """What an operator does after a power cut, which is nothing that he must do."""
+    """Start a gateway on a copy, as after a power cut: the operator has nothing to repair."""
     found = Deployment(
         copy.folder, copy.url, deployment.ollama, key=deployment.key, more=deployment.more
     )
@@ -96,8 +96,8 @@ def brought_up(deployment: Deployment, copy: Copy) -> Deployment:
     return found
 
 
-def test_what_is_on_the_disk_at_any_moment_is_enough() -> None:
-    """Each try to settle fails by chance, so that endings are in the journal as well."""
+def test_the_files_on_disk_at_any_moment_are_enough_to_recover() -> None:
+    """Some attempts to settle fail, so that settlements are in the journal as well."""
     dice, producer = random.Random(SEED), Producer()
     print(f"\nSEED={SEED}", end=" ")
     more: dict[str, Any] = {"FAILS": "settle", "FAIL_CHANCE": "0.6"}
@@ -124,7 +124,7 @@ def test_what_is_on_the_disk_at_any_moment_is_enough() -> None:
         print(f"{kept} endings in their journals; every one is in the books", end=" ")
         print(f"(a copy of files being written: {what_of(torn)})", end=" ")
         assert len(copies[-1].seen) > 20 and any(kept)
-        deployment.settle_holds()  # What was in the journal when the gateway was stopped.
+        deployment.settle_holds()  # Lines that were in the journal when the gateway was stopped.
         deployment.books_balance()
         compare(drivers.seen, producer, deployment.rows())
         outcomes = Counter(row.outcome for row in deployment.rows().values())
@@ -132,7 +132,7 @@ def test_what_is_on_the_disk_at_any_moment_is_enough() -> None:
 
 
 def what_of(torn: Copy) -> str:
-    """Said, not asserted: no database promises anything of it."""
+    """Printed, not asserted: no database promises it."""
     try:
         with contextlib.closing(sqlite3.connect(torn.folder / FILES[0])) as database:
             [(word,)] = database.execute("PRAGMA integrity_check(1)").fetchall()

@@ -1,4 +1,4 @@
-"""Stopping, reloading, restarting in turn, starting without a database."""
+"""Stop, reload, restart one after the other, start without a database."""
 
 import contextlib
 import os
@@ -47,7 +47,7 @@ def deployment(producer: Producer) -> Iterator[Deployment]:
 
 @pytest.fixture
 def shared(producer: Producer) -> Iterator[Deployment]:
-    """On PostgreSQL, which several gateways may share."""
+    """A deployment on PostgreSQL, which several gateways may share."""
     with deploy("postgresql") as made:
         made.ollama.answer("/api/generate", producer)
         yield made
@@ -55,13 +55,13 @@ def shared(producer: Producer) -> Iterator[Deployment]:
 
 @pytest.fixture(params=ways())
 def way(request: pytest.FixtureRequest) -> bool:
-    """Whether nginx stands in front."""
+    """Whether nginx is in front."""
     return bool(request.param)
 
 
 @contextlib.contextmanager
 def front(server: Gunicorn, way: bool) -> Iterator[str]:
-    """Where clients call."""
+    """The URL that clients call."""
     if not way:
         yield server.url
         return
@@ -75,7 +75,7 @@ def front(server: Gunicorn, way: bool) -> Iterator[str]:
 def test_sigterm_under_load_ends_every_stream_in_good_order(
     deployment: Deployment, producer: Producer, way: bool
 ) -> None:
-    """Long streams are ended with an error line, short ones finish, and nothing waits for it."""
+    """Long streams end with an error line, short ones finish, and nothing is left to settle."""
     with deployment.gateway(DRAIN_SECONDS=str(DRAIN)) as server, front(server, way) as url:
         long = Streams(deployment, url, 16, pieces=600)
         short = Streams(deployment, url, 16, pieces=10)
@@ -98,7 +98,7 @@ def test_sigterm_under_load_ends_every_stream_in_good_order(
 def stopped_streams_are_paid_for(
     ended: list[Seen], producer: Producer, rows: dict[str, Row]
 ) -> None:
-    """What had been delivered, counted here; never more than was produced."""
+    """What had been delivered is billed, counted here, and never more than was produced."""
     for one in ended:
         row = rows[one.request_id]
         assert row.outcome == "gateway_stopped", row
@@ -175,7 +175,7 @@ def test_a_reload_ends_streams_that_are_longer_than_the_drain_and_says_so(
 
 
 class TwoBehindNginx(Nginx):
-    """The recommended file with a second server in it."""
+    """deploy/nginx.conf with a second server."""
 
     def __init__(self, ports: list[int]) -> None:
         super().__init__(ports[0])
@@ -187,7 +187,7 @@ class TwoBehindNginx(Nginx):
         return text.replace(f"server 127.0.0.1:{self._gateway};", both, 1)
 
     def take_out(self, port: int | None) -> None:
-        """Mark an instance as down, or none, and reload: what is under way goes on."""
+        """Mark one instance as down, or none, and reload; running requests go on."""
         conf = self._home / "gateway.conf"
         text = conf.read_text().replace(" down;", ";")
         conf.write_text(text.replace(f":{port};", f":{port} down;"))
@@ -199,7 +199,7 @@ class TwoBehindNginx(Nginx):
 def test_a_rolling_restart_of_two_instances_fails_no_short_request(
     shared: Deployment, producer: Producer
 ) -> None:
-    """Behind nginx, as docs/operations.md says for two."""
+    """Behind nginx, by the steps of docs/operations.md."""
     instances = [shared.gateway(DRAIN_SECONDS="5").__enter__() for _ in range(2)]
     try:
         with (
@@ -232,7 +232,7 @@ def status(server: Gunicorn, path: str) -> int:
         return client.read_head().status
 
 
-def test_it_starts_without_its_database_says_so_and_recovers(shared: Deployment) -> None:
+def test_a_gateway_starts_without_its_database_reports_it_and_recovers(shared: Deployment) -> None:
     assert shared.postgres
     shared.postgres.go_down()
     with shared.gateway() as server:
@@ -249,7 +249,7 @@ def test_it_starts_without_its_database_says_so_and_recovers(shared: Deployment)
 
 
 def sockets(pid: int) -> set[str]:
-    """The sockets that a process holds, by their number in the kernel."""
+    """The sockets of a process, by inode."""
     found = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         try:
@@ -261,7 +261,7 @@ def sockets(pid: int) -> set[str]:
     return found
 
 
-def test_nothing_but_the_listening_socket_is_shared_over_the_fork(shared: Deployment) -> None:
+def test_workers_share_only_the_listening_socket(shared: Deployment) -> None:
     assert shared.postgres
     with (
         shared.gateway() as server,
@@ -271,6 +271,6 @@ def test_nothing_but_the_listening_socket_is_shared_over_the_fork(shared: Deploy
         one, other = (sockets(pid) for pid in server.worker_pids())
         master = sockets(server.pid)
 
-    # Connections to the database, to clients and to the model server are each one process's own.
+    # No process shares a connection to the database, to a client or to the model server.
     assert len(one & other) == 1 and one & other == one & master == other & master
     assert len(one) > 1 and len(other) > 1

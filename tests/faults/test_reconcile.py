@@ -1,4 +1,4 @@
-"""`reconcile` while the gateway serves, and after somebody has changed a number behind its back."""
+"""`reconcile` while the gateway serves, and after a number was changed in the database."""
 
 import time
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ def deployment(request: pytest.FixtureRequest, producer: Producer) -> Iterator[D
 def test_reconcile_sees_one_moment_of_a_gateway_that_serves(
     deployment: Deployment, producer: Producer
 ) -> None:
-    """Else it would find a hold settled and its row not yet there, and raise a false alarm."""
+    """Otherwise it would see a settled hold before its row, and raise a false alarm."""
     open_meanwhile, rows = [], []
     with (
         deployment.gateway() as server,
@@ -56,8 +56,8 @@ WITHOUT_GUARD = {
 GUARD_MISSING = "missing or switched off"
 CHANGE = "UPDATE token_usages SET {} WHERE request_id = '{{id}}'"
 HOLD = "UPDATE billing_hold SET state = '{}' WHERE request_id = '{{id}}'"
-# What somebody may do who gets at the tables, what puts it right again, and what is named. The
-# database itself refuses a cost that is not tokens times prices; so a forger changes both.
+# A change to the tables, the change that reverses it, and the line that reports it. The database
+# refuses a cost that is not tokens times prices, so both are changed.
 TAMPERING = [
     (
         CHANGE.format("completion_price = completion_price - 1, cost = cost - completion_tokens"),

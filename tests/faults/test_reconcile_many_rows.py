@@ -1,4 +1,4 @@
-"""`reconcile` reads each table once: many rows take it longer, and not longer for each row."""
+"""`reconcile` reads each table once, so its time grows with the rows and not with their square."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from tests.servers.gunicorn import manage
 pytestmark = pytest.mark.once  # It brings both databases itself, so one run is enough.
 
 ROWS = 200_000
-# What a statement may take: a join that reads a table again for each row takes hours.
+# The limit for a statement: a join that reads a table again for each row takes hours.
 LONGEST_STATEMENT = "?options=-c%20statement_timeout%3D60s"
 
 
@@ -21,7 +21,7 @@ def deployment(request: pytest.FixtureRequest) -> Iterator[Deployment]:
         yield made
 
 
-def test_reconcile_of_many_rows_ends(deployment: Deployment) -> None:
+def test_reconcile_of_many_rows_ends_in_time(deployment: Deployment) -> None:
     fill(deployment, ROWS)
     url = deployment.url + (LONGEST_STATEMENT if deployment.postgres else "")
 

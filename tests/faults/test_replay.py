@@ -1,4 +1,4 @@
-"""The journal of a process that died, replayed by others: each ending is billed once."""
+"""The journal of a process that exited is replayed by others: each settlement is billed once."""
 
 import random
 import shutil
@@ -22,7 +22,7 @@ def dice() -> random.Random:
 
 
 def endings_in_the_journal(deployment: Deployment, server: Gunicorn) -> list[Seen]:
-    """Streams that ended while the database was away, and what their clients saw of it."""
+    """Let streams end while the database is away; return what their clients saw."""
     assert deployment.postgres
     streams = Streams(deployment, server.url, STREAMS, pieces=100)
     deployment.postgres.go_down()
@@ -32,8 +32,8 @@ def endings_in_the_journal(deployment: Deployment, server: Gunicorn) -> list[See
     return seen
 
 
-def test_death_in_the_replay_of_a_journal_bills_each_ending_once(dice: random.Random) -> None:
-    """A line is settled, its file is still there: the next worker takes the file over."""
+def test_a_crash_during_a_journal_replay_bills_each_settlement_once(dice: random.Random) -> None:
+    """A line is settled, but its file is still there: the next worker takes the file over."""
     producer = Producer()
     with deploy("postgresql") as deployment:
         assert deployment.postgres
@@ -52,8 +52,9 @@ def test_death_in_the_replay_of_a_journal_bills_each_ending_once(dice: random.Ra
         compare(seen, producer, deployment.rows())
 
 
-def test_many_who_replay_a_dead_workers_journal_at_once_bill_it_once() -> None:
-    """Two gateways start beside it; copies of it under other dead names make the race certain."""
+def test_many_processes_that_replay_one_journal_at_once_bill_it_once() -> None:
+    """Two gateways start beside it. Copies under the names of other exited processes make the race
+    certain."""
     producer = Producer()
     with deploy("postgresql") as deployment:
         assert deployment.postgres
@@ -83,7 +84,7 @@ def test_many_who_replay_a_dead_workers_journal_at_once_bill_it_once() -> None:
 
 
 def as_of_a_dead_worker(path: Path, number: int) -> Path:
-    """The name it would have if its process had begun a moment earlier."""
+    """The name of the file if its process had started a moment earlier."""
     worker, _dot, rest = path.name.partition(".")
     process, _dash, started = worker.rpartition("-")
     return path.with_name(f"{process}-{int(started) - number}.{number}{rest}")

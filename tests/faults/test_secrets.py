@@ -1,7 +1,7 @@
-"""Planted canaries: no key, secret, prompt or answer is ever found where it does not belong.
+"""Planted canaries: no key, secret, prompt or response appears where it does not belong.
 
-A run that provokes every kind of error we know: what gunicorn and nginx log, what the error bodies
-say, and what the admin and the API show to others is searched for what only the caller may know.
+A run provokes every known kind of error. The logs of gunicorn and nginx, the error bodies, and the
+pages of the admin and the API are searched for what only the caller may know.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ SECRET_KEY = "canary-secret-key-" + secrets.token_hex(24)
 PROMPT = "canary-prompt-" + secrets.token_hex(8)
 ANSWER = "canary-answer-" + secrets.token_hex(8)
 PASSWORD = "canary-password-" + secrets.token_hex(8)
-# A fault of ours, in the middle of a view, with everything at hand that a traceback could show.
+# A bug in the middle of a view, with every value in reach that a traceback could show.
 BROKEN_URL = "postgres://canary:" + PASSWORD + "@127.0.0.1:9/nowhere"
 
 
@@ -72,13 +72,13 @@ BODIES = {
 
 
 def provoke(gateway: RunningGateway, caller: Caller) -> list[bytes]:
-    """Every fault there is; returns the bodies of the errors."""
+    """Provoke every fault; return the bodies of the errors."""
     found = []
     for fault in FAULTS.values():
         gateway.ollama.answer(GENERATE, fault)
         for stream in (True, False):
             seen = ask(gateway, caller.secret, stream=stream, prompt=PROMPT)
-            # What was delivered before an error is the caller's own.
+            # Text that was delivered before an error belongs to the caller.
             if not (seen.looks_complete or seen.status == 200 and not stream):
                 found.append(seen.lines[-1])
     for path in (GENERATE, "/chat", "/v1/chat/completions", "/v1/messages", "/api/embed"):
@@ -97,14 +97,14 @@ def refused(gateway: RunningGateway, path: str, body: str, key: str) -> bytes:
     with gateway.client() as client:
         client.request("POST" if body else "GET", path, body.encode(), key=key)
         status = client.read_head().status
-        # Some families do not know a field, and so do not mind it.
+        # Some families do not know the field and ignore it.
         assert status < 500, (path, body, status)
         answer = client.read_all()
         return answer if status >= 400 else b""
 
 
 def leaks(text: str, caller: Caller, *more: str) -> list[str]:
-    """Every canary that stands in a text, named, not shown."""
+    """Return the names, not the values, of the canaries in a text."""
     canaries = {
         "key": caller.secret,
         "half of the key": caller.secret[6:40],
@@ -117,7 +117,7 @@ def leaks(text: str, caller: Caller, *more: str) -> list[str]:
     return [name for name, value in canaries.items() if value in text]
 
 
-def test_no_error_and_no_log_tells_a_secret(gateway: RunningGateway, alice: Caller) -> None:
+def test_no_error_and_no_log_contains_a_secret(gateway: RunningGateway, alice: Caller) -> None:
     bodies = provoke(gateway, alice)
 
     assert len(bodies) > 50
@@ -155,7 +155,7 @@ def test_no_page_of_the_back_office_shows_a_secret(
 def test_no_row_of_the_database_holds_a_secret_or_a_prompt(
     gateway: RunningGateway, alice: Caller
 ) -> None:
-    """Every value of every table, as a dump of it would show: faults and good answers alike."""
+    """Every value of every table, as a dump would show it, after faults and good responses."""
     provoke(gateway, alice)
     gateway.ollama.answer(GENERATE, tokens([ANSWER]))
     assert ask(gateway, alice.secret, prompt=PROMPT).looks_complete
@@ -166,7 +166,7 @@ def test_no_row_of_the_database_holds_a_secret_or_a_prompt(
     assert len(tables["token_usages"]) > 10 and len(tables) > 10
     for name, rows in tables.items():
         found = leaks("\n".join(rows), alice)
-        # A key is kept as its digest, by which it is found, in the one table of keys.
+        # The table of keys contains digests, by which keys are found.
         assert found in ([], ["digest"] if name == ApiKey._meta.db_table else []), (name, found)
 
 
@@ -180,7 +180,7 @@ def everything_written() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("path", ["/usage", "/usage/history", "/models", "/healthz", "/readyz"])
-def test_no_answer_of_the_api_tells_a_secret(
+def test_no_response_of_the_api_contains_a_secret(
     gateway: RunningGateway, alice: Caller, path: str
 ) -> None:
     gateway.ollama.answer(GENERATE, tokens([ANSWER]))
@@ -192,7 +192,7 @@ def test_no_answer_of_the_api_tells_a_secret(
         assert not leaks(client.read_all().decode(), alice, "/work")
 
 
-# A bug in every place where one hurts: each raises with all it knows in its message.
+# A bug at every sensitive point: each exception's message contains all that is in reach.
 BUGS = """
 from config.wsgi import application
 import billing.ledger, gateway.validation.policy, gateway.relay.metered_stream
@@ -212,7 +212,7 @@ PLACES = [
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", ["RuntimeError('a bug')", "OperationalError('no database')"])
-def test_a_traceback_shows_lines_of_code_and_no_values(
+def test_a_traceback_contains_lines_of_code_and_no_values(
     gateway: RunningGateway, alice: Caller, place: str, kind: str, tmp_path: Any
 ) -> None:
     if gateway.nginx:
@@ -240,7 +240,7 @@ def buggy(gateway: RunningGateway, folder: Any) -> Iterator[RunningGateway]:
         yield RunningGateway(server, gateway.ollama, gateway.proxy, env, server.url)
 
 
-def test_a_database_that_is_gone_tells_nobody_its_password(
+def test_an_unreachable_database_does_not_reveal_its_password(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     if connection.vendor != "postgresql":

@@ -1,7 +1,7 @@
-"""Clients that dawdle or never come to the point: what they cost others, and for how long.
+"""Slow and silent clients: what they cost other clients, and for how long.
 
-Straight to a gateway of 32 threads, and through nginx. A straight gateway lends a thread to whoever
-has begun to speak, for CLIENT_SECONDS (2 here); through nginx such a client gets none.
+Directly, to a gateway of 32 threads, and through nginx. A direct client that has begun to send gets
+a thread for CLIENT_SECONDS (2 here); through nginx it gets none.
 """
 
 import contextlib
@@ -34,9 +34,9 @@ ASKED = {"model": "llama3", "prompt": "hello there", "stream": True}
 THREADS = 32
 TOTAL = 20.0
 CLIENT_SECONDS = 2.0
-# The kernel waits once for room for the rest of a piece, and once more for the next.
+# The send timeout passes once for the rest of a piece, and once for the next.
 NEVER_READS = 2 * CLIENT_SECONDS
-# gunicorn looks for the late about once a second; a busy machine gets one more.
+# gunicorn checks deadlines about once a second; a busy machine gets another second.
 LATE = 2.0
 CUT = "A client was too slow to send or to read, and was cut."
 HEAD = "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n"
@@ -57,7 +57,7 @@ def running(
 
 @contextlib.contextmanager
 def crowd(gateway: RunningGateway, count: int, sent: bytes = b"") -> Iterator[list[RawClient]]:
-    """So many connections on which this was sent, and nothing follows."""
+    """Connections on which these bytes were sent, and nothing follows."""
     clients = [gateway.client(timeout=8) for _ in range(count)]
     try:
         for client in clients:
@@ -69,7 +69,7 @@ def crowd(gateway: RunningGateway, count: int, sent: bytes = b"") -> Iterator[li
 
 
 def latencies(gateway: RunningGateway, key: str, count: int = 20) -> list[float]:
-    """How long short requests take, one after another."""
+    """The durations of short requests, one after another."""
     gateway.ollama.answer(GENERATE, tokens("ab"))
     found = [ask(gateway, key) for _ in range(count)]
     assert all(seen.looks_complete for seen in found)
@@ -77,7 +77,8 @@ def latencies(gateway: RunningGateway, key: str, count: int = 20) -> list[float]
 
 
 def seconds_refused(gateway: RunningGateway, key: str) -> float:
-    """Ask until somebody serves; for how long all threads were busy, and said so at once."""
+    """Retry until a request is served; return for how long all threads were busy. Each rejection is
+    immediate."""
     began = time.monotonic()
     while (seen := ask(gateway, key)).status == 503:
         assert seen.error["code"] == "gateway_busy" and seen.seconds < 1
@@ -92,7 +93,7 @@ def report(gateway: RunningGateway, what: str, calm: list[float], found: list[fl
 
 
 def all_threads_are_free(gateway: RunningGateway, key: str) -> None:
-    """As many answers as there are threads can be under way at once."""
+    """As many streams as there are threads can run at once."""
     go_on = threading.Event()
     gateway.ollama.answer(GENERATE, tokens("a", done=False), Wait(go_on), tokens("b"))
     clients: list[RawClient] = []
@@ -113,7 +114,7 @@ def all_threads_are_free(gateway: RunningGateway, key: str) -> None:
 
 
 def is_cut(client: RawClient) -> bool:
-    """Tell whether the server lets go of a client, perhaps with a last word."""
+    """Tell whether the server closes a client's connection, with or without a response."""
     with contextlib.suppress(*BROKEN):
         client.read_head()
         client.read_all()
@@ -123,11 +124,13 @@ def is_cut(client: RawClient) -> bool:
 # --- Before a request is whole ------------------------------------------------------------------
 
 
-def test_five_hundred_connections_that_say_nothing_cost_nobody_anything(
+def test_five_hundred_silent_connections_slow_down_no_other_client(
     gateway: RunningGateway, key: str
 ) -> None:
     calm = latencies(gateway, key)
-    all_threads_are_free(gateway, key)  # Once each has worked, it has the files that it keeps.
+    all_threads_are_free(
+        gateway, key
+    )  # After its first request a thread has the files that it keeps.
     [pid] = gateway.server.worker_pids()
     before = open_files(pid)
 
@@ -141,7 +144,7 @@ def test_five_hundred_connections_that_say_nothing_cost_nobody_anything(
 
 
 @pytest.mark.parametrize("body", [False, True], ids=["B9 half a head", "B10 half a body"])
-def test_half_requests_hold_others_up_for_two_seconds_at_most(
+def test_half_requests_delay_others_for_two_seconds_at_most(
     gateway: RunningGateway, key: str, body: bool
 ) -> None:
     calm = latencies(gateway, key)
@@ -175,7 +178,7 @@ def test_a_head_that_trickles_is_cut_as_a_whole(gateway: RunningGateway, key: st
     all_threads_are_free(gateway, key)
 
 
-def test_who_stalls_in_its_body_is_told_so(gateway: RunningGateway, key: str) -> None:
+def test_a_client_that_stalls_in_its_body_gets_408(gateway: RunningGateway, key: str) -> None:
     with gateway.client() as client:
         client.send(HEAD.format(key).encode() + b"Content-Length: 500\r\n\r\n{")
         if gateway.nginx:
@@ -190,7 +193,7 @@ def test_who_stalls_in_its_body_is_told_so(gateway: RunningGateway, key: str) ->
 
 
 @pytest.mark.parametrize("path", [GENERATE, "/v1/chat/completions"])
-def test_who_never_reads_is_cut_and_its_thread_is_free(
+def test_a_client_that_never_reads_is_cut_and_its_thread_is_freed(
     gateway: RunningGateway, key: str, path: str
 ) -> None:
     upstream = "/api/chat" if "chat" in path else GENERATE
@@ -221,7 +224,7 @@ def test_who_never_reads_is_cut_and_its_thread_is_free(
         client.close()
 
 
-def test_who_reads_slowly_but_steadily_is_not_cut_before_the_total_deadline(
+def test_a_slow_but_steady_reader_is_not_cut_before_the_total_deadline(
     gateway: RunningGateway, key: str
 ) -> None:
     """18 MB each, so that the gateway waits for the client all the time."""
@@ -235,13 +238,14 @@ def test_who_reads_slowly_but_steadily_is_not_cut_before_the_total_deadline(
 
     assert all(b'"code":' in last and last.endswith(b"\r\n0\r\n\r\n") for _, last in ends)
     took = [seconds for seconds, _ in ends]
-    # What waits on the way must not be so much that the end comes late for ever.
+    # Buffers on the way must not delay the end without limit.
     assert min(took) > TOTAL and max(took) < TOTAL + (25 if gateway.nginx else 15), took
     assert not TokenUsage.objects.filter(outcome="client_left").exists()
 
 
 def drink(client: RawClient, rate: int) -> tuple[float, bytes]:
-    """Take so many bytes a second until the connection ends; how long it took, and the last."""
+    """Read this many bytes a second until the connection ends; return the duration and the last
+    bytes."""
     began, taken, last = time.monotonic(), 0, b""
     while piece := client.sock.recv(rate // 20):
         taken, last = taken + len(piece), (last + piece)[-300:]
@@ -249,9 +253,7 @@ def drink(client: RawClient, rate: int) -> tuple[float, bytes]:
     return time.monotonic() - began, last
 
 
-def test_who_sends_a_request_byte_by_byte_in_time_is_served(
-    gateway: RunningGateway, key: str
-) -> None:
+def test_a_request_sent_byte_by_byte_in_time_is_served(gateway: RunningGateway, key: str) -> None:
     port = int(gateway.url.rpartition(":")[2])
     with Proxy(port) as slow:
         slow.harm(Slicer(40, pause=0.05, request=True))
@@ -260,10 +262,10 @@ def test_who_sends_a_request_byte_by_byte_in_time_is_served(
             assert b'"done":true' in client.read_all()
 
 
-def test_whose_cable_was_pulled_is_billed_for_what_was_sent(
+def test_a_client_whose_cable_was_pulled_is_billed_for_the_bytes_sent(
     gateway: RunningGateway, key: str
 ) -> None:
-    """Nothing says that such a client has gone; its answer ends as if it were there."""
+    """Nothing reports that such a client is gone; its response ends as if it were there."""
     gateway.ollama.answer(GENERATE, Sleep(0.2), tokens("ab"))
     port = int(gateway.url.rpartition(":")[2])
     with Proxy(port) as cable:
@@ -282,6 +284,6 @@ def test_a_client_that_was_cut_is_one_line_in_the_log(gateway: RunningGateway, k
         client.post(GENERATE, ASKED, key=key)
         eventually(TokenUsage.objects.exists, NEVER_READS + LATE)
 
-    if not gateway.nginx:  # Which cuts it first, and the gateway sees somebody leave.
+    if not gateway.nginx:  # nginx cuts it first, so the gateway sees a disconnect.
         eventually(lambda: CUT in gateway.server.log())
     assert "Traceback" not in gateway.server.log()

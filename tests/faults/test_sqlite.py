@@ -41,7 +41,7 @@ def embedded(producer: Producer) -> Iterator[Deployment]:
 
 @contextlib.contextmanager
 def locked(deployment: Deployment) -> Iterator[None]:
-    """Another writer holds the lock."""
+    """Hold the write lock from another connection."""
     path = deployment.url.removeprefix("sqlite:///")
     with contextlib.closing(sqlite3.connect(path, timeout=30, isolation_level=None)) as writer:
         writer.execute("BEGIN IMMEDIATE")
@@ -68,7 +68,7 @@ def test_a_lock_held_for_a_while_is_waited_for(embedded: Deployment, producer: P
     compare(seen + asked, producer, embedded.rows())
 
 
-def test_a_lock_held_too_long_refuses_what_is_new_and_keeps_what_is_under_way(
+def test_a_lock_held_too_long_refuses_new_requests_and_keeps_running_ones(
     embedded: Deployment, producer: Producer
 ) -> None:
     with embedded.gateway() as server:
@@ -84,11 +84,11 @@ def test_a_lock_held_too_long_refuses_what_is_new_and_keeps_what_is_under_way(
 
 
 @pytest.mark.parametrize("journal_too", [False, True])
-def test_a_full_disk_refuses_what_is_new_and_loses_nothing(
+def test_a_full_disk_refuses_new_requests_and_loses_nothing(
     tmp_path: Path, producer: Producer, journal_too: bool
 ) -> None:
-    """Where the journal's disk is full as well, endings wait in memory; the answer then ends
-    without its `usage`, since that would promise what is not on any disk."""
+    """If the journal's disk is full too, settlements wait in memory, and responses end without
+    `usage`, which would promise what is on no disk."""
     with small_disk(tmp_path / "disk", 8) as disk:
         elsewhere: dict[str, Any] = {}
         if not journal_too:

@@ -1,8 +1,7 @@
-"""Clients that leave, send too much or too little, wait or are old; straight to the gateway and
-through nginx.
+"""Clients that disconnect, send too much or too little, or speak old HTTP; directly and through
+nginx.
 
-The numbers B1 to B25 are those of the promises page. B7 to B11 are in test_slow_clients.py, B15 to
-B18, B22 and B24 in test_malformed_requests.py. B4, B14 and B23 name nothing.
+Slow clients are in test_slow_clients.py, malformed requests in test_malformed_requests.py.
 """
 
 import contextlib
@@ -70,13 +69,13 @@ def small(running_small: RunningGateway, transactional_db: None) -> Iterator[Run
     books_balance()
 
 
-# --- Leaving ------------------------------------------------------------------------------------
+# --- Disconnects --------------------------------------------------------------------------------
 
 
 def leave(
     gateway: RunningGateway, key: str, *, lines: int = 0, stream: bool = True
 ) -> tuple[Received, float]:
-    """Ask, read some lines, leave; return what the model server saw and how late it saw it."""
+    """Send a request, read some lines, disconnect; return what the model server saw and when."""
     before = len(gateway.ollama.requests)
     with gateway.client() as client:
         client.post(GENERATE, {**ASKED, "stream": stream}, key=key)
@@ -93,7 +92,7 @@ def leave(
 
 
 @pytest.mark.parametrize("lines", range(1, 6))
-def test_who_leaves_after_some_lines_pays_for_them(
+def test_a_client_that_disconnects_after_some_lines_pays_for_them(
     gateway: RunningGateway, key: str, lines: int
 ) -> None:
     gateway.ollama.answer(GENERATE, tokens(["x"] * 200, pause=0.02))
@@ -107,7 +106,7 @@ def test_who_leaves_after_some_lines_pays_for_them(
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_who_leaves_before_the_first_line_pays_nothing(
+def test_a_client_that_disconnects_before_the_first_line_pays_nothing(
     gateway: RunningGateway, key: str, stream: bool
 ) -> None:
     gateway.ollama.answer(GENERATE, Stall())
@@ -118,7 +117,7 @@ def test_who_leaves_before_the_first_line_pays_nothing(
     assert (the_row().outcome, the_row().billed) == ("client_left", False)
 
 
-def test_a_line_every_two_seconds_hides_nobody_who_leaves(
+def test_a_disconnect_is_noticed_between_lines_two_seconds_apart(
     gateway: RunningGateway, key: str
 ) -> None:
     gateway.ollama.answer(GENERATE, tokens("abc", pause=1.8))
@@ -128,7 +127,7 @@ def test_a_line_every_two_seconds_hides_nobody_who_leaves(
     assert late < PROMISED_SECONDS and the_row().completion_tokens == 1
 
 
-def test_who_leaves_a_whole_answer_half_written_pays_for_that_half(
+def test_a_client_that_disconnects_from_a_half_written_whole_response_pays_for_that_half(
     gateway: RunningGateway, key: str
 ) -> None:
     gateway.ollama.answer(GENERATE, tokens("ab", done=False), Stall())
@@ -136,12 +135,12 @@ def test_who_leaves_a_whole_answer_half_written_pays_for_that_half(
     _, late = leave(gateway, key, stream=False)
 
     assert late < PROMISED_SECONDS
-    # It may leave before both lines were read; what was not read is not billed.
+    # It may disconnect before both lines were read; unread lines are not billed.
     assert the_row().outcome == "client_left" and the_row().completion_tokens <= 2
 
 
 @pytest.mark.parametrize("lines", [0, 2], ids=["before the first line", "in mid-stream"])
-def test_leaving_is_seen_within_a_second_fifty_times(
+def test_disconnects_are_noticed_within_a_second_fifty_times(
     gateway: RunningGateway, key: str, lines: int
 ) -> None:
     gateway.ollama.answer(GENERATE, tokens("ab", done=False) if lines else [], Stall())
@@ -155,7 +154,7 @@ def test_leaving_is_seen_within_a_second_fifty_times(
     eventually(lambda: TokenUsage.objects.filter(outcome="client_left").count() == 50)
 
 
-def test_who_leaves_the_queue_never_reaches_the_model_server(
+def test_clients_that_disconnect_in_the_queue_never_reach_the_model_server(
     small: RunningGateway, key: str
 ) -> None:
     small.ollama.answer(GENERATE, Stall())
@@ -185,26 +184,26 @@ def test_a_thousand_readers_on_sixteen_threads_leave_nothing_behind(
     small: RunningGateway, key: str, path: str, count: int
 ) -> None:
     [pid] = small.server.worker_pids()
-    # Once every thread has worked, it has all that it keeps.
+    # After its first request a thread has the files that it keeps.
     come_and_go(small, key, path, 16)
     threads, files = thread_count(pid), open_files(pid)
 
     come_and_go(small, key, path, count)
 
-    # The lease thread may have opened the database meanwhile.
+    # The lease thread may have opened a database connection meanwhile.
     eventually(lambda: open_files(pid) <= files + 8, seconds=30)
     eventually(lambda: thread_count(pid) <= threads)
     assert small.ollama.max_in_flight == 16
 
 
 def come_and_go(gateway: RunningGateway, key: str, path: str, count: int) -> None:
-    """So many ask for a stream, some are let in, and all leave."""
+    """This many clients ask for a stream, some are served, and all disconnect."""
     before = len(gateway.ollama.requests)
     upstream = GENERATE if path == GENERATE else "/api/chat"
     gateway.ollama.answer(upstream, tokens("a", done=False, path=upstream), Stall())
     crowd = [gateway.client(timeout=5) for _ in range(count)]
     for client in crowd:
-        # nginx lets 128 of one address in, and tells the rest.
+        # nginx accepts 128 connections of one address and rejects the rest.
         with contextlib.suppress(*BROKEN):
             said = [{"role": "user", "content": "hello there"}]
             client.post(path, {**ASKED, "messages": said, "stream": True}, key=key)
@@ -218,7 +217,7 @@ def come_and_go(gateway: RunningGateway, key: str, path: str, count: int) -> Non
 
 
 def is_served(gateway: RunningGateway, key: str) -> bool:
-    """Tell whether a short request is served; else it is told that all threads are busy."""
+    """Tell whether a short request is served; otherwise it is told that all threads are busy."""
     seen = ask(gateway, key)
     assert seen.looks_complete or is_error(seen, 503, "gateway_busy"), seen
     return seen.looks_complete
@@ -258,18 +257,18 @@ def test_a_body_shorter_than_announced_leaves_nothing(gateway: RunningGateway, k
     with gateway.client() as client:
         client.send(HEAD.format(key, "Content-Length: 5000\r\n").encode() + BODY)
         client.sock.shutdown(socket.SHUT_WR)
-        if not gateway.nginx:  # Which takes it for somebody who has left.
+        if not gateway.nginx:  # nginx takes it for a disconnect.
             assert client.read_head().status == 400
             assert client.read_json()["code"] == "invalid_request"
         assert client.is_closed()
     assert nothing_happened(gateway)
 
 
-# --- Old, odd and impatient clients -------------------------------------------------------------
+# --- Old clients, and Expect --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("broken", [False, True], ids=["whole", "broken"])
-def test_an_old_client_knows_the_end_by_the_last_line(
+def test_an_http_1_0_client_knows_the_end_by_the_last_line(
     gateway: RunningGateway, key: str, broken: bool
 ) -> None:
     gateway.ollama.answer(GENERATE, tokens("ab", done=not broken), [Reset()] if broken else [])
@@ -300,7 +299,7 @@ def test_a_client_that_expects_100_gets_it_and_then_the_response(
 
 
 def test_a_client_without_a_key_gets_401_instead_of_100(gateway: RunningGateway, key: str) -> None:
-    """The body of a request that is refused is not asked for. nginx asks for it by itself."""
+    """The gateway does not ask for the body of a request that it rejects. nginx does by itself."""
     with gateway.client() as client:
         client.send(HEAD.format("x", EXPECTS).encode())
         if gateway.nginx:
@@ -313,7 +312,7 @@ def test_a_client_without_a_key_gets_401_instead_of_100(gateway: RunningGateway,
     assert nothing_happened(gateway)
 
 
-def test_a_line_is_there_before_the_next_is_made_and_is_not_compressed(
+def test_a_line_arrives_before_the_next_is_made_and_is_not_compressed(
     gateway: RunningGateway, key: str
 ) -> None:
     seen = {piece: threading.Event() for piece in "abcd"}

@@ -40,7 +40,7 @@ def bare(settings: Any) -> Iterator["BareUpstream"]:
 
 
 class BareUpstream:
-    """As little as a server can be, so that hundreds of cuts take seconds."""
+    """A minimal server, so that hundreds of cuts take seconds."""
 
     def __enter__(self) -> "BareUpstream":
         self.answer = b""
@@ -72,7 +72,7 @@ def test_no_cut_at_any_byte_looks_complete(
 ) -> None:
     upstream = "/api/generate" if "generate" in path else "/api/chat"
     wire = rendered(tokens(["Hel", "lo"], path=upstream))
-    # From this byte on the last line is whole, and so is the answer.
+    # From this byte on the last line is complete, and so is the response.
     whole_from = wire.rindex(b"}\n") + 2
 
     for at in range(len(wire) + 1):

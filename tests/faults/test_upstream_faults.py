@@ -1,9 +1,7 @@
-"""The model server dies, lies, dribbles and bursts: no answer looks complete that is not, and the
-bill stays right. The numbers A1 to A25 are those of the promises page.
+"""The model server exits, stalls, dribbles and sends too much: no truncated response looks
+complete, and the bill stays right.
 
-A16 to A25 are in test_upstream_http.py, a cut at every byte in test_upstream_cuts.py. A26, traffic
-that moves to a second model server, has no test: the gateway knows one. A14, A16 and A20 name
-nothing.
+Faults of HTTP are in test_upstream_http.py, a cut at every byte in test_upstream_cuts.py.
 """
 
 import json
@@ -53,7 +51,7 @@ GOOD_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n"
 # --- Before the first line ----------------------------------------------------------------------
 
 
-def test_a_model_server_that_is_down_is_a_quick_503(gateway: RunningGateway, key: str) -> None:
+def test_a_model_server_that_is_down_gives_503_at_once(gateway: RunningGateway, key: str) -> None:
     gateway.proxy.down()
 
     found = [ask(gateway, key) for _ in range(5 if gateway.nginx else 50)]
@@ -69,7 +67,9 @@ def test_a_model_server_that_is_down_is_a_quick_503(gateway: RunningGateway, key
     assert not TokenUsage.objects.exists() and not Hold.objects.exists()
 
 
-def test_silence_is_a_504_at_the_first_lines_deadline(gateway: RunningGateway, key: str) -> None:
+def test_silence_gives_504_at_the_deadline_of_the_first_line(
+    gateway: RunningGateway, key: str
+) -> None:
     gateway.ollama.answer(GENERATE, Stall())
 
     seen = ask(gateway, key)
@@ -80,9 +80,7 @@ def test_silence_is_a_504_at_the_first_lines_deadline(gateway: RunningGateway, k
     assert costs_nothing("upstream_stalled")
 
 
-def test_a_dribbled_status_line_is_cut_at_the_same_deadline(
-    gateway: RunningGateway, key: str
-) -> None:
+def test_a_slow_status_line_is_cut_at_the_same_deadline(gateway: RunningGateway, key: str) -> None:
     gateway.ollama.answer(GENERATE, dribble(GOOD_HEAD, pause=0.3))
 
     seen = ask(gateway, key)
@@ -97,7 +95,7 @@ def test_a_dribbled_status_line_is_cut_at_the_same_deadline(
     [tokens(["x"] * 100, pause=0.3), slices(b'{"response": "' + b"x" * 100, 1, pause=0.3)],
     ids=["lines", "bytes of one line"],
 )
-def test_a_dribble_without_end_is_cut_at_a_deadline(
+def test_a_slow_endless_response_is_cut_at_a_deadline(
     gateway: RunningGateway, key: str, body: list[Any]
 ) -> None:
     gateway.ollama.answer(GENERATE, tokens("a", done=False), body)
@@ -122,7 +120,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(("refusal", "status"), REFUSALS.values(), ids=REFUSALS)
-def test_a_refusal_keeps_a_status_and_tells_nothing(
+def test_a_refusal_keeps_its_status_and_reveals_nothing(
     gateway: RunningGateway, key: str, refusal: list[Any], status: int
 ) -> None:
     gateway.ollama.answer(GENERATE, refusal)
@@ -148,7 +146,7 @@ def test_a_busy_model_server_is_not_asked_again(gateway: RunningGateway, key: st
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("lines", range(6))
-def test_an_error_line_ends_an_answer_as_failed(
+def test_an_error_line_ends_a_response_as_failed(
     gateway: RunningGateway, key: str, lines: int, stream: bool
 ) -> None:
     gateway.ollama.answer(GENERATE, tokens("x" * lines, done=False), error_line("out of memory"))
@@ -203,7 +201,7 @@ def test_a_stream_without_its_last_line_is_broken(
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
-def test_a_proper_end_without_a_last_line_is_an_end(
+def test_a_clean_end_without_a_last_line_completes_the_response(
     gateway: RunningGateway, key: str, stream: bool
 ) -> None:
     gateway.ollama.answer(GENERATE, tokens("ab", done=False))
@@ -247,7 +245,7 @@ def test_a_line_of_ten_megabytes_is_cut_and_memory_stays_flat(
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("more", [tokens("b", count=900), [Line(b"<html>")], [Sleep(3), Reset()]])
-def test_what_follows_the_last_line_is_dropped(
+def test_bytes_after_the_last_line_are_dropped(
     gateway: RunningGateway, key: str, more: list[Any], stream: bool
 ) -> None:
     gateway.ollama.answer(GENERATE, tokens("ab"), more)
@@ -260,7 +258,7 @@ def test_what_follows_the_last_line_is_dropped(
 
 
 @pytest.mark.parametrize("size", [1, 7, 64])
-def test_what_the_model_server_says_arrives_however_it_is_sliced(
+def test_the_response_arrives_whole_however_it_is_sliced(
     gateway: RunningGateway, key: str, size: int
 ) -> None:
     pieces = ["Grüße", " \U0001f600", "\r", " \u2028", "\\n", '"']

@@ -1,4 +1,4 @@
-"""The model server breaks the rules of HTTP, or loads long, or comes back: continues
+"""The model server breaks the rules of HTTP, loads a model for long, or restarts. Continues
 test_upstream_faults.py.
 """
 
@@ -61,9 +61,7 @@ def test_broken_http_is_a_502(gateway: RunningGateway, key: str, wire: bytes) ->
     assert len(gateway.ollama.requests) == 1
 
 
-def test_where_length_and_chunks_disagree_the_chunks_count(
-    gateway: RunningGateway, key: str
-) -> None:
+def test_chunked_encoding_wins_over_a_content_length(gateway: RunningGateway, key: str) -> None:
     chunks = b"%x\r\n%b\r\n0\r\n\r\n" % (len(DONE), DONE)
     gateway.proxy.harm(Instead(CHUNKED + b"Content-Length: 5\r\n\r\n" + chunks))
 
@@ -86,7 +84,7 @@ PACKED = {
 
 
 @pytest.mark.parametrize(("coding", "data"), PACKED.values(), ids=PACKED)
-def test_a_compressed_answer_is_refused_and_not_unpacked(
+def test_a_compressed_response_is_refused_and_not_unpacked(
     gateway: RunningGateway, key: str, coding: str, data: bytes
 ) -> None:
     gateway.ollama.answer(GENERATE, Status(200, {"Content-Encoding": coding}), Raw(data))
@@ -131,7 +129,7 @@ def test_a_model_that_loads_longer_than_a_lease_lasts_is_waited_for(
 
 
 @pytest.mark.parametrize("pause", [0.05, 60], ids=["endless", "one"])
-def test_a_continue_that_nothing_follows_is_cut_at_the_deadline(
+def test_a_100_continue_without_a_response_is_cut_at_the_deadline(
     gateway: RunningGateway, key: str, pause: float
 ) -> None:
     gateway.ollama.answer(GENERATE, interim("100 Continue", pause))
@@ -144,7 +142,9 @@ def test_a_continue_that_nothing_follows_is_cut_at_the_deadline(
 
 
 @pytest.mark.parametrize("status", ["102 Processing", "103 Early Hints", "199 Whatever"])
-def test_another_interim_answer_is_none(gateway: RunningGateway, key: str, status: str) -> None:
+def test_other_interim_responses_are_refused(
+    gateway: RunningGateway, key: str, status: str
+) -> None:
     gateway.ollama.answer(GENERATE, interim(status, 0.05))
 
     seen = ask(gateway, key)
@@ -155,7 +155,7 @@ def test_another_interim_answer_is_none(gateway: RunningGateway, key: str, statu
 
 
 def interim(status: str, pause: float) -> list[Any]:
-    """So many heads that each promise another one that they last past every deadline."""
+    """Many interim responses that each announce another, for longer than every deadline."""
     head = f"HTTP/1.1 {status}\r\n\r\n".encode()
     return dribble(head * 200, size=len(head), pause=pause)
 
@@ -179,7 +179,7 @@ def test_no_header_of_the_model_server_reaches_the_client(
     assert seen.looks_complete and "canary" not in str(seen.headers).lower()
 
 
-def test_a_model_server_restarted_under_load_is_found_again(
+def test_a_model_server_restarted_under_load_is_reached_again(
     gateway: RunningGateway, key: str
 ) -> None:
     gateway.ollama.answer(GENERATE, tokens(["x"] * 300, pause=0.02))

@@ -1,4 +1,4 @@
-"""Large responses that are not streamed: what they cost a worker, and whoever it serves."""
+"""Large responses that are not streamed: what they cost a worker and its other clients."""
 
 import json
 import random

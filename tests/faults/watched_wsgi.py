@@ -1,8 +1,8 @@
-"""The gateway, with a note of every address that its Python code looks up or connects to.
+"""The gateway, recording every address that its Python code looks up or connects to.
 
-CONTACTS: the file to which they are written, a line of JSON each. An audit hook cannot be taken
-away again, and sees what any package does by way of Python's sockets; so it is set first. What a
-library written in C does by itself is not seen: of ours only the driver of PostgreSQL's does.
+CONTACTS: the file for these records, a line of JSON each. The audit hook is set first. It cannot be
+removed, and sees every package that uses Python's sockets. It does not see connections of C
+libraries, of which only PostgreSQL's driver makes any here.
 """
 
 import json
@@ -27,7 +27,7 @@ _file = os.open(os.environ["CONTACTS"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 def note(event: str, values: tuple[Any, ...]) -> None:
     if event in EVENTS:
-        # Of a look-up the port as well, which is half of the address.
+        # For a look-up the port too.
         address = values[:2] if event == "socket.getaddrinfo" else values[EVENTS[event]]
         os.write(_file, (json.dumps([event, address], default=str) + "\n").encode())
 

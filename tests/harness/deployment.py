@@ -1,7 +1,7 @@
-"""A gateway of its own on a database of its own, which a test may stop, fill up or take away.
+"""A gateway with its own database, which a test may stop, fill up or take away.
 
-Nothing here uses the tests' own database: what is asserted is read from the site's tables, and
-proved by its own `reconcile`.
+Nothing here uses the tests' database: tests read the deployment's tables, and its own `reconcile`
+checks them.
 """
 
 import contextlib
@@ -88,7 +88,7 @@ class Deployment:
         return rows
 
     def journal_lines(self) -> int:
-        """How many endings wait there; a file may go while we look."""
+        """How many settlements wait there; a file may be removed meanwhile."""
         lines = 0
         for path in (self.home / "journal").glob("*.ndjson"):
             with contextlib.suppress(FileNotFoundError):
@@ -96,7 +96,7 @@ class Deployment:
         return lines
 
     def settle_holds(self) -> None:
-        """What no gateway is left to settle; only a test's own killing leaves any."""
+        """Settle holds whose gateway a test has killed."""
         if self.open_holds():
             settled = manage(self.env, "settle_holds")
             assert settled.returncode == 0, settled.stderr
@@ -136,7 +136,7 @@ def deploy(
     with contextlib.ExitStack() as stack:
         ollama = stack.enter_context(FakeOllama())
         if home is None:
-            home = Path(tempfile.mkdtemp(prefix="site-"))
+            home = Path(tempfile.mkdtemp(prefix="deployment-"))
             stack.callback(shutil.rmtree, home, ignore_errors=True)
         if database == "sqlite":
             url = f"sqlite:///{home / 'gateway.sqlite3'}"
@@ -160,7 +160,7 @@ call_command("issue_key", "Alice", name="test")
 
 
 def _seed(made: Deployment) -> None:
-    """In one process: to start one takes longer than what it does."""
+    """All in one process, since starting one takes longer than the work."""
     made.key = _key_in(manage(made.env, "shell", "--no-imports", "-c", SEED))
 
 
@@ -174,20 +174,20 @@ def _key_in(issued: subprocess.CompletedProcess[str]) -> str:
 
 
 def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
-    """Return what a condition says once it is true; fail after some seconds."""
+    """Wait until a condition is true and return its value; fail after some seconds."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
-        assert time.monotonic() < deadline, f"it did not come true in {seconds} s"
+        assert time.monotonic() < deadline, f"the condition was false for {seconds} s"
         time.sleep(0.05)
     return found
 
 
-# --- The three books: what the fake produced, what clients saw, what the ledger says --------------
+# --- Three accounts: what the fake produced, what clients received, what the ledger says ---------
 
 
 @dataclass(frozen=True)
 class Produced:
-    """What the fake was told to write for one prompt, and what it had written in the end."""
+    """What the fake was to write for one prompt, and what it wrote."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -199,14 +199,14 @@ class Produced:
 
 
 class Producer:
-    """A script for the fake: prompts `N PIECES PAUSE` are answered so, and noted under N."""
+    """A script for the fake: it answers prompts `N PIECES PAUSE`, and records them under N."""
 
     def __init__(self) -> None:
         self.produced: dict[int, Produced] = {}
 
     def __call__(self, received: Received) -> Any:
         number, pieces, pause = received.json["prompt"].split()
-        # Counts that tell requests apart, and are believed: less than BEYOND_PROMPT_BOUND.
+        # Counts that differ between requests and are accepted: less than BEYOND_PROMPT_BOUND.
         prompt, completion = 1000 + int(number) % 3000, int(pieces)
         self.produced[int(number)] = Produced(prompt, completion, received)
         return [Sleep(0.001), tokens(["x"] * completion, prompt=prompt, pause=float(pause))]
@@ -214,7 +214,7 @@ class Producer:
 
 @dataclass
 class Seen:
-    """What one client had in its hands when its connection had nothing more to give."""
+    """What one client had received when its connection had ended."""
 
     number: int
     status: int = 0
@@ -230,7 +230,7 @@ class Seen:
 def ask(
     url: str, key: str, number: int, pieces: int = 3, pause: float = 0.0, timeout: float = 60.0
 ) -> Seen:
-    """Ask for a stream and read whatever comes of it, to its end."""
+    """Send a request for a stream and read the response to its end."""
     seen, began = Seen(number), time.monotonic()
     body = {
         "model": "llama3",
@@ -261,7 +261,7 @@ def _read(client: RawClient, seen: Seen) -> None:
 
 
 class Drivers:
-    """Clients that ask one stream after the other, until they are told to stop."""
+    """Clients that request one stream after the other, until they are stopped."""
 
     def __init__(
         self,
@@ -298,7 +298,7 @@ class Drivers:
 
 
 def compare(seen: list[Seen], producer: Producer, rows: dict[str, Row]) -> None:
-    """Every `done` a client saw is billed as it was said, and nothing beyond what was produced."""
+    """Every `done` that a client saw is billed as reported, and nothing more than was produced."""
     for one in seen:
         made = producer.produced.get(one.number)
         row = rows.pop(one.request_id, None) if one.request_id else None
@@ -316,7 +316,7 @@ def compare(seen: list[Seen], producer: Producer, rows: dict[str, Row]) -> None:
 
 
 def _compare_unseen(seen: list[Seen], producer: Producer, rows: dict[str, Row]) -> None:
-    """Requests whose client did not even see a head: together no more than was produced."""
+    """Requests whose clients received no status line: together no more than was produced."""
     known = {one.number for one in seen if one.request_id}
     made = sorted(one.written for number, one in producer.produced.items() if number not in known)
     billed = sorted(row.completion_tokens for row in rows.values() if row.billed)
@@ -342,7 +342,7 @@ def fill(folder: Path, leave: int) -> Path:
 
 @contextlib.contextmanager
 def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
-    """A file system of its own in memory, for every user; it ends with the test."""
+    """A file system in memory, for every user, until the test ends."""
     folder.mkdir(parents=True)
     options = ["-t", "tmpfs", "-o", f"size={megabytes}m,mode=1777", "tmpfs", str(folder)]
     mounted = subprocess.run(["mount", *options], capture_output=True, text=True)
