@@ -1,4 +1,4 @@
-"""Who did something, as it stays in the books; so whoever did something is never deleted."""
+"""The names of authors in permanent records. A user who is an author cannot be deleted."""
 
 import os
 import pwd
@@ -8,32 +8,32 @@ from django.contrib.admin.models import LogEntry
 from django.contrib.auth.models import User
 from django.db.models import ProtectedError
 
-KEPT = (
-    "{user} has acted here, and is not deleted: what they did would be lost. Take away "
-    "'active' instead; that ends their logins and their keys."
+USER_IS_KEPT = (
+    "{user} is named in the admin's history and cannot be deleted. Deactivate the user instead: "
+    "that blocks the login. Keys stay valid until you revoke them."
 )
 
 
 def name_of(user: User | None) -> str:
-    """Return an operator's name; without one it was a command, so the system's user who ran it."""
+    """Return an operator's username. Without an operator it was a command: name its system user."""
     return f"command ({_system_user()})" if user is None else user.get_username()
 
 
 def _system_user() -> str:
-    # Not from the environment, where anybody can write another name.
+    # The environment could contain any name.
     try:
         return pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        return f"uid {os.getuid()}"  # As in a container.
+        return f"uid {os.getuid()}"  # Containers often have no name for it.
 
 
 def has_acted(user: User) -> bool:
-    """Tell whether the admin's log names a user. It would be deleted with them; rows that protect
-    their author refuse that themselves."""
+    """Return whether the admin's log names a user: Django would delete the log with the user. Other
+    tables protect their author themselves."""
     return LogEntry.objects.filter(user=user).exists()
 
 
 def refuse_deletion(instance: User, **_signal: Any) -> None:
-    """Raise ProtectedError before a user is deleted who has acted, whoever deletes them."""
+    """Raise ProtectedError before a user is deleted who is named in the log."""
     if has_acted(instance):
-        raise ProtectedError(KEPT.format(user=instance), {instance})
+        raise ProtectedError(USER_IS_KEPT.format(user=instance), {instance})

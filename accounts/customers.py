@@ -6,13 +6,14 @@ from collections.abc import Collection, Iterable
 
 from django.contrib.auth.models import User
 from django.db import IntegrityError, transaction
+from django.db.models import Exists, OuterRef
 
 from accounts.models import Account, Membership
 from accounts.names import alike
 
 
 class NameTaken(ValueError):
-    """Another account has this name, in upper or lower case."""
+    """Another account has this name, in upper or lower case, or another user this username."""
 
 
 class AccountNotFound(ValueError):
@@ -39,8 +40,12 @@ def require_free_name(name: str) -> None:
 
 
 def create_owner(username: str, email: str = "") -> User:
-    """Create a user who cannot log in until an operator sets a password."""
-    return User.objects.create_user(username, email)
+    """Create a user who cannot log in until an operator sets a password; raise NameTaken."""
+    try:
+        with transaction.atomic():
+            return User.objects.create_user(username, email)
+    except IntegrityError:
+        raise NameTaken(f"There is a user of this name already: {username}.") from None
 
 
 def free_username(account_name: str) -> str:
@@ -78,6 +83,20 @@ def change_members(*, saved: Iterable[Membership], removed: Iterable[Membership]
         membership.delete()
     for membership in saved:
         membership.save()
+
+
+def only_owner_of(user: User) -> Account | None:
+    """Return an account that would have no owner without a user."""
+    owners = Membership.objects.filter(account=OuterRef("pk"), role=Membership.Role.OWNER)
+    owned = Account.objects.filter(Exists(owners.filter(user=user)))
+    return owned.exclude(Exists(owners.exclude(user=user))).first()
+
+
+@transaction.atomic
+def delete_user(user: User) -> None:
+    """Delete a user and the memberships of the user."""
+    Membership.objects.filter(user=user).delete()
+    user.delete()
 
 
 def suspend(account_ids: Collection[int]) -> list[Account]:

@@ -28,7 +28,7 @@ LONGEST = timedelta(minutes=15)
 KEPT, MOST_ROWS = timedelta(days=1), 10_000
 
 
-def ask(name: str, address: str) -> timedelta | None:
+def check_attempt(name: str, address: str) -> timedelta | None:
     """Count an attempt to log in; or return how long it has to wait, and count nothing.
 
     Counted before the password is looked at: of many at once, no more than are free get that far.
@@ -51,7 +51,7 @@ def ask(name: str, address: str) -> timedelta | None:
 
 
 @transaction.atomic
-def succeeded(name: str, address: str) -> None:
+def reset(name: str, address: str) -> None:
     """Take an attempt back: its password was right."""
     now = timezone.now()
     here, anywhere = _locked(now, name, address), _locked(now, name)

@@ -103,15 +103,6 @@ class LoginCount(models.Model):
         return f"{self.wrong} wrong"
 
 
-class KeyState(models.TextChoices):
-    """Whether a key is accepted, and if not, why."""
-
-    VALID = "valid", "Valid"
-    SUSPENDED = "account suspended", "Account suspended"
-    EXPIRED = "expired", "Expired"
-    REVOKED = "revoked", "Revoked"
-
-
 class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
     """The rule of `ApiKey.is_usable`, for many keys in one query."""
 
@@ -121,12 +112,14 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
         return self.filter(lasting, revoked_at=None, account__status=Account.Status.ACTIVE)
 
     def with_state(self, now: datetime) -> Any:
-        """Annotate each key with its KeyState as `state`."""
+        """Annotate each key with its ApiKey.State as `state`."""
         state = Case(
-            When(revoked_at__isnull=False, then=Value(KeyState.REVOKED.value)),
-            When(expiry__lte=now, then=Value(KeyState.EXPIRED.value)),
-            When(account__status=Account.Status.SUSPENDED, then=Value(KeyState.SUSPENDED.value)),
-            default=Value(KeyState.VALID.value),
+            When(revoked_at__isnull=False, then=Value(ApiKey.State.REVOKED.value)),
+            When(expiry__lte=now, then=Value(ApiKey.State.EXPIRED.value)),
+            When(
+                account__status=Account.Status.SUSPENDED, then=Value(ApiKey.State.SUSPENDED.value)
+            ),
+            default=Value(ApiKey.State.VALID.value),
             output_field=models.CharField(),
         )
         return self.annotate(state=state)
@@ -138,6 +131,14 @@ class ApiKey(AbstractAuthToken):
     The digest is unique but not the primary key, so that a hundred million usage rows can point
     at a key with eight bytes. Keys are revoked, never deleted: their usage names them for ever.
     """
+
+    class State(models.TextChoices):
+        """Whether a key is accepted, and if not, why."""
+
+        VALID = "valid", "Valid"
+        SUSPENDED = "account suspended", "Account suspended"
+        EXPIRED = "expired", "Expired"
+        REVOKED = "revoked", "Revoked"
 
     id = models.BigAutoField(primary_key=True)
     digest = models.CharField(max_length=128, unique=True, editable=False)

@@ -59,6 +59,7 @@ INSTALLED_APPS = [
     "accounts",
     "gateway",
     "billing",
+    "backoffice",
     "embedded",
 ]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from accounts.models import Account, ApiKey, KeyState
+from accounts.models import Account, ApiKey
 from tests.harness.callers import Caller
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -28,7 +28,7 @@ def test_the_key_the_query_and_the_state_agree(
     [key] = ApiKey.objects.with_state(NOW)
 
     usable = key.is_usable(NOW)
-    assert usable == ApiKey.objects.usable(NOW).exists() == (key.state == KeyState.VALID)
+    assert usable == ApiKey.objects.usable(NOW).exists() == (key.state == ApiKey.State.VALID)
     # A key is accepted until the moment it expires, exclusive.
     assert usable == (revoked_at is None and expiry in (None, EXPIRIES[-1]) and status == "active")
 
@@ -37,4 +37,4 @@ def test_a_key_that_ended_is_not_called_suspended(alice: Caller) -> None:
     Account.objects.filter(pk=alice.account.pk).update(status="suspended")
     ApiKey.objects.filter(pk=alice.key.pk).update(expiry=NOW)
 
-    assert ApiKey.objects.with_state(NOW).get().state == KeyState.EXPIRED
+    assert ApiKey.objects.with_state(NOW).get().state == ApiKey.State.EXPIRED

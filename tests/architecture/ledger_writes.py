@@ -27,7 +27,10 @@ WRITERS = {
     "billing.ModelPrice": ("billing/price_book.py",),
     "billing.BillingConfig": ("billing/configuration.py",),
     "billing.IdempotencyKey": ("billing/idempotency.py",),
+    "accounts.Account": ("accounts/customers.py",),
+    "accounts.Membership": ("accounts/customers.py",),
     "accounts.ApiKey": ("accounts/keys.py", "accounts/last_used.py"),
+    "accounts.LoginCount": ("accounts/login_guard.py",),
 }
 # Our database backends are on the stack of every statement and decide none.
 TRANSPARENT = ("config/postgresql/", "config/sqlite/")

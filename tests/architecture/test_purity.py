@@ -12,7 +12,7 @@ from gateway.validation import policy, rules
 pytestmark = pytest.mark.once  # It needs no database.
 
 ROOT = Path(__file__).resolve().parents[2]
-APPS = ("accounts", "gateway", "billing", "config")
+APPS = ("accounts", "gateway", "billing", "backoffice", "config")
 PURE = (
     "gateway/catalogue.py",
     "gateway/upstream/chunk.py",

@@ -13,8 +13,8 @@ from django.utils import timezone
 from billing import price_book, statements
 from billing.amounts import read_amount
 from billing.models import Entry, ModelPrice
-from tests.billing.test_admin import PRICES, add_credit, schedule, text_of
 from tests.fakes.ollama import FakeOllama
+from tests.harness.backoffice import PRICES, add_credit, schedule, text_of
 from tests.harness.callers import Caller
 
 pytestmark = pytest.mark.django_db

@@ -172,7 +172,7 @@ def test_what_is_no_misfit_stays_a_500(
     def broken(*_: Any, **__: Any) -> None:
         raise ValueError("a bug")
 
-    monkeypatch.setattr("billing.admin.prices.with_state", broken)
+    monkeypatch.setattr("backoffice.admin.prices.unpriced_models", broken)
     admin_client.raise_request_exception = False
 
     assert admin_client.get("/admin/billing/modelprice/").status_code == 500
