@@ -4,7 +4,7 @@ The official clients fail on blank lines and on a good chunk that has an `error`
 reading at the first `done: true`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from gateway.dialects.fields import (
@@ -89,9 +89,7 @@ class OllamaRenderer:
         return json_line(answer | usage_object(receipt))
 
     def _public(self, chunk: Chunk) -> dict[str, Any]:
-        hidden = (*PRIVATE, "model")
-        shown = {name: value for name, value in chunk.fields.items() if name not in hidden}
-        return {"model": self.request.model, **shown}
+        return {"model": self.request.model, **_without((*PRIVATE, "model"), chunk.fields)}
 
 
 # --- The older embeddings route -----------------------------------------------------------------
@@ -122,11 +120,29 @@ class LegacyEmbeddingsRenderer(OllamaRenderer):
 # --- Pulling a model ------------------------------------------------------------------------------
 
 
-class ProgressRenderer(OllamaRenderer):
-    """Passes the progress of a pull on; it has no model to echo and costs nothing."""
+class ProgressRenderer:
+    """Passes the progress of a pull on. There is no model to name and no usage."""
 
-    def body(self, chunks: Sequence[Chunk], receipt: Receipt | None) -> bytes:
-        return self.last(chunks[-1], receipt)
+    content_type = "application/x-ndjson"
 
-    def _public(self, chunk: Chunk) -> dict[str, Any]:
-        return {name: value for name, value in chunk.fields.items() if name not in PRIVATE}
+    def __init__(self, request_id: str) -> None:
+        self.request_id = request_id
+
+    def chunk(self, chunk: Chunk) -> bytes:
+        return json_line(_without(PRIVATE, chunk.fields))
+
+    def last(self, chunk: Chunk, _receipt: Receipt | None) -> bytes:
+        return self.chunk(chunk)
+
+    def error(self, error: GatewayError) -> bytes:
+        return json_line(error_object(error, self.request_id))
+
+    def compact(self, chunk: Chunk) -> Chunk:
+        return chunk if chunk.done else Chunk()
+
+    def body(self, chunks: Sequence[Chunk], _receipt: Receipt | None) -> bytes:
+        return self.chunk(chunks[-1])
+
+
+def _without(names: Collection[str], fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if name not in names}

@@ -33,7 +33,7 @@ def parts_of(body: dict[str, Any], size: int) -> list[dict[str, Any]]:
 
 
 class EmbedParts:
-    """One request whose texts are embedded in parts. `send` and `read` are for a MeteredStream."""
+    """One request whose texts are embedded in parts. `send` and `read` are for a ChunkStream."""
 
     def __init__(self, parts: list[dict[str, Any]], send: Send, read: Read) -> None:
         self._parts = parts
@@ -73,8 +73,10 @@ class EmbedParts:
             self._prompt_tokens = None
 
 
-class _BatchedLines(LineStream):
+class _BatchedLines:
     """The lines of all parts, one for each."""
+
+    is_framed = True
 
     def __init__(self, parts: list[dict[str, Any]], send: Send, cancellation: Cancellation) -> None:
         self._parts = parts

@@ -128,7 +128,7 @@ def send(route: str, body: dict[str, Any], cancellation: Cancellation) -> client
     return _ObservedLines(answer, body["model"], has_schema)
 
 
-class _ObservedLines(client.LineStream):
+class _ObservedLines:
     """An answer whose lines are noted."""
 
     def __init__(self, stream: client.LineStream, model: str, has_schema: bool) -> None:

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator
 from http.client import HTTPException
 from http.cookiejar import DefaultCookiePolicy
-from typing import Any
+from typing import Any, Protocol
 
 import requests
 from django.conf import settings
@@ -137,8 +137,23 @@ _session = _new_session()
 # --- Answers ------------------------------------------------------------------------------------
 
 
-class LineStream:
-    """An answer being read. `lines` ends where the answer ends; `close` breaks it off."""
+class LineStream(Protocol):
+    """A response that is read line by line."""
+
+    @property
+    def is_framed(self) -> bool:
+        """Tell whether HTTP says where the response ends. If only the close of the connection ends
+        it, an end cannot be told from a break."""
+
+    def lines(self) -> Iterator[bytes]:
+        """Yield the lines up to the end of the response; raise GatewayError."""
+
+    def close(self) -> None:
+        """Close the connection, at any time."""
+
+
+class ResponseLines:
+    """The lines of one HTTP response."""
 
     def __init__(
         self, response: requests.Response, cancellation: Cancellation, longest: int | None = None
@@ -146,8 +161,6 @@ class LineStream:
         self._response = response
         self._cancellation = cancellation
         self._longest = longest or MAX_LINE_BYTES
-        # Whether HTTP says where the answer ends. Where only the close of the connection ends it,
-        # an end cannot be told from a break.
         self.is_framed = response.raw.chunked or "Content-Length" in response.headers
 
     def lines(self) -> Iterator[bytes]:
@@ -220,7 +233,7 @@ def send(
     cancellation.set_deadline(timeout, UpstreamStalled)
     response = _request(route, body, cancellation, timeout, base or settings.OLLAMA_BASE)
     if response.status_code == 200:
-        return LineStream(
+        return ResponseLines(
             response, cancellation, MAX_STREAM_LINE_BYTES if route in STREAMS else None
         )
     try:

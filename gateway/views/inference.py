@@ -18,7 +18,9 @@ from gateway.errors import ClientDisconnected, ModelNotFound
 from gateway.http import idempotency
 from gateway.metering import Demand, Idempotency, NotPriced, Operation, Receipt, Usage
 from gateway.relay import embedding_batches
-from gateway.relay.metered_stream import MeteredStream, Read, Send
+from gateway.relay.chunk_stream import ChunkStream, Read, Send
+from gateway.relay.encoded_response import EncodedResponse
+from gateway.relay.metered_chunks import MeteredChunks
 from gateway.relay.token_counter import TokenCounter
 from gateway.scheduling import hosts
 from gateway.scheduling.inventory import effective_context
@@ -57,9 +59,7 @@ class InferenceView(GatewayView):
         if load_requests.is_load_request(call.inference):
             return self.load_or_unload(call)
         self.admit(call)
-        stream = self.ask(call)
-        content_type = call.renderer.content_type
-        return respond(stream, streamed=call.inference.stream, content_type=content_type)
+        return respond(self.ask(call), streamed=call.inference.stream)
 
     # --- Parse ---
 
@@ -108,27 +108,22 @@ class InferenceView(GatewayView):
 
     # --- Ask ---
 
-    def ask(self, call: Call) -> MeteredStream:
+    def ask(self, call: Call) -> EncodedResponse:
         """Ask the model server and wait for its first chunk; raise GatewayError."""
         parts = embedding_batches.parts_of(call.upstream.body, settings.EMBED_BATCH_INPUTS)
-        stream = MeteredStream(
-            meter=self.meter,
-            counter=TokenCounter(
-                call.upstream.prompt_estimate,
-                call.upstream.completion_bound,
-                prompt_bound=call.upstream.prompt_bound,
-                has_format="format" in call.upstream.body,
-            ),
-            renderer=call.renderer,
-            cancellation=self.track_client(),
-            parts=len(parts),
-        )
-        keeps_alive = call.inference.stream and isinstance(call.renderer, SupportsKeepalive)
-        stream.start(
+        streamed = call.inference.stream
+        keeps_alive = streamed and isinstance(call.renderer, SupportsKeepalive)
+        cancellation = self.track_client()
+        chunks = ChunkStream(
             *sender_and_reader(call, parts),
+            cancellation,
             keepalive_seconds=settings.KEEP_ALIVE_SECONDS if keeps_alive else None,
         )
-        return stream
+        counter = counter_of(call.upstream)
+        metered = MeteredChunks(chunks, cancellation, self.meter, counter, streamed=streamed)
+        encoded = EncodedResponse(metered, call.renderer, len(parts))
+        encoded.start()
+        return encoded
 
     # --- Requests that only load or unload a model ---
 
@@ -163,6 +158,15 @@ def sender_and_reader(call: Call, parts: list[dict[str, Any]]) -> tuple[Send, Re
         return partial(send, parts[0]), read
     parted = embedding_batches.EmbedParts(parts, send, read)
     return parted.send, parted.read
+
+
+def counter_of(upstream: policy.UpstreamRequest) -> TokenCounter:
+    return TokenCounter(
+        upstream.prompt_estimate,
+        upstream.completion_bound,
+        prompt_bound=upstream.prompt_bound,
+        has_format="format" in upstream.body,
+    )
 
 
 def salt_of(account: Account) -> str:

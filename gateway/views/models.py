@@ -12,15 +12,14 @@ from accounts.models import Scope
 from gateway import catalogue, names
 from gateway.dialects import fields, ollama
 from gateway.errors import BadRequest, Forbidden, ModelNotFound
-from gateway.metering import NullMeter, Offer, Operation
-from gateway.relay.metered_stream import MeteredStream, Timeouts
-from gateway.relay.token_counter import TokenCounter
+from gateway.metering import Offer
+from gateway.relay.chunk_stream import ChunkStream, Timeouts
+from gateway.relay.encoded_response import EncodedResponse
 from gateway.scheduling.inventory import inventory
 from gateway.scheduling.remembered import Remembered
 from gateway.upstream import client, protocol
 from gateway.upstream.chunk import Chunk
 from gateway.validation.bodies import read_object
-from gateway.validation.inference_request import InferenceRequest
 from gateway.views.base import GatewayView
 from gateway.views.responses import respond
 
@@ -136,22 +135,17 @@ class PullView(GatewayView):
     def post(self, request: Request) -> HttpResponseBase:
         body = read_object(request)
         model = pullable_name(fields.model_of(body))
-        stream_wanted = fields.wants_stream(body, default=self.streams_by_default)
-        inference = InferenceRequest(Operation.GENERATE, model, stream_wanted)
-        renderer = ollama.ProgressRenderer(inference, self.request_id)
-        stream = MeteredStream(
-            meter=NullMeter(),
-            counter=TokenCounter(0, 0),
-            renderer=renderer,
-            cancellation=self.track_client(),
+        streamed = fields.wants_stream(body, default=self.streams_by_default)
+        chunks = ChunkStream(
+            partial(client.send, "pull", pull_body(model)),
+            partial(read_progress, model),
+            self.track_client(),
             timeouts=PULL_TIMEOUTS,
             may_just_end=False,
         )
-        stream.start(
-            partial(client.send, "pull", pull_body(model)),
-            partial(read_progress, model),
-        )
-        return respond(stream, streamed=stream_wanted, content_type=renderer.content_type)
+        encoded = EncodedResponse(chunks, ollama.ProgressRenderer(self.request_id))
+        encoded.start()
+        return respond(encoded, streamed=streamed)
 
 
 def pull_body(model: str) -> dict[str, Any]:

@@ -195,7 +195,7 @@ def test_no_response_of_the_api_contains_a_secret(
 # A bug at every sensitive point: each exception's message contains all that is in reach.
 BUGS = """
 from config.wsgi import application
-import billing.ledger, gateway.validation.policy, gateway.relay.metered_stream
+import billing.ledger, gateway.validation.policy, gateway.relay.metered_chunks
 def bug(*args, **kwargs):
     open({fired!r}, "a").write("fired")
     raise {error}
@@ -206,7 +206,7 @@ PLACES = [
     "gateway.validation.policy.build",
     "billing.ledger.hold",
     "billing.ledger.settle",
-    "gateway.relay.metered_stream.MeteredStream._take",
+    "gateway.relay.metered_chunks.MeteredChunks.take",
 ]
 
 

@@ -357,7 +357,7 @@ def test_a_hold_that_no_answer_used_is_deleted(
     def fail(*_args: Any, **_kwargs: Any) -> None:
         raise RuntimeError("a bug of ours, with a secret in it")
 
-    monkeypatch.setattr("gateway.views.inference.MeteredStream", fail)
+    monkeypatch.setattr("gateway.views.inference.MeteredChunks", fail)
 
     response, [error] = ask(alice, stream=True)
 

@@ -432,7 +432,7 @@ def test_an_error_line_of_a_pull_is_told_in_our_words(text: str, kind: type[Exce
 def test_progress_is_passed_on_as_it_is() -> None:
     layer = {"status": "pulling 0123", "digest": "sha256:0123", "total": 9, "completed": 3}
 
-    renderer = ProgressRenderer(prompt(), "id")
+    renderer = ProgressRenderer("id")
     assert read(renderer.chunk(Chunk(fields=layer))) == layer
     assert read(
         renderer.body([Chunk(fields=layer), Chunk(fields={"status": "success"})], None)

@@ -19,7 +19,7 @@ from gateway.dialects import ollama as native
 from gateway.errors import GatewayError
 from gateway.http import context, error_handlers
 from gateway.metering import Refused
-from gateway.relay import metered_stream
+from gateway.relay.metered_chunks import MeteredChunks
 from gateway.relay.token_counter import TokenCounter
 from gateway.upstream import client, protocol
 from gateway.validation import policy
@@ -192,7 +192,7 @@ BREAKAGES = [
     (client, "send"),
     (protocol, "read_chunk"),
     (TokenCounter, "add"),
-    (metered_stream.MeteredStream, "__init__"),
+    (MeteredChunks, "__init__"),
     (metering.Demand, "__init__"),
 ]
 

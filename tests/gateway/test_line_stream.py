@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gateway.errors import ClientDisconnected, UpstreamBroke
 from gateway.upstream import client
 from gateway.upstream.cancellation import Cancellation
-from gateway.upstream.client import LineStream
+from gateway.upstream.client import ResponseLines
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Line, Raw, slices, tokens
 from tests.harness.callers import Caller
@@ -37,8 +37,8 @@ class Pieces:
         pass
 
 
-def answer(*pieces: bytes, cancellation: Cancellation | None = None) -> LineStream:
-    return LineStream(Pieces(iter(pieces)), cancellation or Cancellation(None))  # type: ignore[arg-type]
+def answer(*pieces: bytes, cancellation: Cancellation | None = None) -> ResponseLines:
+    return ResponseLines(Pieces(iter(pieces)), cancellation or Cancellation(None))  # type: ignore[arg-type]
 
 
 def lines_of(*pieces: bytes) -> list[bytes]:

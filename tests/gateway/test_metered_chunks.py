@@ -10,7 +10,9 @@ import pytest
 from gateway.dialects.ollama import OllamaRenderer
 from gateway.errors import ClientDisconnected, GatewayBusy, KeyRevoked, UpstreamBroke
 from gateway.metering import CountSource, NullMeter, Operation, Outcome, Receipt, Usage
-from gateway.relay.metered_stream import MeteredStream
+from gateway.relay.chunk_stream import ChunkStream
+from gateway.relay.encoded_response import EncodedResponse
+from gateway.relay.metered_chunks import MeteredChunks
 from gateway.relay.token_counter import SLACK, TokenCounter
 from gateway.upstream.cancellation import Cancellation, disconnect_monitor
 from gateway.upstream.protocol import read_chunk
@@ -59,24 +61,22 @@ def cancellation() -> Iterator[Cancellation]:
     disconnect_monitor.remove(found)
 
 
-def stream(meter: Any, cancellation: Cancellation, bound: int = 10) -> MeteredStream:
-    prompt = InferenceRequest(Operation.GENERATE, "llama3", stream=True)
-    renderer = OllamaRenderer(prompt, "id")
-    return MeteredStream(
-        meter=meter, counter=TokenCounter(5, bound), renderer=renderer, cancellation=cancellation
-    )
-
-
 def begun(
     meter: Any,
     cancellation: Cancellation,
     answer: Lines,
     bound: int = 10,
     keepalive_seconds: float | None = None,
-) -> MeteredStream:
-    found = stream(meter, cancellation, bound)
-    found.start(lambda _cancellation: answer, read, keepalive_seconds)  # type: ignore[arg-type,return-value]
-    return found
+) -> EncodedResponse:
+    """Return a started response to a streamed request."""
+    chunks = ChunkStream(
+        lambda _cancellation: answer, read, cancellation, keepalive_seconds=keepalive_seconds
+    )
+    metered = MeteredChunks(chunks, cancellation, meter, TokenCounter(5, bound), streamed=True)
+    request = InferenceRequest(Operation.GENERATE, "llama3", stream=True)
+    response = EncodedResponse(metered, OllamaRenderer(request, "id"))
+    response.start()
+    return response
 
 
 def read(line: bytes) -> Any:
@@ -175,7 +175,7 @@ def test_whatever_comes_after_the_end_closes_no_meter_again(cancellation: Cancel
 # --- A client that leaves in mid-stream -----------------------------------------------------------
 
 
-def left(meter: Any, cancellation: Cancellation, answer: Lines) -> MeteredStream:
+def left(meter: Any, cancellation: Cancellation, answer: Lines) -> EncodedResponse:
     """Return a stream whose client has left after the first chunk."""
     found = begun(meter, cancellation, answer)
     next(found)
