@@ -11,8 +11,8 @@ from collections.abc import Callable
 import requests
 
 from bench.figures import Figure, Figures
-from embedded.server import EmbeddedServer
 from tests.harness.deployment import Deployment, deploy, issue_key
+from tests.servers.embedded import EmbeddedModelServer
 from tests.servers.gunicorn import Gunicorn, manage
 
 MODEL = "smollm2:135m"
@@ -27,7 +27,7 @@ Ask = Callable[[str, str], float]
 
 def isolation() -> Figures:
     with (
-        EmbeddedServer(port=0, parallel=4) as engine,
+        EmbeddedModelServer(parallel=4) as engine,
         deploy("sqlite", OLLAMA_BASE=engine.url, ISOLATE_PROMPTS="on") as deployment,
         deployment.gateway() as server,
     ):

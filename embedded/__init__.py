@@ -1,5 +1,6 @@
-"""A small real language model that speaks enough of Ollama's protocol to try the gateway with.
+"""A small real language model that speaks enough of Ollama's API to try the gateway with.
 
-`server` routes, `exchange` holds the socket, `demands` and `replies` know Ollama's JSON, `engine`
-is the only room that touches llama.cpp. It is no replacement for Ollama in production.
+`server` runs gunicorn, `wsgi` routes requests, `messages` reads bodies and writes responses,
+`parsing` and `replies` know Ollama's JSON. `engine` is the only module that uses llama.cpp. It does
+not replace Ollama in production.
 """

@@ -1,32 +1,32 @@
-"""What can be said about the models, in the shapes of Ollama's own replies. Pure."""
+"""Facts about the models, in the shape of Ollama's replies. Pure."""
 
-from embedded.demands import Body
 from embedded.engine import CONTEXT, EMBED_CONTEXT
 from embedded.model import EMBED_NAME, NAME, NAMES, Model, named
+from embedded.parsing import Body
 
 VERSION = "0.0.0-embedded"
 CAPABILITIES = {NAME: ["completion"], EMBED_NAME: ["embedding"]}
 CONTEXTS = {NAME: CONTEXT, EMBED_NAME: EMBED_CONTEXT}
 
-# Ollama's way to write that a model is never unloaded.
+# How Ollama writes that a model is never unloaded.
 NEVER = "2318-01-01T00:00:00Z"
 
 
 def tags(model: Model) -> Body:
-    listed = [_listed(model, name) | {"modified_at": model.modified_at} for name in NAMES]
-    return {"models": listed}
+    models = [_entry(model, name) | {"modified_at": model.modified_at} for name in NAMES]
+    return {"models": models}
 
 
 def running(model: Model, loaded: list[str]) -> Body:
-    shown = {"expires_at": NEVER, "size_vram": 0}
+    residence = {"expires_at": NEVER, "size_vram": 0}
     return {
         "models": [
-            _listed(model, name) | shown | {"context_length": CONTEXTS[name]} for name in loaded
+            _entry(model, name) | residence | {"context_length": CONTEXTS[name]} for name in loaded
         ]
     }
 
 
-def _listed(model: Model, name: str) -> Body:
+def _entry(model: Model, name: str) -> Body:
     return {
         "name": name,
         "model": name,
@@ -53,7 +53,7 @@ def _details(model: Model, name: str) -> Body:
 
 
 def show(model: Model, name: str) -> Body:
-    """Return all there is to know; `embedded.*` are the limits this engine sets itself."""
+    """Return all metadata; `embedded.*` are limits of this engine."""
     metadata = dict(model.header.metadata)
     template = metadata.pop("tokenizer.chat_template", "")
     limits = {
@@ -73,10 +73,9 @@ def show(model: Model, name: str) -> Body:
 
 
 def pull_lines(name: str, model: Model) -> list[Body]:
-    """Return the progress of a pull: there is nothing to fetch, or nowhere to fetch it from."""
+    """Return the progress of a pull. No model is fetched: the two that exist are installed."""
     known = named(name)
     if known is None:
-        # The models are fixed: there is nowhere else to fetch one from.
         missing = {"error": "pull model manifest: file does not exist"}
         return [{"status": "pulling manifest"}, missing]
     size, digest = model.size, model.digest_of(known)

@@ -1,4 +1,4 @@
-"""Run the model on llama.cpp. The only file that imports it, and only when an engine starts."""
+"""Run the model on llama.cpp. No other module imports it, and only an engine that starts does."""
 
 import json
 import os
@@ -9,34 +9,35 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from tempfile import TemporaryDirectory
-from threading import Event, Lock
+from threading import Lock
 from time import monotonic, sleep
 from typing import Any
 
 from embedded.model import EMBED_NAME, NAME, EngineMissing, Model
-from embedded.queueing import ClientDisconnected, Places
+from embedded.slots import ClientDisconnected, Slots
 
-# Tokens one request may hold, prompt and answer together. The model was trained on 8192; every
-# token costs 23 KB of memory in every slot.
+# Tokens of one request, prompt and response together. The model was trained on 8192; every token
+# costs 23 KB of memory in every slot.
 CONTEXT = 2048
 
-# A text to embed must fit one batch of llama.cpp, and a batch of 2048 would take 600 MB and five
-# seconds in which nothing can be cancelled.
+# A text to embed must fit one batch of llama.cpp. A batch of 2048 would take 600 MB, and five
+# seconds during which it cannot be cancelled.
 EMBED_CONTEXT = 512
 
-# Prompt tokens read between two looks at the client: an eighth of a second on two cores.
+# Prompt tokens processed between two checks of the client: an eighth of a second on two cores.
 BATCH = 64
 
 ERRORS_ONLY = -1
-# How often one text is cut before its request is given up.
-CUTS = 4
+# How often one text is cut before its request is rejected.
+MAX_CUTS = 4
 TOO_LONG = "the input length exceeds the context length"
 
-Wanted = Callable[[], bool]
+# Tells whether the response is still wanted.
+IsWanted = Callable[[], bool]
 
 
 class EngineError(Exception):
-    """The engine cannot answer this call; `status` is the HTTP status that says so."""
+    """The engine rejects this call; `status` is the HTTP status to respond with."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -45,7 +46,7 @@ class EngineError(Exception):
 
 
 class PromptTooLong(EngineError):
-    """The prompt has more tokens than the context. The text is llama-server's error, as JSON."""
+    """The prompt has more tokens than the context. The message is llama-server's error, as JSON."""
 
     def __init__(self, error: dict[str, Any]) -> None:
         super().__init__(400, json.dumps({"error": error}, separators=(",", ":")))
@@ -54,7 +55,7 @@ class PromptTooLong(EngineError):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What to generate: a chat, or a raw prompt. `sampling` uses llama.cpp's own names."""
+    """The input of a generation: a chat or a raw prompt. `sampling` has llama.cpp's names."""
 
     messages: list[dict[str, str]] | None = None
     prompt: str = ""
@@ -64,46 +65,45 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
-    """Text of about one token, with the odds of each token where they were asked for."""
+class Chunk:
+    """The text of about one token, with log probabilities if they were requested."""
 
     text: str
     logprobs: list[dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
-    """How an answer ended, with llama.cpp's own counts: tokens and milliseconds."""
+class Completion:
+    """Why a generation ended, with llama.cpp's counts: tokens and milliseconds."""
 
     reason: str
     prompt_tokens: int
-    answer_tokens: int
+    completion_tokens: int
     prompt_ms: float
-    answer_ms: float
+    completion_ms: float
 
 
 class Engine:
-    """The models, each loaded when it is needed. Safe to call from many threads; up to `parallel`
-    responses at a time.
+    """The models, each loaded when it is needed. Thread-safe; generates up to `parallel` responses
+    at a time.
 
-    The second model is a context of its own: the small batches that let a response be cancelled
-    while its prompt is read are too small to embed with.
+    The embedding model has a second context: the small batches that allow a cancellation while a
+    prompt is processed are too small for a text to embed.
     """
 
     def __init__(self, model: Model, parallel: int = 4) -> None:
         self.model = model
-        self.places = Places(parallel)
-        self._embed_places = Places(1)
+        self.slots = Slots(parallel)
+        self.embed_slots = Slots(1)
         self._loaders = {NAME: lambda: _load(model, parallel), EMBED_NAME: lambda: _embedder(model)}
         self._servers: dict[str, Any] = {}
         self._load_lock = Lock()
-        self._closing = Event()
         self.load(NAME)
 
     @property
     def busy(self) -> int:
-        """Return how many calls are being worked on now."""
-        return self.places.taken + self._embed_places.taken
+        """Return the number of running calls."""
+        return self.slots.in_use + self.embed_slots.in_use
 
     @property
     def loaded(self) -> list[str]:
@@ -111,53 +111,53 @@ class Engine:
         return list(self._servers)
 
     def load(self, name: str) -> Any:
-        """Bring a model into memory, if it is not there, and return it."""
+        """Load a model unless it is in memory, and return it."""
         with self._load_lock:
             if name not in self._servers:
                 self._servers[name] = self._loaders[name]()
             return self._servers[name]
 
     def unload(self, name: str) -> None:
-        """Let go of a model; what it is doing goes on to its end."""
+        """Unload a model; its running calls end first."""
         with self._load_lock:
             self._servers.pop(name, None)
 
-    def answer(
+    def generate(
         self,
         call: Call,
-        each: Callable[[Piece], None],
-        wanted: Wanted,
+        take: Callable[[Chunk], None],
+        is_wanted: IsWanted,
         *,
         truncate: bool = True,
-    ) -> Ending:
-        """Generate, handing every piece to `each` as it comes.
+    ) -> Completion:
+        """Generate, passing every chunk to `take` as it is produced.
 
-        `wanted` is asked between any two tokens; when it says no the work stops for real and
-        ClientDisconnected is raised. What `each` raises stops it too and is raised again here. A
+        `is_wanted` is called between any two tokens. If it returns False, the generation stops and
+        this raises ClientDisconnected. An exception of `take` stops it too and is raised here. A
         prompt that is too long is cut, or raises PromptTooLong.
         """
-        run = _Run(each, self._while_open(wanted))
-        with self.places.one(run.wanted):
-            for _ in range(len(call.messages or ()) + CUTS):
+        run = _Run(take, is_wanted)
+        with self.slots.acquire(run.is_wanted):
+            for _ in range(len(call.messages or ()) + MAX_CUTS):
                 try:
-                    self._carry_out(run, call)
+                    self._start(run, call)
                     break
                 except PromptTooLong as error:
                     if not truncate:
                         raise
                     call = cut_to_fit(call, error.tokens)
-        return run.ending()
+        return run.completion()
 
-    def _carry_out(self, run: "_Run", call: Call) -> None:
+    def _start(self, run: "_Run", call: Call) -> None:
         server = self.load(NAME)
         if call.messages is not None:
-            run.carry_out(server.handle_chat_completions, _chat_request(call))
+            run.start(server.handle_chat_completions, _chat_request(call))
         else:
-            run.carry_out(server.handle_completions, _raw_request(call))
+            run.start(server.handle_completions, _raw_request(call))
 
-    def embed(self, text: str, truncate: bool, wanted: Wanted) -> tuple[list[float], int]:
+    def embed(self, text: str, truncate: bool, is_wanted: IsWanted) -> tuple[list[float], int]:
         """Return the normalised vector of one text and its number of tokens."""
-        with self._embed_places.one(self._while_open(wanted)):
+        with self.embed_slots.acquire(is_wanted):
             server = self.load(EMBED_NAME)
             while True:
                 reply = server.handle_embeddings({"input": [text]})
@@ -165,64 +165,59 @@ class Engine:
                     return reply["data"][0]["embedding"], reply["usage"]["prompt_tokens"]
                 text = _shortened(text, reply["error"], truncate)
 
-    def close(self, patience: float = 2.0) -> bool:
-        """Stop all answers and let go of the model; say whether everything stopped in time."""
-        self._closing.set()
-        until = monotonic() + patience
-        while self.busy and monotonic() < until:
+    def close(self, timeout: float = 2.0) -> None:
+        """Unload the models once all calls have ended; keep them if that takes too long."""
+        deadline = monotonic() + timeout
+        while self.busy and monotonic() < deadline:
             sleep(0.01)
-        if idle := not self.busy:
+        if not self.busy:
             self._servers.clear()
-        return idle
-
-    def _while_open(self, wanted: Wanted) -> Wanted:
-        return lambda: not self._closing.is_set() and wanted()
 
 
 class _Run:
-    """One call on its way: what llama.cpp tells, and the decision to go on or not."""
+    """One running call: takes llama.cpp's events and decides whether to continue."""
 
-    def __init__(self, each: Callable[[Piece], None], wanted: Wanted) -> None:
-        self.wanted = wanted
-        self._each = each
+    def __init__(self, take: Callable[[Chunk], None], is_wanted: IsWanted) -> None:
+        self.is_wanted = is_wanted
+        self._take_chunk = take
         self._last: dict[str, Any] | None = None
         self._failure: Exception | None = None
 
-    def carry_out(self, handle: Callable[..., None], request: dict[str, Any]) -> None:
+    def start(self, handle: Callable[..., None], request: dict[str, Any]) -> None:
         self._failure = None
         try:
-            handle(request, self._heard)
+            handle(request, self._on_event)
         except (ValueError, RuntimeError) as error:
-            # llama.cpp's own exceptions: it would not take the request.
+            # llama.cpp's exceptions: it rejects the request.
             raise EngineError(400, _reason(str(error))) from error
         if self._failure:
             raise self._failure
 
-    def ending(self) -> Ending:
+    def completion(self) -> Completion:
         if self._last is None:
-            raise EngineError(500, "the engine stopped without an ending")
+            raise EngineError(500, "the engine stopped without a last event")
         timings = self._last["timings"]
-        return Ending(
+        return Completion(
             reason=self._last["choices"][0]["finish_reason"],
             prompt_tokens=timings["cache_n"] + timings["prompt_n"],
-            answer_tokens=timings["predicted_n"],
+            completion_tokens=timings["predicted_n"],
             prompt_ms=timings["prompt_ms"],
-            answer_ms=timings["predicted_ms"],
+            completion_ms=timings["predicted_ms"],
         )
 
-    def _heard(self, event: dict[str, Any]) -> bool:
-        """Take one event; return True to have llama.cpp drop the call and free its slot."""
+    def _on_event(self, event: dict[str, Any]) -> bool:
+        """Take one event; return True to make llama.cpp cancel the call and free its slot."""
         try:
             self._take(event)
         except Exception as error:
-            # Kept, because it must not unwind through C++; `carry_out` raises it again.
+            # It must not unwind through C++, so `start` raises it.
             self._failure = error
         return self._failure is not None
 
     def _take(self, event: dict[str, Any]) -> None:
         if "error" in event:
             raise _engine_error(event["error"])
-        if not self.wanted():
+        if not self.is_wanted():
             raise ClientDisconnected
         if not event.get("choices"):
             return
@@ -230,12 +225,12 @@ class _Run:
         text = choice.get("text") or choice.get("delta", {}).get("content") or ""
         logprobs = (choice.get("logprobs") or {}).get("content") or []
         if text or logprobs:
-            self._each(Piece(text, logprobs))
+            self._take_chunk(Chunk(text, logprobs))
         if choice["finish_reason"]:
             self._last = event
 
 
-# Requests, as llama.cpp wants them
+# --- Requests in llama.cpp's format ---
 
 
 def _chat_request(call: Call) -> dict[str, Any]:
@@ -259,15 +254,15 @@ def _raw_request(call: Call) -> dict[str, Any]:
 
 def _common(call: Call) -> dict[str, Any]:
     sampling = call.sampling
-    # A prompt read anew and one found in the cache differ in the last bits, enough to turn a
-    # token: who asks for a repeatable answer gets no cache.
+    # A prompt from the cache gives logits that differ in the last bits, which can change a token.
+    # A request for a repeatable response gets no cache.
     repeatable = "seed" in sampling or sampling.get("temperature") == 0
-    # Progress events are the moments at which a call can be dropped while its prompt is read.
-    steady = {"stream": True, "return_progress": True, "cache_prompt": not repeatable}
-    return sampling | steady
+    # A call can be cancelled at its events. Progress events come while its prompt is processed.
+    fixed = {"stream": True, "return_progress": True, "cache_prompt": not repeatable}
+    return sampling | fixed
 
 
-# Errors
+# --- Errors ---
 
 
 def _engine_error(error: dict[str, Any]) -> EngineError:
@@ -279,17 +274,17 @@ def _engine_error(error: dict[str, Any]) -> EngineError:
 
 def _reason(message: str) -> str:
     reason = message.rpartition("generation failed: ")[2]
-    # Ollama's word for it.
+    # Ollama's wording.
     return reason.replace("JSON schema error", "JSON schema conversion failed:", 1)
 
 
 def cut_to_fit(call: Call, tokens: int) -> Call:
-    """Return a call without its oldest message; where it has but one, with half a context of it."""
+    """Return a call without its oldest message. A single message is cut to half a context."""
     share = CONTEXT / 2 / tokens
     if call.messages is None:
         return replace(call, prompt=call.prompt[: int(len(call.prompt) * share)])
     *older, last = call.messages
-    oldest = next((n for n, said in enumerate(older) if said["role"] != "system"), None)
+    oldest = next((n for n, message in enumerate(older) if message["role"] != "system"), None)
     if oldest is not None:
         return replace(call, messages=[*older[:oldest], *older[oldest + 1 :], last])
     content = last["content"][: int(len(last["content"]) * share)]
@@ -297,17 +292,17 @@ def cut_to_fit(call: Call, tokens: int) -> Call:
 
 
 def _shortened(text: str, error: dict[str, Any], truncate: bool) -> str:
-    """Return about as much of the text as fits; raise EngineError if that is not the trouble."""
+    """Return about as much of the text as fits; raise EngineError for any other error."""
     tokens = re.search(r"\((\d+) tokens\)", error["message"])
     if not tokens:
         raise _engine_error(error)
     if not truncate:
         raise EngineError(400, TOO_LONG)
-    # There is no tokenizer to ask, so cut in proportion, a little more, and try again.
+    # The tokenizer is not accessible, so cut in proportion, a little more, and try again.
     return text[: int(len(text) * EMBED_CONTEXT / int(tokens[1]) * 0.98)]
 
 
-# Loading
+# --- Loading ---
 
 
 def _load(model: Model, parallel: int) -> Any:
@@ -334,25 +329,26 @@ def _serve(model: Model, n_batch: int, **settings: Any) -> Any:
     plain = library.common_reasoning_format.COMMON_REASONING_FORMAT_NONE
     quiet = {"verbosity": ERRORS_ONLY, "ui": False, "endpoint_slots": False, "fit_params": False}
     # The cache of old prompts would grow to 8 GB.
-    frugal = {"cache_ram_mib": 0, "cache_idle_slots": False, "warmup": False, "n_threads_http": 1}
-    settings |= (
-        quiet | frugal | {"n_ubatch": n_batch, "n_batch": n_batch, "reasoning_format": plain}
-    )
+    small = {"cache_ram_mib": 0, "cache_idle_slots": False, "warmup": False, "n_threads_http": 1}
+    settings |= quiet | small | {"n_ubatch": n_batch, "n_batch": n_batch, "reasoning_format": plain}
     for name, value in settings.items():
         setattr(params, name, value)
-    params.cpuparams.n_threads = _writing_threads()
-    return _unreachable(library, params)
+    params.cpuparams.n_threads = _generation_threads()
+    return _start_server(library, params)
 
 
-def _writing_threads() -> int:
-    """Return how many threads write: one core is left to the gateway. They wait for each other at
-    every step of every token; beside one that works, a thread too many is twice as slow or worse.
-    A prompt is read in long steps, by all cores."""
+def _generation_threads() -> int:
+    """Return the number of threads that generate: all cores but one, which the gateway needs.
+
+    The threads wait for each other at every step of every token. If one of them shares its core
+    with a busy process, a token takes twice as long or longer. Prompts are processed in long steps
+    on all cores.
+    """
     return max(1, (os.cpu_count() or 1) - 1)
 
 
-def _unreachable(library: Any, params: Any) -> Any:
-    """Start llama.cpp with its own HTTP listener, which cannot be turned off, out of reach."""
+def _start_server(library: Any, params: Any) -> Any:
+    """Start llama.cpp with its HTTP listener, which cannot be turned off, on a hidden socket."""
     params.api_keys = [secrets.token_hex(32)]
     if not hasattr(socket, "AF_UNIX"):
         return library.Server(params)

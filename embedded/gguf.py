@@ -1,4 +1,4 @@
-"""Read the header of a GGUF file: what the model says about itself."""
+"""Read the header of a GGUF file: the metadata of a model."""
 
 import struct
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ SCALARS = {
 }
 STRING, ARRAY = 8, 9
 
-# llama.cpp's numbers for the commonest mixes, of which one file has one.
+# llama.cpp's numbers for the most common quantizations.
 FILE_TYPES = {
     0: "F32",
     1: "F16",
@@ -36,13 +36,13 @@ FILE_TYPES = {
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """Metadata by key, long lists (the vocabulary) left out, and the number of parameters."""
+    """Metadata by key, without long lists (the vocabulary), and the number of parameters."""
 
     metadata: dict[str, Any]
     parameters: int
 
     def own(self, key: str) -> Any:
-        """Return a value kept under the name of the architecture, as `llama.block_count` is."""
+        """Return a value whose key begins with the architecture, like `llama.block_count`."""
         return self.metadata[f"{self.metadata['general.architecture']}.{key}"]
 
     @property
@@ -51,13 +51,13 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Return the header of the file; raise ValueError where it is no GGUF file."""
+    """Return the header of the file; raise ValueError if it is not a GGUF file."""
     with path.open("rb") as file:
         if file.read(4) != b"GGUF":
             raise ValueError(f"{path} is not a GGUF file")
         _version, tensors, pairs = _unpack(file, "IQQ")
-        read = ((_string(file), _value(file, *_unpack(file, "I"))) for _ in range(pairs))
-        metadata = {key: value for key, value in read if not isinstance(value, list)}
+        items = ((_string(file), _value(file, *_unpack(file, "I"))) for _ in range(pairs))
+        metadata = {key: value for key, value in items if not isinstance(value, list)}
         return Header(metadata, sum(_tensor_size(file) for _ in range(tensors)))
 
 

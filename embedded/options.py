@@ -9,8 +9,8 @@ INT_LIMIT = 2**31 - 1
 FLOAT_LIMIT = 1e6
 
 
-class Refused(Exception):
-    """The request cannot be served as it stands: an HTTP status and a text for its sender."""
+class Rejected(Exception):
+    """The request is not valid: an HTTP status and a text for the client."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -48,9 +48,9 @@ def _strings(name: str, value: object) -> list[str]:
     return [item for item in value if item]
 
 
-def _wrong(name: str, kind: str) -> Refused:
-    # 500 for what is the client's mistake: so does Ollama.
-    return Refused(500, f'option "{name}" must be {kind}')
+def _wrong(name: str, kind: str) -> Rejected:
+    # The mistake is the client's, but Ollama responds with 500.
+    return Rejected(500, f'option "{name}" must be {kind}')
 
 
 # Ollama's defaults where llama.cpp's own differ.
@@ -71,7 +71,7 @@ CHECKS: dict[str, Callable[[str, object], Any]] = {
     "stop": _strings,
 }
 
-# Checked, and then left alone: this engine is loaded once, with settings of its own.
+# Checked and then ignored: this engine is loaded once, with fixed settings.
 FIXED: dict[str, Callable[[str, object], Any]] = {
     **dict.fromkeys(("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread"), _integer),
     **dict.fromkeys(("num_keep", "draft_num_predict"), _integer),
@@ -80,25 +80,25 @@ FIXED: dict[str, Callable[[str, object], Any]] = {
 
 
 def read_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Return llama.cpp's sampling settings; raise Refused. Unknown options are ignored."""
+    """Return llama.cpp's sampling settings; raise Rejected. Unknown options are ignored."""
     given = {name: value for name, value in options.items() if value is not None}
     for name in FIXED.keys() & given.keys():
         FIXED[name](name, given[name])
-    asked = {name: CHECKS[name](name, given[name]) for name in CHECKS.keys() & given.keys()}
-    sampling = DEFAULTS | asked
-    sampling["n_predict"] = _budget(sampling.pop("num_predict", -1))
+    requested = {name: CHECKS[name](name, given[name]) for name in CHECKS.keys() & given.keys()}
+    sampling = DEFAULTS | requested
+    sampling["n_predict"] = _max_tokens(sampling.pop("num_predict", -1))
     sampling["repeat_last_n"] = _window(sampling.get("repeat_last_n", 64))
     if sampling.get("seed", -1) < 0:
         sampling.pop("seed", None)
     return sampling
 
 
-def _budget(num_predict: int) -> int:
-    """Return how many tokens may be written: nought and less mean as many as there is room for."""
+def _max_tokens(num_predict: int) -> int:
+    """Return the most tokens to generate. Zero and less mean as many as the context holds."""
     return min(num_predict, CONTEXT) if num_predict > 0 else CONTEXT
 
 
 def _window(repeat_last_n: int) -> int:
     if repeat_last_n < 0:
-        raise Refused(400, f"penalty_last_n must be between 0 and {INT_LIMIT}")
+        raise Rejected(400, f"penalty_last_n must be between 0 and {INT_LIMIT}")
     return min(repeat_last_n, CONTEXT)

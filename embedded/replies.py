@@ -1,61 +1,63 @@
-"""What a client is told: the engine's pieces and endings as Ollama's JSON objects. Pure."""
+"""Turn the engine's chunks and completions into Ollama's JSON objects. Pure."""
 
 from dataclasses import dataclass, field
 
-from embedded.demands import Body, Demand, Texts
-from embedded.engine import Ending, Piece
+from embedded.engine import Chunk, Completion
+from embedded.parsing import Body, EmbeddingRequest, GenerationRequest
 
 
 @dataclass(slots=True)
-class Answer:
-    """The objects one answer is made of; `created_at` and durations are the caller's to tell."""
+class Reply:
+    """The objects of one reply. The caller passes `created_at` and the durations."""
 
-    demand: Demand
+    request: GenerationRequest
     text: list[str] = field(default_factory=list)
     logprobs: list[Body] = field(default_factory=list)
 
-    def chunk(self, piece: Piece, created_at: str) -> Body:
-        """Return the line that carries one piece."""
-        return self._object(created_at, piece.text, self._odds(piece.logprobs)) | {"done": False}
+    def line(self, chunk: Chunk, created_at: str) -> Body:
+        """Return the line of a stream that has one chunk."""
+        return self._object(created_at, chunk.text, self._logprobs(chunk.logprobs)) | {
+            "done": False
+        }
 
-    def keep(self, piece: Piece) -> None:
-        """Keep a piece for `last`, when the answer is not streamed."""
-        self.text.append(piece.text)
-        self.logprobs += self._odds(piece.logprobs)
+    def collect(self, chunk: Chunk) -> None:
+        """Add a chunk to the object that `last` returns, for a reply that is not streamed."""
+        self.text.append(chunk.text)
+        self.logprobs += self._logprobs(chunk.logprobs)
 
     def loaded(self, created_at: str) -> Body:
-        """Return the reply to a request that only loads the model, or unloads it."""
-        reason = "unload" if self.demand.unload else "load"
+        """Return the reply to a request that only loads or unloads the model."""
+        reason = "unload" if self.request.unload else "load"
         return self._object(created_at, "", []) | {"done": True, "done_reason": reason}
 
-    def last(self, ending: Ending, created_at: str, load_ns: int, total_ns: int) -> Body:
-        """Return the object that ends the answer, with the counts, and with all that was kept."""
+    def last(self, completion: Completion, created_at: str, load_ns: int, total_ns: int) -> Body:
+        """Return the last object of the reply: the counts, and all chunks that were collected."""
         return self._object(created_at, "".join(self.text), self.logprobs) | {
             "done": True,
-            "done_reason": ending.reason,
+            "done_reason": completion.reason,
             "total_duration": total_ns,
             "load_duration": load_ns,
-            "prompt_eval_count": ending.prompt_tokens,
-            "prompt_eval_duration": round(ending.prompt_ms * 1e6),
-            "eval_count": ending.answer_tokens,
-            "eval_duration": round(ending.answer_ms * 1e6),
+            "prompt_eval_count": completion.prompt_tokens,
+            "prompt_eval_duration": round(completion.prompt_ms * 1e6),
+            "eval_count": completion.completion_tokens,
+            "eval_duration": round(completion.completion_ms * 1e6),
         }
 
     def _object(self, created_at: str, text: str, logprobs: list[Body]) -> Body:
-        shown: Body = {"model": self.demand.model, "created_at": created_at}
-        if self.demand.is_chat:
+        shown: Body = {"model": self.request.model, "created_at": created_at}
+        if self.request.is_chat:
             shown["message"] = {"role": "assistant", "content": text}
         else:
             shown["response"] = text
         return shown | ({"logprobs": logprobs} if logprobs else {})
 
-    def _odds(self, logprobs: list[Body]) -> list[Body]:
-        """Return the odds without llama.cpp's token numbers, and only as many as were asked for."""
-        asked = (self.demand.call and self.demand.call.top_logprobs) or 0
+    def _logprobs(self, logprobs: list[Body]) -> list[Body]:
+        """Return the requested number of log probabilities, without llama.cpp's token numbers."""
+        count = (self.request.call and self.request.call.top_logprobs) or 0
         shown = [_one_token(token) for token in logprobs]
-        if asked:
+        if count:
             for token, full in zip(shown, logprobs, strict=True):
-                token["top_logprobs"] = [_one_token(top) for top in full["top_logprobs"][:asked]]
+                token["top_logprobs"] = [_one_token(top) for top in full["top_logprobs"][:count]]
         return shown
 
 
@@ -63,14 +65,16 @@ def _one_token(token: Body) -> Body:
     return {key: token[key] for key in ("token", "logprob", "bytes")}
 
 
-def embed_reply(asked: Texts, vectors: list[list[float]], tokens: int, **durations: int) -> Body:
+def embed_reply(
+    request: EmbeddingRequest, vectors: list[list[float]], tokens: int, **durations: int
+) -> Body:
     """Return the reply of `/api/embed`."""
     counts = {"prompt_eval_count": tokens} if tokens else {}
-    embeddings = [_cut(vector, asked.dimensions) for vector in vectors]
-    return {"model": asked.model, "embeddings": embeddings} | durations | counts
+    embeddings = [_shortened(vector, request.dimensions) for vector in vectors]
+    return {"model": request.model, "embeddings": embeddings} | durations | counts
 
 
-def _cut(vector: list[float], dimensions: int) -> list[float]:
+def _shortened(vector: list[float], dimensions: int) -> list[float]:
     if not 0 < dimensions < len(vector):
         return vector
     head = vector[:dimensions]

@@ -15,11 +15,10 @@ from billing.models import TokenUsage
 from gateway.diagnosis import model_server
 from tests.harness.callers import Caller, set_price
 from tests.harness.gateway import database_url, eventually
+from tests.servers.embedded import EmbeddedModelServer
 from tests.servers.gunicorn import Gunicorn
 
 pytest.importorskip("xllamacpp", reason="the embedded engine's wheels are not installed")
-
-from embedded.engine import _Run
 
 MODEL = "smollm2:135m"
 EMBED = "smollm2-embed:135m"
@@ -27,10 +26,8 @@ QUESTION = {"model": MODEL, "prompt": "Why is the sky blue?", "options": {"num_p
 
 
 @pytest.fixture(scope="module")
-def engine() -> Iterator[Any]:
-    from embedded.server import EmbeddedServer
-
-    with EmbeddedServer(port=0, parallel=2) as server:
+def engine() -> Iterator[EmbeddedModelServer]:
+    with EmbeddedModelServer(parallel=2) as server:
         yield server
 
 
@@ -80,7 +77,7 @@ def test_a_real_model_answers_and_is_billed_to_the_last_digit(
 
 
 def test_check_ollama_measures_a_real_model(
-    engine: Any, alice_with_a_price: Caller, settings: Any
+    engine: EmbeddedModelServer, alice_with_a_price: Caller, settings: Any
 ) -> None:
     settings.OLLAMA_BASE, settings.ISOLATE_PROMPTS = engine.url, True
     told = list(model_server.examine(600))
@@ -93,20 +90,10 @@ def test_check_ollama_measures_a_real_model(
 
 
 def test_an_account_reads_its_own_prompt_from_the_cache_and_no_others(
-    gateway: Gunicorn,
-    alice_with_a_price: Caller,
-    charlie: Caller,
-    monkeypatch: pytest.MonkeyPatch,
+    gateway: Gunicorn, engine: EmbeddedModelServer, alice_with_a_price: Caller, charlie: Caller
 ) -> None:
-    """Counted in tokens that were read, not in time: llama.cpp says which it found."""
-    read: list[int] = []
-    ending = _Run.ending
-
-    def counted(run: Any) -> Any:
-        read.append(run._last["timings"]["prompt_n"])
-        return ending(run)
-
-    monkeypatch.setattr(_Run, "ending", counted)
+    """Counted in tokens that llama.cpp processed, not in time."""
+    before = len(engine.state()["processed"])
     # Long enough that the template's own beginning is less than a tenth of it: llama.cpp reads a
     # prompt into the slot of another one with which it shares more than that.
     text = " ".join(f"stone{number}" for number in range(200))
@@ -119,7 +106,8 @@ def test_an_account_reads_its_own_prompt_from_the_cache_and_no_others(
     for caller in (alice_with_a_price, charlie):
         post(gateway, caller, "/chat", {**chat, "options": {"num_predict": 1}})
 
-    alice_first, charlie_same, alice_again, not_isolated, charlie_guesses = read
+    counts = engine.state()["processed"][before:]
+    alice_first, charlie_same, alice_again, not_isolated, charlie_guesses = counts
     assert min(alice_first, charlie_same, not_isolated) > 100
     assert max(alice_again, charlie_guesses) < 10
 
@@ -143,7 +131,7 @@ def test_the_official_client_talks_to_a_real_model(
 
 
 def test_a_client_that_leaves_stops_a_real_model(
-    gateway: Gunicorn, engine: Any, alice_with_a_price: Caller
+    gateway: Gunicorn, engine: EmbeddedModelServer, alice_with_a_price: Caller
 ) -> None:
     body = {"model": MODEL, "prompt": "Tell me a long story.", "options": {"num_predict": 2000}}
     with requests.post(
@@ -155,6 +143,6 @@ def test_a_client_that_leaves_stops_a_real_model(
     ) as answer:
         next(answer.iter_lines())
 
-    eventually(lambda: engine.engine.busy == 0, seconds=2)
+    assert engine.wait_until(lambda state: state["in_use"] == 0)["disconnected"] == 1
     row = eventually(lambda: TokenUsage.objects.first())
     assert row.outcome == "client_left" and row.billed and 0 < row.completion_tokens < 2000

