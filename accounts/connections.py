@@ -1,11 +1,12 @@
-"""A database connection is lent for a few statements, and never kept while others are waited for:
-a client that sends or reads slowly, the model server, a thread's next request.
+"""Code returns its database connection to the pool before it waits for a client, the model server
+or the next request of its thread.
 
-The pool is small and serves everybody. Who has used a connection gives it back; Django alone would
-do so only when the answer has been sent.
+The pool is small. Django by itself would return a connection only after the response is sent, which
+may take an hour.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from django.db import connection
 from django.http import HttpRequest, HttpResponseBase
@@ -14,21 +15,28 @@ GetResponse = Callable[[HttpRequest], HttpResponseBase]
 
 
 def release_connection() -> None:
-    """Give this thread's connection back to its pool, unless a transaction needs it.
+    """Return this thread's connection to the pool, unless a transaction is open.
 
-    One to SQLite, which has no pool, is kept: to open it anew costs more than a transaction.
+    SQLite has no pool. Its connection stays open, since opening one costs more than a transaction.
     """
     if connection.vendor != "sqlite" and not connection.in_atomic_block:
         connection.close()
 
 
+@contextmanager
+def released_connection() -> Iterator[None]:
+    """Return the connection to the pool after a unit of work, whether it succeeds or fails."""
+    try:
+        yield
+    finally:
+        release_connection()
+
+
 def release_after_view(get_response: GetResponse) -> GetResponse:
-    """Middleware: what remains of a request is to write its answer, as fast as the client reads."""
+    """Middleware: after the view only the response is sent, as fast as the client reads."""
 
     def middleware(request: HttpRequest) -> HttpResponseBase:
-        try:
+        with released_connection():
             return get_response(request)
-        finally:
-            release_connection()
 
     return middleware

@@ -9,7 +9,7 @@ from typing import Any
 from django.conf import settings
 from django.db import Error
 
-from accounts.connections import release_connection
+from accounts.connections import released_connection
 from accounts.models import ApiKey
 
 logger = logging.getLogger(__name__)
@@ -27,15 +27,14 @@ def note(key_id: int, now: datetime) -> None:
 
 def flush(**_signal: Any) -> None:
     """Write what was noted, at most once in LAST_USED_EVERY; runs when an answer has been sent."""
-    try:
-        for key_id, used_at in _take().items():
-            ApiKey.objects.filter(pk=key_id).update(last_used_at=used_at)
-    except Error as error:
-        # A date for people to look at is not worth failing anything for.
-        logger.warning("Could not write when keys were last used: %s", type(error).__name__)
-    finally:
-        # Django's own giving back was before this: it would stay with the idle thread.
-        release_connection()
+    # Django returned the connection of this request before, so it does not return this one.
+    with released_connection():
+        try:
+            for key_id, used_at in _take().items():
+                ApiKey.objects.filter(pk=key_id).update(last_used_at=used_at)
+        except Error as error:
+            # The date is only for people to look at: nothing fails for it.
+            logger.warning("Could not write when keys were last used: %s", type(error).__name__)
 
 
 def _take() -> dict[int, datetime]:

@@ -1,7 +1,7 @@
 """Renew the leases of the holds that this process serves, and settle abandoned holds.
 
-Each process that opens holds runs one thread for this, so no periodic job has to be set up. The
-abandoned holds of a killed worker are settled by the first process that finds them.
+config/background.py runs `tick` in each process, so no periodic job has to be set up. The abandoned
+holds of a killed worker are settled by the first process that finds them.
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import Protocol
 from uuid import UUID
 
 from django.conf import settings
-from django.db import DatabaseError, DataError, IntegrityError, InterfaceError, connection
+from django.db import DatabaseError, DataError, IntegrityError, InterfaceError
 
 from billing import configuration, idempotency, journal, ledger, recovery
 from billing.journal import LineStatus
@@ -32,10 +32,12 @@ class InFlight(Protocol):
 
 
 class LeaseRenewer:
-    def __init__(self) -> None:
+    """`trusts_leases`: whether the first tick settles holds whose leases have expired."""
+
+    def __init__(self, *, trusts_leases: bool = True) -> None:
         self._in_flight: dict[UUID, InFlight] = {}
         self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._is_new = not trusts_leases
         # An expired lease is ignored until then: its process may have been unable to renew it.
         self._trusts_leases_after = 0.0
         self._forgets_keys_after = 0.0
@@ -44,31 +46,28 @@ class LeaseRenewer:
         """Renew a hold's lease until `remove`."""
         with self._lock:
             self._in_flight[request_id] = request
-        if settings.KEEP_LEASES:
-            self.start()
 
     def remove(self, request_id: UUID) -> None:
         with self._lock:
             self._in_flight.pop(request_id, None)
-
-    def start(self) -> None:
-        """Start the thread unless it runs. Only in a process that will not fork any more."""
-        with self._lock:
-            if self._thread is None:
-                # The database may have just returned. Other processes renew their leases first.
-                self._distrust_leases(settings.HOLD_LEASE_SECONDS / 2)
-                thread = threading.Thread(target=self._run, name="leases", daemon=True)
-                thread.start()
-                self._thread = thread
-
-    def _distrust_leases(self, seconds: float) -> None:
-        self._trusts_leases_after = time.monotonic() + seconds
 
     def tick(self) -> None:
         """Renew our leases, replay the journal, then settle abandoned holds.
 
         The journal comes first, because it has the real usage of holds that look abandoned.
         """
+        if self._is_new:
+            # The database may have just returned. Other processes renew their leases first.
+            self._distrust_leases(settings.HOLD_LEASE_SECONDS / 2)
+            self._is_new = False
+        try:
+            self._renew_and_settle()
+        except (DatabaseError, InterfaceError):
+            # Other processes could not renew their leases either.
+            self._distrust_leases(settings.HOLD_LEASE_SECONDS)
+            raise
+
+    def _renew_and_settle(self) -> None:
         with self._lock:
             produced = {
                 request_id: request.produced for request_id, request in self._in_flight.items()
@@ -81,21 +80,8 @@ class LeaseRenewer:
             idempotency.forget_expired()
             self._forgets_keys_after = time.monotonic() + FORGET_KEYS_SECONDS
 
-    def _run(self) -> None:
-        pause = threading.Event()
-        while True:
-            try:
-                self.tick()
-            except (DatabaseError, InterfaceError) as error:
-                # Others could not renew their leases either.
-                self._distrust_leases(settings.HOLD_LEASE_SECONDS)
-                logger.warning("Leases are not renewed: %s", type(error).__name__)
-            except Exception:
-                logger.exception("Lease renewal failed; it continues")
-            finally:
-                connection.close()
-            # Three chances to renew before a lease runs out.
-            pause.wait(settings.HOLD_LEASE_SECONDS / 3)
+    def _distrust_leases(self, seconds: float) -> None:
+        self._trusts_leases_after = time.monotonic() + seconds
 
 
 def settle_from_journal(settlement: Settlement) -> LineStatus:
@@ -113,4 +99,9 @@ def settle_from_journal(settlement: Settlement) -> LineStatus:
     return LineStatus.SETTLED if row else LineStatus.ALREADY_SETTLED
 
 
-lease_renewer = LeaseRenewer()
+lease_renewer = LeaseRenewer(trusts_leases=False)
+
+
+def tick() -> None:
+    """Renew and settle for this process."""
+    lease_renewer.tick()

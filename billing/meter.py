@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import DatabaseError, InterfaceError, connection
 from django.db.models import Q
 
-from accounts.connections import release_connection
+from accounts.connections import release_connection, released_connection
 from billing import budgets, clock, journal, ledger, price_book, pricing, processes
 from billing.leases import lease_renewer
 from billing.models import TokenUsage
@@ -44,10 +44,8 @@ class LedgerMeter:
         }
 
     def require_credit(self, account_id: int) -> None:
-        try:
+        with released_connection():
             budgets.require_credit(account_id)
-        finally:
-            release_connection()
 
     def open(self, demand: Demand) -> None:
         """Pin the price, hold the most it can come to; raise Refused."""

@@ -105,10 +105,10 @@ def allow_open_files() -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Start what runs beside the requests, now that there is no more forking."""
-    from config import beside
+    """Start the periodic work: a worker does not fork."""
+    from config import background
 
-    beside.start()
+    background.start()
     disconnect_monitor.drain_when(lambda: not worker.alive)
     logging.getLogger("gunicorn.error").addFilter(shorten)
 

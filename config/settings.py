@@ -295,7 +295,6 @@ BILL_INTERRUPTED: bool = env.bool("BILL_INTERRUPTED", default=True)
 HOLD_LEASE_SECONDS: float = env.float("HOLD_LEASE_SECONDS", default=30.0)
 # Where endings are kept that could not be settled while the database was away.
 JOURNAL_DIR: str = env.str("JOURNAL_DIR", default=str(BASE_DIR / "journal"))
-KEEP_LEASES = True  # Off in tests that own the database alone.
 
 # --- The end --------------------------------------------------------------------------------
 

@@ -6,17 +6,18 @@ from typing import Any
 
 from django.core.wsgi import get_wsgi_application
 
-from config import beside
+from config import background
 from gateway.http.media_types import sanitize_content_type
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
 
-_django = sanitize_content_type(get_wsgi_application())
+# The application without the periodic work of its process.
+django_application = sanitize_content_type(get_wsgi_application())
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    beside.start_with_first_request()
-    return _django(environ, start_response)
+    background.start_with_first_request()
+    return django_application(environ, start_response)
 
 
 def limit_db_wait() -> None:

@@ -14,7 +14,6 @@ os.environ.setdefault("DATABASE_URL", f"sqlite:///{tempfile.gettempdir()}/gatewa
 from config.settings import *  # noqa: F403
 from config.settings import DATABASES
 
-KEEP_LEASES = False
 # A test that counts queries must not meet the one that is written once a minute.
 LAST_USED_EVERY = timedelta(days=1)
 JOURNAL_DIR = tempfile.mkdtemp(prefix="gateway-journal-")

@@ -1,48 +1,23 @@
-"""Break running answers off when their keys stop opening the door.
+"""Cancel running responses whose keys are revoked, expired, or of a suspended account.
 
-Authentication looks at a key once, before its answer, and an answer may take an hour. So one thread
-per process asks the database, while answers run, which of their keys are still in force. An answer
-of another key ends like one at a restart: with an error, and a bill for what was produced.
+Authentication checks a key once, before the response, and a response may take an hour. So each
+process queries periodically, while responses run, which of their keys are still usable. The
+response of another key ends like one at a restart: with an error, and billed for the tokens
+produced. While the database is away, no response is cancelled.
 """
 
-import logging
-import threading
-
-from django.db import DatabaseError, InterfaceError, connection
 from django.utils import timezone
 
 from accounts import keys
 from gateway.errors import KeyRevoked
 from gateway.upstream.cancellation import disconnect_monitor
 
-logger = logging.getLogger(__name__)
-
-# How late a revocation may be noticed, in seconds; one short query each time, while answers run.
+# Seconds between two checks, each one short query while responses run.
 EVERY = 0.5
 
 
-def start() -> None:
-    """Start the thread. Only in a process that will not fork any more."""
-    threading.Thread(target=_run, name="revocation", daemon=True).start()
-
-
-def _run() -> None:
-    pause = threading.Event()
-    while True:
-        pause.wait(EVERY)
-        try:
-            look()
-        except (DatabaseError, InterfaceError) as error:
-            # Answers under way go on while the database is away; so do those of revoked keys.
-            logger.warning("Keys of running answers are not checked: %s", type(error).__name__)
-        except Exception:
-            logger.exception("The check of running answers' keys failed; it goes on")
-        finally:
-            connection.close()
-
-
-def look() -> None:
-    """Break off the running answers of keys that are no longer in force."""
+def tick() -> None:
+    """Cancel the running responses of keys that are no longer usable."""
     running = [
         (cancellation.key_id, cancellation)
         for cancellation in disconnect_monitor.running()

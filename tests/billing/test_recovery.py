@@ -3,11 +3,9 @@
 import os
 import subprocess
 import sys
-import threading
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 from django.core.management import call_command
@@ -86,14 +84,12 @@ def test_a_hold_whose_lease_was_renewed_meanwhile_is_not_settled(
 
 
 def test_a_process_that_has_just_started_settles_no_expired_lease(
-    alice: Caller, priced: ModelPrice, monkeypatch: pytest.MonkeyPatch
+    alice: Caller, priced: ModelPrice
 ) -> None:
     """Other workers may have been unable to renew their leases until now."""
-    monkeypatch.setattr(threading, "Thread", Mock())
     open_hold(alice, priced, lease_until=timezone.now() - timedelta(seconds=1))
     certain = open_hold(alice, priced, worker=exited_worker())
-    renewer = leases.LeaseRenewer()
-    renewer.start()
+    renewer = leases.LeaseRenewer(trusts_leases=False)
 
     renewer.tick()
 

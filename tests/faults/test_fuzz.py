@@ -19,7 +19,7 @@ from django.urls import get_resolver
 from accounts.authentication import KeyAuthentication
 from accounts.models import CUSTOMER_SCOPES, Scope
 from billing.models import Hold
-from config.wsgi import application
+from config.wsgi import django_application as application
 from gateway.http.media_types import Application
 from tests.fakes.ollama import FakeOllama
 from tests.faults.conftest import books_balance, figure

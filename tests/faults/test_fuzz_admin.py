@@ -18,7 +18,7 @@ from django.test import Client
 from django.urls import get_resolver
 
 from billing.models import Budget, UsageDaily
-from config.wsgi import application
+from config.wsgi import django_application as application
 from tests.fakes.ollama import FakeOllama
 from tests.faults import fuzz_admin
 from tests.faults.conftest import books_balance, figure
