@@ -1,7 +1,7 @@
-"""Turn any credential a client carries into an account's key: one indexed query, no writes.
+"""Find the API key of a request: one indexed query, no writes.
 
-knox's own class costs a second query that loads every key of the user, deletes rows while it
-reads, and answers 500 to a token that is not UTF-8; hence its look-up is replaced whole.
+This replaces knox's look-up. That one needs a second query for every key of the user, deletes rows
+while it reads, and fails with a 500 if the token is not UTF-8.
 """
 
 import base64
@@ -22,11 +22,10 @@ from accounts.connections import release_connection
 from accounts.models import Account, ApiKey
 from accounts.raw_rows import Columns
 
-# A prefix that secret scanners know and 256 random bits. What does not look like this is refused
-# without a query.
+# A prefix that secret scanners know, and 256 random bits. Anything else costs no query.
 SECRET_PATTERN = re.compile(rb"olg_[0-9a-f]{64}")
 
-# Every message is ASCII: what is not is escaped in JSON, and people read it raw.
+# Messages are ASCII: JSON escapes other characters, and people read the raw body.
 BAD_KEY = "Invalid API key. Send it as 'Authorization: Bearer olg_...'."
 
 
@@ -57,9 +56,9 @@ class KeyAuthentication(TokenAuthentication):
         return self.authenticate_credentials(credential)
 
     def authenticate_credentials(self, token: bytes) -> tuple[object, ApiKey]:
-        """Return the key's user and the key; raise AuthenticationFailed for every bad one.
+        """Return the key's user and the key; raise AuthenticationFailed.
 
-        A key belongs to its account: that its user may no longer log in does not end it.
+        A key belongs to its account, so it stays valid when its user may no longer log in.
         """
         if not SECRET_PATTERN.fullmatch(token):
             raise AuthenticationFailed(BAD_KEY)

@@ -1,11 +1,11 @@
-"""Numbered system checks: settings that would leave a door open stop the start."""
+"""System checks: unsafe settings stop the start."""
 
 from typing import Any
 
 from django.conf import settings
 from django.core import checks
 
-# What documents show in the place of a secret, and everybody can read.
+# Placeholders from documents, which everybody can read.
 PUBLIC = ("django-insecure-", "random characters", "make run", "change-me", "changeme")
 # Random hexadecimal digits, 16 different ones, are a good secret.
 LENGTH, VARIETY = 50, 10
@@ -15,13 +15,13 @@ def register() -> None:
     checks.register(check_secret_key, "accounts")
     checks.register(check_key_model, "accounts")
     checks.register(check_hosts, "accounts")
-    # Whoever develops with `manage.py runserver` may; the server that customers call may not.
+    # DEBUG is allowed with `manage.py runserver`, but not on the server that customers call.
     checks.register(check_debug, "accounts", deploy=True)
 
 
 def check_secret_key(**_kwargs: Any) -> list[checks.CheckMessage]:
     key = settings.SECRET_KEY
-    is_public = any(words in key.lower() for words in PUBLIC)
+    is_public = any(placeholder in key.lower() for placeholder in PUBLIC)
     if len(key) >= LENGTH and len(set(key)) >= VARIETY and not is_public:
         return []
     hint = (
@@ -39,11 +39,11 @@ def check_key_model(**_kwargs: Any) -> list[checks.CheckMessage]:
 
 
 def check_hosts(**_kwargs: Any) -> list[checks.CheckMessage]:
-    """Whoever may choose the name that the gateway is called by, writes into its pages."""
+    """The gateway's pages contain its host name, so a client must not choose it."""
     if settings.ALLOWED_HOSTS and "*" not in settings.ALLOWED_HOSTS:
         return []
     hint = "Set ALLOWED_HOSTS in .env, for example ALLOWED_HOSTS=llm.example.com"
-    message = "ALLOWED_HOSTS must name the hosts, and not be '*' or empty."
+    message = "ALLOWED_HOSTS is empty or '*'. It must list the host names."
     return [checks.Error(message, hint=hint, id="accounts.E003")]
 
 
@@ -51,4 +51,8 @@ def check_debug(**_kwargs: Any) -> list[checks.CheckMessage]:
     if not settings.DEBUG:
         return []
     hint = "Set DEBUG=off in .env; to develop with it on, use `manage.py runserver`."
-    return [checks.Error("DEBUG must be off where customers call.", hint=hint, id="accounts.E004")]
+    return [
+        checks.Error(
+            "DEBUG must be off on a server that customers call.", hint=hint, id="accounts.E004"
+        )
+    ]

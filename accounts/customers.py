@@ -2,6 +2,7 @@
 
 import re
 import secrets
+import unicodedata
 from collections.abc import Collection, Iterable
 
 from django.contrib.auth.models import User
@@ -50,7 +51,9 @@ def create_owner(username: str, email: str = "") -> User:
 
 def free_username(account_name: str) -> str:
     """Return a username that nobody has, made from an account's name."""
-    stem = re.sub(r"[^a-z0-9]+", "-", account_name.lower()).strip("-")[:100] or "owner"
+    decomposed = unicodedata.normalize("NFKD", account_name)
+    letters = decomposed.encode("ascii", "ignore").decode().lower()
+    stem = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:100] or "owner"
     taken = User.objects.filter(username=stem).exists()
     return f"{stem}-{secrets.token_hex(3)}" if taken else stem
 

@@ -1,4 +1,4 @@
-"""Keep when each key was last used: coarsely, and never on a request's way to the model."""
+"""Record when each key was last used: at intervals, and after the response is sent."""
 
 import logging
 import threading
@@ -20,20 +20,20 @@ _next_flush = 0.0
 
 
 def note(key_id: int, now: datetime) -> None:
-    """Remember that a key was used; the database learns it with the next flush."""
+    """Note that a key was used. The next flush writes it to the database."""
     with _lock:
         _noted[key_id] = now
 
 
 def flush(**_signal: Any) -> None:
-    """Write what was noted, at most once in LAST_USED_EVERY; runs when an answer has been sent."""
-    # Django returned the connection of this request before, so it does not return this one.
+    """Write the noted times, at most once per LAST_USED_EVERY. Runs after a response is sent."""
+    # Django returned this request's connection before, so nothing else would return this one.
     with released_connection():
         try:
             for key_id, used_at in _take().items():
                 ApiKey.objects.filter(pk=key_id).update(last_used_at=used_at)
         except Error as error:
-            # The date is only for people to look at: nothing fails for it.
+            # The time is only information for operators. No request should fail because of it.
             logger.warning("Could not write when keys were last used: %s", type(error).__name__)
 
 

@@ -1,4 +1,4 @@
-"""Who pays (Account), who belongs to it (Membership), and what opens the door (ApiKey)."""
+"""The customer that pays (Account), its users (Membership) and its API keys (ApiKey)."""
 
 from datetime import datetime
 from typing import Any
@@ -13,7 +13,7 @@ from accounts.names import refuse_unseen
 
 
 class Scope(models.TextChoices):
-    """What a key may do."""
+    """An operation that a key allows."""
 
     INFER = "infer", "Run models"
     USAGE = "usage", "Read usage"
@@ -40,7 +40,7 @@ class Account(models.Model):  # type: ignore[django-manager-missing]  # knox has
         null=True,
         blank=True,
         choices=[(None, "As the setting ISOLATE_PROMPTS"), (True, "On"), (False, "Off")],
-        help_text="On: other accounts cannot find out by timing what this one asks.",
+        help_text="On: response times do not reveal to other accounts what this account asks.",
     )
     members = models.ManyToManyField(settings.AUTH_USER_MODEL, through="Membership")
     created_at = models.DateTimeField(auto_now_add=True)
@@ -48,11 +48,11 @@ class Account(models.Model):  # type: ignore[django-manager-missing]  # knox has
     class Meta:
         ordering = ["name"]
         constraints = [
-            # Whoever types a name at a command would meet the wrong one of two.
+            # Commands take names, and two names that differ in case alone would be confused.
             models.UniqueConstraint(
                 Lower("name"),
                 name="account_names_in_any_case",
-                violation_error_message="There is an account of this name already, in some case.",
+                violation_error_message="There is an account of this name already.",
             )
         ]
 
@@ -65,7 +65,7 @@ class Account(models.Model):  # type: ignore[django-manager-missing]  # knox has
 
 
 class Membership(models.Model):
-    """A person's place in an account."""
+    """A user's role in an account."""
 
     class Role(models.TextChoices):
         OWNER = "owner", "Owner"
@@ -87,11 +87,11 @@ class Membership(models.Model):
 
 
 class LoginCount(models.Model):
-    """Wrong passwords for one name, from one address or from everywhere (`login_guard.py`)."""
+    """Wrong passwords for a username, an address or both (`login_guard.py`)."""
 
     whose = models.CharField(max_length=64, unique=True)
     wrong = models.IntegerField(default=0)
-    # Somebody of this name has logged in from this address.
+    # A user of this name has logged in from this address.
     known = models.BooleanField(default=False)
     wait_until = models.DateTimeField()
     last_at = models.DateTimeField()
@@ -126,10 +126,10 @@ class ApiKeyQuerySet(models.QuerySet["ApiKey"]):
 
 
 class ApiKey(AbstractAuthToken):
-    """A credential of an account: knox's token, with an identity that outlives its secret.
+    """An API key of an account: knox's token with a primary key of its own.
 
-    The digest is unique but not the primary key, so that a hundred million usage rows can point
-    at a key with eight bytes. Keys are revoked, never deleted: their usage names them for ever.
+    The digest is unique but not the primary key, so that a usage row refers to a key by eight
+    bytes. Keys are revoked, never deleted, because their usage refers to them.
     """
 
     class State(models.TextChoices):
@@ -142,7 +142,7 @@ class ApiKey(AbstractAuthToken):
 
     id = models.BigAutoField(primary_key=True)
     digest = models.CharField(max_length=128, unique=True, editable=False)
-    # Only knox's own look-up reads this column, and ours goes by digest: no index needed.
+    # Only knox's look-up reads this column. Ours uses the digest, so no index is needed.
     token_key = models.CharField(max_length=25, editable=False)
     user = models.ForeignKey(
         settings.AUTH_USER_MODEL, on_delete=models.PROTECT, related_name="auth_token_set"
@@ -152,25 +152,27 @@ class ApiKey(AbstractAuthToken):
     last_four = models.CharField(max_length=4, editable=False)
     scopes = models.JSONField(default=customer_scopes)
     allowed_models = models.JSONField(
-        default=list, blank=True, help_text="Names of models; empty means every model."
+        default=list, blank=True, help_text="Names of models. Empty: every model."
     )
     issued_by = models.ForeignKey(
         settings.AUTH_USER_MODEL, null=True, on_delete=models.PROTECT, related_name="+"
     )
-    author = models.CharField(max_length=200, help_text="Their name then, or whose command it was.")
-    # Of the form that issued the key: sent twice, it must not issue two.
+    author = models.CharField(
+        max_length=200, help_text="The operator's name at that time, or the user of the command."
+    )
+    # Identifies the form that issued the key: submitted twice, it must not issue two keys.
     form_nonce = models.UUIDField(null=True, unique=True, editable=False)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True, editable=False)
 
-    # Narrows knox's manager: `create` returns the row and the secret.
+    # knox's `create` returns the row and the secret.
     objects = AuthTokenManager.from_queryset(ApiKeyQuerySet)()
 
     class Meta:
         ordering = ["-id"]
         verbose_name = "API key"
         verbose_name_plural = "API keys"
-        # Whoever sells keys need not be who may let customers delete models.
+        # An operator who issues keys need not be allowed to let customers delete models.
         permissions = [("grant_models_scope", "Can issue keys that pull and delete models")]
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Whether a key's scopes cover what a view does."""
+"""Whether a key has the scope that a view requires."""
 
 from typing import TYPE_CHECKING
 
@@ -9,12 +9,12 @@ from rest_framework.request import Request
 from accounts.models import ApiKey
 
 if TYPE_CHECKING:
-    # REST framework's views load the permission classes, and so this file.
+    # REST framework's views import the permission classes, and thus this module.
     from rest_framework.views import APIView
 
 
 class HasScope(BasePermission):
-    """Allow a key that has the view's `required_scope`; a view without one stays shut."""
+    """Allow a key that has the view's `required_scope`. A view without one allows no key."""
 
     def has_permission(self, request: Request, view: "APIView") -> bool:
         key = request.auth
@@ -22,5 +22,5 @@ class HasScope(BasePermission):
             raise NotAuthenticated("Send your API key as 'Authorization: Bearer olg_...'.")
         scope = getattr(view, "required_scope", None)
         if scope is None or not key.allows(scope):
-            raise PermissionDenied(f"This key lacks the scope '{scope}'.")
+            raise PermissionDenied(f"This key does not have the scope '{scope}'.")
         return True

@@ -1,5 +1,5 @@
-"""Read model instances by raw SQL, on a request's way: there the ORM needs several times as long to
-compile a query as the database needs to run it.
+"""Read model instances by raw SQL, for the queries of every request: the ORM takes several times as
+long to compile such a query as the database takes to run it.
 
 Column names come from `_meta`, and values are converted as the ORM converts them.
 """
@@ -16,19 +16,19 @@ Row = TypeVar("Row", bound=models.Model)
 
 
 class Columns(Generic[Row]):
-    """Some columns of a model. An instance made of them loads any other when it is used."""
+    """Some columns of a model. Its instances load any other column on access."""
 
     def __init__(self, model: type[Row], alias: str, fields: str) -> None:
         wanted = fields.split()
         # In the order of the table's definition, as `from_db` takes them.
-        found = [field for field in model._meta.concrete_fields if field.name in wanted]
-        if len(found) != len(wanted):
+        columns = [field for field in model._meta.concrete_fields if field.name in wanted]
+        if len(columns) != len(wanted):
             raise ValueError(f"{model.__name__} does not have all of: {fields}")
         self._model = model
-        self._attributes = [field.attname for field in found]
-        self._converters = [_CONVERTERS.get(type(field), _unchanged) for field in found]
+        self._attributes = [field.attname for field in columns]
+        self._converters = [_CONVERTERS.get(type(field), _unchanged) for field in columns]
         self.table = f'"{model._meta.db_table}" AS {alias}'
-        self.names = ", ".join(f'{alias}."{field.column}"' for field in found)
+        self.names = ", ".join(f'{alias}."{field.column}"' for field in columns)
 
     def __len__(self) -> int:
         return len(self._attributes)
@@ -39,11 +39,11 @@ class Columns(Generic[Row]):
         return self._model.from_db("default", self._attributes, values)
 
 
-# --- What a driver returns, as the ORM would ------------------------------------------------------
+# --- Converting what a driver returns ------------------------------------------------------
 
 
 def moment(value: Any) -> datetime | None:
-    """SQLite's are naive, or text where they come from an expression; both are UTC."""
+    """Return a UTC time. SQLite returns a naive time, or text for an expression."""
     if isinstance(value, str):
         value = datetime.fromisoformat(value)
     if isinstance(value, datetime) and value.tzinfo is None:
@@ -52,12 +52,12 @@ def moment(value: Any) -> datetime | None:
 
 
 def uuid(value: Any) -> UUID | None:
-    """SQLite keeps 32 digits."""
+    """Return a UUID. SQLite returns 32 digits."""
     return UUID(value) if isinstance(value, str) else value
 
 
 def parsed(value: Any) -> Any:
-    """Both databases return JSON as text."""
+    """Parse JSON. Both databases return it as text."""
     return json.loads(value) if isinstance(value, str) else value
 
 

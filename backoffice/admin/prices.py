@@ -44,7 +44,7 @@ class ModelPriceAdmin(BackofficeAdmin):
         column("state", "state", lambda row: row.state),
         *price_columns("prompt_price", "input"),
         *price_columns("completion_price", "output"),
-        datetime_column("effective_from", "effective from (UTC)"),
+        datetime_column("effective_from", "from (UTC)"),
         column("by", "by", lambda row: row.author),
     ]
     list_filter = [PriceStateFilter]

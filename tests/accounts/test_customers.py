@@ -66,6 +66,7 @@ def test_changing_a_name_does_not_activate_an_account_suspended_meanwhile(alice:
 
 def test_a_username_is_made_from_the_name_of_the_account() -> None:
     assert customers.free_username("Acme & Sons") == "acme-sons"
+    assert customers.free_username("Büro Nord GmbH") == "buro-nord-gmbh"
     assert customers.free_username("株式会社") == "owner"
 
     User.objects.create_user("acme-sons")
