@@ -6,10 +6,10 @@ from decimal import Decimal
 
 from billing.money import from_units, to_units
 
-# As `1,000`: a decimal comma, or one between thousands.
+# Such as 1,000: its comma is a decimal mark or a thousands separator.
 AMBIGUOUS = re.compile(r"-?[1-9][0-9]{0,2},[0-9]{3}")
-# Each with the marks between thousands, and the mark before decimals.
-WRITTEN = [
+# Each pattern with its thousands separator and its decimal mark.
+FORMATS = [
     (re.compile(r"-?[0-9]+(\.[0-9]+)?"), "", "."),
     (re.compile(r"-?[0-9]+,[0-9]+"), "", ","),
     (re.compile(r"-?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?"), ",", "."),
@@ -19,19 +19,19 @@ WRITTEN = [
 
 
 def read_amount(text: str, currency: str) -> Decimal:
-    """Return an amount: 50, 50,00, 1,000.50, 1.000,50, EUR 50 or 50 with the currency's sign.
+    """Read an amount such as 50, 50,00, 1,000.50, 1.000,50 or EUR 50, also with a currency sign.
 
-    Raises ValueError, also for what can be read in two ways.
+    Raises ValueError, also if the text can be read in two ways.
     """
     bare = text.strip().upper().removeprefix(currency).removesuffix(currency)
-    bare = "".join(each for each in bare if unicodedata.category(each) != "Sc")
+    bare = "".join(character for character in bare if unicodedata.category(character) != "Sc")
     bare = re.sub(r"[\s'\u2019]", "", bare)
     if AMBIGUOUS.fullmatch(bare):
         thousands, point = bare.replace(",", ""), bare.replace(",", ".")
         raise ValueError(f"'{text}' can be read in two ways: write {thousands} or {point}.")
-    for pattern, between, decimal in WRITTEN:
+    for pattern, separator, decimal in FORMATS:
         if pattern.fullmatch(bare):
-            plain = (bare.replace(between, "") if between else bare).replace(decimal, ".")
+            plain = (bare.replace(separator, "") if separator else bare).replace(decimal, ".")
             return from_units(to_units(plain))
     raise ValueError(f"'{text}' is not an amount such as 1000.50.")
 

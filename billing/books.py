@@ -14,7 +14,7 @@ class LedgerBooks:
     def recently_used(self, models: Collection[str]) -> Collection[str]:
         since = (clock.read() - timedelta(days=1)).date()
         used = UsageDaily.objects.filter(day__gte=since, model__in=models)
-        running = Hold.objects.filter(state=Hold.State.OPEN, model__in=models)
+        in_flight = Hold.objects.filter(state=Hold.State.OPEN, model__in=models)
         return set(used.values_list("model", flat=True)) | set(
-            running.values_list("model", flat=True)
+            in_flight.values_list("model", flat=True)
         )

@@ -1,4 +1,4 @@
-"""Numbered system checks: settings of the bill that cannot work stop the start."""
+"""Numbered system checks: invalid billing settings stop the start."""
 
 import re
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from django.db import Error, connections
 from billing import append_only, configuration
 from billing.money import scale_of
 
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 def register() -> None:
@@ -20,14 +20,16 @@ def register() -> None:
     checks.register(check_lease, "billing")
     checks.register(check_transactions, "billing")
     checks.register(check_configuration, "billing")
-    # At the start of the server alone: `migrate` must be able to put them back.
+    # Only when the server starts, because `migrate` must be able to restore the triggers.
     checks.register(check_guards, "billing", deploy=True)
 
 
 def check_currency(**_kwargs: Any) -> list[checks.CheckMessage]:
     if re.fullmatch(r"[A-Z]{3}", settings.CURRENCY):
         return []
-    return [checks.Error("CURRENCY must be a code of three letters, as USD.", id="billing.E001")]
+    return [
+        checks.Error("CURRENCY must be a code of three letters, such as USD.", id="billing.E001")
+    ]
 
 
 def check_lease(**_kwargs: Any) -> list[checks.CheckMessage]:
@@ -37,54 +39,56 @@ def check_lease(**_kwargs: Any) -> list[checks.CheckMessage]:
 
 
 def check_transactions(**_kwargs: Any) -> list[checks.CheckMessage]:
-    """A hold must be seen by others at once, and a stream outlives its view's transaction."""
+    """Other processes must see a hold at once, and a stream ends after its view's transaction."""
     if not settings.DATABASES["default"].get("ATOMIC_REQUESTS"):
         return []
     return [checks.Error("ATOMIC_REQUESTS must be off.", id="billing.E003")]
 
 
 def check_configuration(**_kwargs: Any) -> list[checks.CheckMessage]:
-    """A database keeps the currency and the scale that its amounts were written in."""
-    found = _ask(configuration.read)
-    if found is None:
+    """The currency and the scale must be those that the database's amounts were written in."""
+    row = _query(configuration.read)
+    if row is None:
         return []
-    if found.currency != settings.CURRENCY:
-        message = f"CURRENCY is {settings.CURRENCY}, but this database is kept in {found.currency}."
-        hint = f"Set CURRENCY={found.currency}, or use another database."
-        return [checks.Error(message, hint=hint, id="billing.E004")]
-    if found.scale != scale_of(found.currency):
+    if row.currency != settings.CURRENCY:
         message = (
-            f"This database keeps {found.currency} with {found.scale} decimals, "
-            f"and this version with {scale_of(found.currency)}."
+            f"CURRENCY is {settings.CURRENCY}, but the amounts of this database are {row.currency}."
         )
-        hint = "Use the version of the gateway that the database was made with."
+        hint = f"Set CURRENCY={row.currency}, or use another database."
+        return [checks.Error(message, hint=hint, id="billing.E004")]
+    if row.scale != scale_of(row.currency):
+        message = (
+            f"This database stores {row.currency} with {row.scale} decimals, "
+            f"but this version uses {scale_of(row.currency)}."
+        )
+        hint = "Use the version of the gateway that created the database."
         return [checks.Error(message, hint=hint, id="billing.E004")]
     return []
 
 
 def check_guards(**_kwargs: Any) -> list[checks.CheckMessage]:
-    """Nothing else keeps a usage row, a price or an entry from being changed."""
-    missing = _ask(lambda: append_only.missing(connections["default"]))
+    """Only these triggers prevent changes to usage rows, prices, entries and limit changes."""
+    missing = _query(lambda: append_only.missing(connections["default"]))
     if not missing:
         return []
-    message = f"The database does not guard append-only rows; missing: {', '.join(missing)}."
-    hint = "Run manage.py migrate, which puts them back; then manage.py reconcile."
+    message = f"Triggers that guard append-only tables are missing: {', '.join(missing)}."
+    hint = "Run manage.py migrate, which restores them, and then manage.py reconcile."
     return [checks.Error(message, hint=hint, id="billing.E005")]
 
 
-def _ask(question: Callable[[], Answer]) -> Answer | None:
-    """Return what the database says; None while there is no database to ask.
+def _query(read: Callable[[], Result]) -> Result | None:
+    """Return what `read` returns, or None if the database does not exist or does not respond.
 
-    A database that is away or not migrated must not stop a command: `/readyz` tells of both.
+    An absent or unmigrated database must not stop a command. `/readyz` reports both.
     """
     connection = connections["default"]
     if connection.vendor == "sqlite" and not Path(connection.settings_dict["NAME"]).exists():
         return None  # Connecting would create an empty file.
     opened_here = connection.connection is None
     try:
-        return question()
+        return read()
     except Error:
         return None
     finally:
         if opened_here:
-            connection.close()  # A command that runs for long keeps no connection for this.
+            connection.close()  # A long-running command should not keep this connection open.

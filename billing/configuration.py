@@ -1,7 +1,7 @@
-"""What a database was set up for: its currency, the scale of its amounts, and which database it is.
+"""The configuration of a database: its currency, the scale of its amounts, and its id.
 
-Written once, by the first `migrate`. The currency gives every amount its meaning, and the scale its
-size; so neither can be changed under amounts that are there.
+The first `migrate` writes it. Neither the currency nor the scale can change later, because all
+stored amounts depend on them.
 """
 
 import uuid
@@ -18,12 +18,12 @@ ONLY_ROW = 1
 
 
 class BillingConfig(models.Model):
-    """What this database was set up for, in its only row. Written by the first `migrate`."""
+    """The configuration of this database, in the only row of its table."""
 
     id = models.PositiveSmallIntegerField(primary_key=True, default=1)
     currency = models.CharField(max_length=3)
     scale = models.PositiveSmallIntegerField(help_text="Amounts are whole numbers of 10^-scale.")
-    # Random, and kept by backups: tells this database from another one behind the same address.
+    # Random, and the same in a backup. It distinguishes databases that use the same URL.
     database_id = models.UUIDField(default=uuid.uuid4)
     created_at = models.DateTimeField(auto_now_add=True)
 
@@ -35,7 +35,7 @@ class BillingConfig(models.Model):
 
 
 def write_after_migrate(*, using: str, **_kwargs: Any) -> None:
-    """Write the row unless it is there. `migrate billing zero` leaves no table to write to."""
+    """Write the row unless it exists. After `migrate billing zero` there is no table."""
     if not has_table(using):
         return
     BillingConfig.objects.using(using).get_or_create(
@@ -48,7 +48,7 @@ def write_after_migrate(*, using: str, **_kwargs: Any) -> None:
 
 
 def read(using: str = "default") -> BillingConfig | None:
-    """Return the row; None in a database that is not migrated."""
+    """Return the row; None if the database is not migrated."""
     if not has_table(using):
         return None
     return BillingConfig.objects.using(using).filter(pk=ONLY_ROW).first()
@@ -59,12 +59,12 @@ def has_table(using: str) -> bool:
 
 
 def database_id() -> UUID:
-    """Return which database this is. Not remembered: it may be exchanged, or get a new id."""
+    """Return the id of this database. It is not cached, because it may change."""
     return BillingConfig.objects.get(pk=ONLY_ROW).database_id
 
 
 def renew_database_id() -> UUID:
-    """Make a copy a database of its own, which is not taken for the one it was copied from."""
+    """Give a copied database a new id, so that it is not taken for the original."""
     new = uuid.uuid4()
     BillingConfig.objects.filter(pk=ONLY_ROW).update(database_id=new)
     return new

@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 else:
     _Integers = models.BigIntegerField
 
-# Decimals of an amount. 64 bits hold 9.2 million units with twelve, 9.2 thousand million with nine.
+# Decimals of an amount. 64 bits hold amounts up to 9.2 million with 12, 9.2 billion with 9.
 SCALE, SCALE_OF_SMALL_UNITS = 12, 9
-# Currencies without a minor unit, and those whose unit was worth less than about 3 US cents.
-# Adding or removing one here makes `check` refuse the databases that are kept in it (billing.E004).
+# Currencies without a minor unit, and those whose major unit was worth less than about 3 US cents.
+# If you add or remove one, `check` rejects existing databases in that currency (billing.E004).
 _SMALL = (
     "AFN ALL AMD AOA ARS BDT BIF BTN CDF CLP COP CRC CVE DJF DOP DZD EGP ETB GMD GNF GYD HTG "
     "HUF IDR INR IQD IRR ISK JMD JPY KES KGS KHR KMF KPW KRW KZT LAK LBP LKR LRD MGA MKD MMK "
@@ -35,8 +35,8 @@ SMALL_UNITS = frozenset(_SMALL.split())
 
 # What a 64-bit integer holds.
 MAX_UNITS = 2**63 - 1
-# The most that a budget is given. The rest is for what is spent beyond a limit: by requests that
-# ran when it was reached, and by a model that read more than was held for.
+# The highest limit of a budget. The rest of the 64 bits is for amounts beyond a limit: of requests
+# that ran when it was reached, and of a model that read more tokens than were held.
 MAX_LIMIT = 9 * 10**18
 
 _AMOUNT = re.compile(r"-?[0-9]{1,12}(\.[0-9]{1,12})?")
@@ -48,7 +48,7 @@ def scale_of(currency: str) -> int:
 
 
 def scale() -> int:
-    """Return how many decimals an amount has here. `check` compares it with the database's."""
+    """Return how many decimals amounts have. `check` compares it with the database's scale."""
     return scale_of(settings.CURRENCY)
 
 
@@ -98,8 +98,11 @@ class MoneyField(_Integers):
 
 
 class ExactSum(models.Sum):
-    """A sum of amounts that may leave 64 bits. PostgreSQL's may; SQLite's raises an error, so there
-    the thousand millions and the rest are summed apart, and put together here."""
+    """A sum of amounts that may exceed 64 bits.
+
+    PostgreSQL's SUM may exceed them. SQLite's raises an error, so there the billions and the
+    remainders are summed separately and combined in Python.
+    """
 
     _PART = 10**9
 
@@ -112,10 +115,10 @@ class ExactSum(models.Sum):
 
     @property
     def convert_value(self) -> Any:
-        return self._together
+        return self._combine
 
     @classmethod
-    def _together(cls, value: Any, _expression: Any, _connection: Any) -> int | None:
+    def _combine(cls, value: Any, _expression: Any, _connection: Any) -> int | None:
         if not isinstance(value, str):
             return None if value is None else int(value)
         high, low = value.split(" ")

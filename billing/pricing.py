@@ -1,4 +1,4 @@
-"""Multiply tokens and money. Pure, whole numbers only: smallest units and tokens."""
+"""Prices and costs, in whole smallest units per token. Pure."""
 
 from dataclasses import dataclass
 from decimal import Decimal
@@ -6,21 +6,21 @@ from decimal import Decimal
 from billing.money import MAX_UNITS, from_units, scale, to_units
 from gateway.metering import Outcome, Usage
 
-# 100 per 1,000 tokens, or 100,000 in a currency of small units: far above any price, and low enough
-# that no cost leaves 64 bits, whatever count of tokens is believed.
+# 100 per 1,000 tokens, or 100,000 in a currency of small units. That is far above any real price,
+# and low enough that a cost fits 64 bits for every token count that the gateway accepts.
 MAX_PRICE = 10**11
 
-# Ends of the client's side: always billed, or leaving early would be a way not to pay.
+# The client ended the request: always billed, or disconnecting early would avoid paying.
 CLIENT_ENDS = (Outcome.CLIENT_LEFT, Outcome.KEY_REVOKED, Outcome.ANSWER_TOO_LONG)
-# Ends that a prompt can cause, and ends of the gateway's side: billed if anything was delivered.
+# The prompt or the gateway ended the request: billed if anything was delivered.
 INTERRUPTIONS = (Outcome.INVALID_REQUEST, Outcome.GATEWAY_STOPPED, Outcome.EXPIRED)
-# Failures of the model server itself: free while fewer tokens than this were delivered.
+# The model server failed: not billed if fewer than FREE_BELOW tokens were delivered.
 FAILURES = (Outcome.UPSTREAM_BROKE, Outcome.UPSTREAM_STALLED)
 FREE_BELOW = 64
 
 
 class InvalidPrice(ValueError):
-    """Not a price; the message says why."""
+    """The text is not a valid price; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ def cost(rates: Rates, prompt_tokens: int, completion_tokens: int) -> int:
 
 
 def is_billed(outcome: Outcome, usage: Usage, *, bill_interrupted: bool) -> bool:
-    """Tell whether a response that ended like this is billed.
+    """Tell whether a request with this outcome is billed.
 
-    Complete: yes. Ended from the client's side: if it had begun.
-    Ended by anybody else: if something was delivered, and the operator bills that. A whole response
-    that fails delivers nothing.
-    Never: what was refused before the first chunk, and what a defect of the gateway ended.
+    A complete response is billed. One that the client ended is billed if it had started. Any other
+    interrupted response is billed if something was delivered and `bill_interrupted` is on; a
+    response that is not streamed and fails delivers nothing. Requests that were rejected, and those
+    that a defect of the gateway ended, are never billed.
     """
     if outcome is Outcome.COMPLETE:
         return True
@@ -62,15 +62,15 @@ def is_billed(outcome: Outcome, usage: Usage, *, bill_interrupted: bool) -> bool
 def per_token(price_per_1k: str | Decimal) -> int:
     """Turn a price per 1,000 tokens into smallest units per token; raise InvalidPrice.
 
-    It has three decimals less than an amount, so that one token's is a whole number of units.
+    A price has three decimals fewer than an amount, so the price of one token is a whole number.
     """
     try:
         units = to_units(price_per_1k)
     except ValueError:
         raise InvalidPrice(f"'{price_per_1k}' is not a price such as 0.002.") from None
     if units < 0 or units // 1000 > MAX_PRICE:
-        most = f"{per_1k(MAX_PRICE):f}"
-        raise InvalidPrice(f"'{price_per_1k}' is out of range; prices go from 0 to {most}.")
+        highest = f"{per_1k(MAX_PRICE):f}"
+        raise InvalidPrice(f"'{price_per_1k}' is out of range; prices go from 0 to {highest}.")
     if units % 1000:
         raise InvalidPrice(f"'{price_per_1k}' has more than {price_decimals()} decimals.")
     return units // 1000

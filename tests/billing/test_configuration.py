@@ -1,4 +1,4 @@
-"""A database keeps the currency that its amounts were written in."""
+"""The currency and scale of a database cannot change after its first migration."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def manage(*command: str, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_first_migrate_writes_the_row(db: None) -> None:
+def test_the_first_migration_writes_the_configuration(db: None) -> None:
     row = BillingConfig.objects.get()
 
     assert (row.currency, row.scale) == ("USD", 12)
@@ -42,7 +42,7 @@ def test_the_first_migrate_writes_the_row(db: None) -> None:
     assert configuration.database_id() == row.database_id
 
 
-def test_a_later_migrate_leaves_it_as_it_is(db: None, settings: Any) -> None:
+def test_a_later_migration_does_not_change_the_configuration(db: None, settings: Any) -> None:
     before = BillingConfig.objects.get()
     settings.CURRENCY = "EUR"
 
@@ -52,27 +52,27 @@ def test_a_later_migrate_leaves_it_as_it_is(db: None, settings: Any) -> None:
     assert (after.currency, after.database_id) == (before.currency, before.database_id)
 
 
-def test_another_currency_is_refused(db: None, settings: Any) -> None:
+def test_another_currency_is_rejected(db: None, settings: Any) -> None:
     settings.CURRENCY = "EUR"
 
     (error,) = checks.check_configuration()
 
     assert error.id == "billing.E004"
-    assert error.msg == "CURRENCY is EUR, but this database is kept in USD."
+    assert error.msg == "CURRENCY is EUR, but the amounts of this database are USD."
 
 
-def test_another_scale_is_refused(db: None) -> None:
+def test_another_scale_is_rejected(db: None) -> None:
     BillingConfig.objects.update(scale=9)
 
     assert ids() == ["billing.E004"]
 
 
-def test_there_is_one_row_only(db: None) -> None:
+def test_a_second_configuration_row_is_rejected(db: None) -> None:
     with pytest.raises(Exception, match="one_billing_config"):
         BillingConfig.objects.create(id=2, currency="EUR", scale=12)
 
 
-def test_a_database_that_is_not_migrated_is_not_asked(transactional_db: None) -> None:
+def test_a_database_that_is_not_migrated_passes_the_check(transactional_db: None) -> None:
     with connection.schema_editor() as editor:
         editor.execute("ALTER TABLE billing_billingconfig RENAME TO away")
     try:
@@ -82,24 +82,24 @@ def test_a_database_that_is_not_migrated_is_not_asked(transactional_db: None) ->
             editor.execute("ALTER TABLE away RENAME TO billing_billingconfig")
 
 
-def test_a_command_under_another_currency_does_nothing(transactional_db: None) -> None:
-    done = manage("create_account", "Alice Ltd", CURRENCY="EUR", DATABASE_URL=database_url())
+def test_a_command_with_another_currency_fails_without_a_traceback(transactional_db: None) -> None:
+    finished = manage("create_account", "Alice Ltd", CURRENCY="EUR", DATABASE_URL=database_url())
 
-    assert done.returncode != 0 and "billing.E004" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert finished.returncode != 0 and "billing.E004" in finished.stderr
+    assert "Traceback" not in finished.stderr
 
 
 @pytest.mark.once
 @pytest.mark.parametrize("env", [SQLITE, POSTGRESQL], ids=["no file", "no server"])
-def test_a_database_that_is_away_stops_no_check(env: dict[str, str]) -> None:
-    done = manage("check", **env)
+def test_check_passes_when_the_database_is_unreachable(env: dict[str, str]) -> None:
+    finished = manage("check", **env)
 
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    assert finished.returncode == 0, finished.stderr
+    assert "Traceback" not in finished.stderr
 
 
 @pytest.mark.once
-def test_a_check_creates_no_database(tmp_path: Path) -> None:
-    done = manage("check", DATABASE_URL=f"sqlite:///{tmp_path}/new.sqlite3")
+def test_check_creates_no_database_file(tmp_path: Path) -> None:
+    finished = manage("check", DATABASE_URL=f"sqlite:///{tmp_path}/new.sqlite3")
 
-    assert done.returncode == 0 and list(tmp_path.iterdir()) == []
+    assert finished.returncode == 0 and list(tmp_path.iterdir()) == []

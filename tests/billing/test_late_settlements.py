@@ -1,9 +1,7 @@
-"""A request that was settled as expired and went on: what it cost is billed in the end, once."""
+"""A request that goes on after its hold expired is billed in full, exactly once."""
 
 from datetime import timedelta
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,33 +24,26 @@ from tests.billing.test_ledger import (
 )
 from tests.harness.callers import Caller, database_time
 
-pytestmark = pytest.mark.usefixtures("priced")
-LONGER = timedelta(hours=2)
-
-
-@pytest.fixture(autouse=True)
-def folder(tmp_path: Path, settings: Any) -> Path:
-    journal.close_own_file()
-    settings.JOURNAL_DIR = str(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("priced", "journal_directory")
+TWO_HOURS = timedelta(hours=2)
 
 
 def expired(caller: Caller, produced: int) -> LedgerMeter:
-    """Return the meter of an answer that goes on, though another process has settled it."""
+    """Return the meter of a request that is served, though its hold was settled as expired."""
     meter = LedgerMeter(new_request_id())
     ids = (caller.account.pk, caller.key.pk)
     meter.open(Demand(*ids, Operation.CHAT, "llama3:latest", 100, 25, 100))
     ledger.renew({meter.request_id: produced}, timedelta(seconds=30))
-    with machine_running_for(LONGER):
+    with machine_running_for(TWO_HOURS):
         assert recovery.settle_abandoned() == 1
     return meter
 
 
 @pytest.mark.parametrize("produced", [0, 3, 90])
-def test_the_last_chunk_and_the_books_say_what_was_delivered(
+def test_the_receipt_and_both_rows_add_up_to_the_delivered_usage(
     alice: Caller, produced: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Too little was billed, or too much where the prompt was shorter than estimated."""
+    """The first row has too little, or too much if the prompt was shorter than estimated."""
     meter = expired(alice, produced)
     early = TokenUsage.objects.get()
 
@@ -68,14 +59,14 @@ def test_the_last_chunk_and_the_books_say_what_was_delivered(
     assert f"{early.cost} was billed, it cost {receipt.cost}" in error.getMessage()
 
 
-def test_a_day_counts_the_request_once_and_its_tokens_whole(alice: Caller) -> None:
+def test_the_roll_up_counts_the_request_once_and_all_of_its_tokens(alice: Caller) -> None:
     expired(alice, 3).close(Usage(10, 50, started=True), Outcome.COMPLETE)
 
     day = UsageDaily.objects.get()
     assert (day.requests, day.unbilled, day.prompt_tokens, day.completion_tokens) == (1, 0, 10, 50)
 
 
-def test_what_is_free_after_all_is_given_back(alice: Caller) -> None:
+def test_an_expired_request_that_turns_out_to_be_free_is_refunded(alice: Caller) -> None:
     meter = expired(alice, 3)
 
     receipt = meter.close(Usage(), Outcome.GATEWAY_FAILED)
@@ -84,23 +75,25 @@ def test_what_is_free_after_all_is_given_back(alice: Caller) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_many_who_settle_late_bill_the_difference_once(alice: Caller, priced: ModelPrice) -> None:
+def test_concurrent_late_settlements_bill_the_difference_once(
+    alice: Caller, priced: ModelPrice
+) -> None:
     hold = reserve(alice, priced)
     with database_time(hold.lease_until):
         assert recovery.settle_abandoned() == 1
-    won: list[bool] = []
+    settled: list[bool] = []
 
-    in_threads(8, lambda: won.append(finish(hold) is not None))
+    in_threads(8, lambda: settled.append(finish(hold) is not None))
 
-    assert sorted(won) == [False] * 7 + [True]
+    assert sorted(settled) == [False] * 7 + [True]
     assert sum(row.cost for row in TokenUsage.objects.all()) == Decimal("0.00004")
     assert books_balance()
 
 
-def test_an_ending_in_the_journal_of_another_host_is_billed_in_the_end(
+def test_a_journal_that_is_replayed_after_the_lease_expired_bills_the_difference(
     alice: Caller, priced: ModelPrice
 ) -> None:
-    """Its client saw it end, while the database was away; the lease ran out before it was read."""
+    """The request ended while the database was away. Its lease expired before the replay."""
     hold = reserve(alice, priced)
     usage = Usage(10, 5, CountSource.UPSTREAM, started=True)
     with database_time(hold.lease_until):
@@ -114,7 +107,7 @@ def test_an_ending_in_the_journal_of_another_host_is_billed_in_the_end(
     assert TokenUsage.objects.count() == 2 and books_balance()
 
 
-def test_the_difference_counts_in_the_month_in_which_it_is_billed(
+def test_the_difference_counts_in_the_month_of_its_own_row(
     alice: Caller, priced: ModelPrice
 ) -> None:
     with database_time(NOVEMBER):
@@ -131,7 +124,7 @@ def test_the_difference_counts_in_the_month_in_which_it_is_billed(
     assert spent == {"2026-11": 28, "2026-12": 62} and books_balance()
 
 
-def test_a_clock_that_went_back_makes_no_negative_duration(
+def test_a_clock_that_is_set_back_makes_no_negative_duration(
     alice: Caller, priced: ModelPrice
 ) -> None:
     row = finish(reserve(alice, priced, now=DECEMBER), now=NOVEMBER)

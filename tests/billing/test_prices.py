@@ -53,7 +53,7 @@ def test_the_newest_version_that_has_started_is_effective() -> None:
     assert shown == [None, Decimal("0.002"), Decimal("0.002"), Decimal("0.003"), Decimal("0.003")]
 
 
-def test_a_model_without_a_price_has_none() -> None:
+def test_an_unpriced_model_has_no_effective_price() -> None:
     assert price_book.effective_price("nobody:latest", START) is None
     assert price_book.effective_prices(START) == {}
 
@@ -72,19 +72,19 @@ def test_all_effective_prices_are_found_at_once() -> None:
     assert set(price_book.effective_prices(at(30), ["mistral:latest", "x"])) == {"mistral:latest"}
 
 
-def test_a_price_cannot_begin_in_the_past() -> None:
+def test_a_price_cannot_start_in_the_past() -> None:
     line = price_book.read_line("llama3", "0.002")
     with pytest.raises(InvalidPrice, match="past"):
         price_book.schedule(line, effective_from=at(0), now=at(1))
 
 
-def test_two_prices_cannot_begin_at_one_moment() -> None:
+def test_two_prices_of_a_model_cannot_start_at_the_same_time() -> None:
     schedule("llama3", "0.002", 10)
     with pytest.raises(InvalidPrice, match="already"):
         schedule("LLAMA3:latest", "0.003", 10)
 
 
-def test_the_database_itself_refuses_two_prices_at_one_moment() -> None:
+def test_the_database_rejects_two_prices_that_start_at_the_same_time() -> None:
     row = schedule("llama3", "0.002", 10)
     with pytest.raises(IntegrityError), transaction.atomic():
         ModelPrice.objects.create(
@@ -100,7 +100,7 @@ def test_the_database_itself_refuses_two_prices_at_one_moment() -> None:
     ],
     ids=["update", "delete"],
 )
-def test_a_price_that_was_set_stays_as_it_is(change: Callable[[], Any]) -> None:
+def test_a_price_version_cannot_be_changed_or_deleted(change: Callable[[], Any]) -> None:
     schedule("llama3", "0.002", 10)
     with pytest.raises(DatabaseError), transaction.atomic():
         change()
@@ -114,7 +114,7 @@ HOURS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 99)), max_size=8)
     max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 @given(versions=HOURS.map(dict), moment=st.integers(-1, 41), later=st.integers(1, 20))
-def test_at_any_time_the_last_begun_version_applies_and_a_new_one_changes_no_past(
+def test_the_newest_started_version_is_effective_and_a_new_one_changes_no_past(
     versions: dict[int, int], moment: int, later: int
 ) -> None:
     with transaction.atomic():
@@ -142,13 +142,13 @@ def test_a_new_price_changes_no_usage_row(
 # --- Reading lists --------------------------------------------------------------------------------
 
 
-def test_completions_cost_as_prompts_unless_said() -> None:
+def test_the_output_price_defaults_to_the_input_price() -> None:
     assert price_book.read_line("llama3", "0.002").rates == Rates(2_000_000, 2_000_000)
     assert price_book.read_line("llama3", "0.002", "").rates == Rates(2_000_000, 2_000_000)
     assert price_book.read_line("llama3", "0.002", "0").rates == Rates(2_000_000, 0)
 
 
-def test_a_list_is_read_by_its_columns() -> None:
+def test_a_price_list_is_read_by_column_names() -> None:
     text = "model,input_per_1k,output_per_1k,note\nLLAMA3,0.002,,x\n\nhf.co/A/b:Q4,1,2\n"
 
     lines = price_book.read_list(text)
@@ -172,7 +172,7 @@ BAD_LISTS = {
 
 
 @pytest.mark.parametrize(("text", "reason"), BAD_LISTS.values(), ids=BAD_LISTS)
-def test_a_list_that_is_wrong_is_refused_with_its_line(text: str, reason: str) -> None:
+def test_an_invalid_price_list_is_rejected_with_the_line_number(text: str, reason: str) -> None:
     with pytest.raises(InvalidPrice, match=reason):
         price_book.read_list(text)
 
@@ -201,7 +201,7 @@ def price_file(tmp_path: Path) -> Callable[[str], str]:
     return write
 
 
-def test_the_list_that_comes_along_prices_the_popular_models() -> None:
+def test_the_bundled_list_prices_popular_models() -> None:
     run("seed_prices")
 
     assert now_of("llama3:latest") == "0.002/0.002"
@@ -209,7 +209,7 @@ def test_the_list_that_comes_along_prices_the_popular_models() -> None:
     assert ModelPrice.objects.count() > 20
 
 
-def test_seeding_again_adds_nothing() -> None:
+def test_seeding_twice_adds_nothing() -> None:
     run("seed_prices")
     before = ModelPrice.objects.count()
 
@@ -217,33 +217,35 @@ def test_seeding_again_adds_nothing() -> None:
     assert ModelPrice.objects.count() == before
 
 
-def test_the_list_that_comes_along_overrides_no_price() -> None:
+def test_the_bundled_list_overrides_no_price() -> None:
     run("set_price", "llama3", "--input", "0.5")
     run("seed_prices")
 
     assert now_of("llama3:latest") == "0.5/0.5"
 
 
-def test_a_list_of_ones_own_makes_new_versions_of_what_differs(
+def test_a_price_file_adds_versions_for_prices_that_differ(
     price_file: Callable[[str], str],
 ) -> None:
     run("seed_prices")
     out = run("seed_prices", "--file", price_file("LLAMA3,0.01,0.02\nmistral,0.0015,\nown/m,1,2\n"))
 
-    assert out.startswith("2 prices added, 1 kept")
+    assert out.startswith("2 prices added, 1 left unchanged")
     assert (now_of("llama3:latest"), now_of("own/m:latest")) == ("0.01/0.02", "1/2")
     assert ModelPrice.objects.filter(model="llama3:latest").count() == 2
     assert ModelPrice.objects.filter(model="mistral:latest").count() == 1
 
 
 @pytest.mark.parametrize("lines", ["llama3,1,1\nLLAMA3:latest,2,2\n", "llama3,1,1\nx,y,z\n"])
-def test_a_list_with_a_fault_changes_nothing(price_file: Callable[[str], str], lines: str) -> None:
+def test_an_invalid_price_file_changes_nothing(
+    price_file: Callable[[str], str], lines: str
+) -> None:
     with pytest.raises(CommandError):
         run("seed_prices", "--file", price_file(lines))
     assert not ModelPrice.objects.exists()
 
 
-def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+def test_an_unreadable_price_file_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes(b"\xff\xfe")
     for path in (tmp_path, tmp_path / "nowhere", tmp_path / "latin"):
         with pytest.raises(CommandError, match="Cannot read"):
@@ -253,7 +255,7 @@ def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
 # --- set_price ------------------------------------------------------------------------------------
 
 
-def test_a_price_is_set_by_any_spelling() -> None:
+def test_a_price_can_be_set_for_any_spelling_of_a_model() -> None:
     out = run("set_price", "Library/LLAMA3", "--input", "0.002", "--output", "0.004")
 
     assert now_of("llama3:latest") == "0.002/0.004"
@@ -274,7 +276,7 @@ def test_a_price_may_be_zero() -> None:
         ("2999-12-01T08:00Z", datetime(2999, 12, 1, 8, tzinfo=UTC)),
     ],
 )
-def test_a_price_may_begin_later(text: str, begins: datetime) -> None:
+def test_a_price_can_start_later(text: str, begins: datetime) -> None:
     run("set_price", "llama3", "--input", "1", "--from", text)
 
     assert ModelPrice.objects.get().effective_from == begins
@@ -295,7 +297,7 @@ def test_a_price_may_begin_later(text: str, begins: datetime) -> None:
     ],
     ids=str,
 )
-def test_a_price_that_makes_no_sense_is_not_set(args: list[str]) -> None:
+def test_an_invalid_price_is_not_set(args: list[str]) -> None:
     with pytest.raises(CommandError):
         run("set_price", *args)
     assert not ModelPrice.objects.exists()

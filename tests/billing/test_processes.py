@@ -1,4 +1,4 @@
-"""Who is alive: known within one boot and one PID namespace, and of nobody else."""
+"""Whether a process runs is known only within one boot and one PID namespace."""
 
 import os
 import shutil
@@ -13,8 +13,8 @@ from billing import processes
 pytestmark = pytest.mark.once  # It needs no database.
 
 ROOT = Path(__file__).resolve().parents[2]
-SAY_WHO = "import sys; from billing import processes; print(processes.identity(), flush=True)"
-THEN_WAIT = f"{SAY_WHO}; sys.stdin.read()"
+PRINT_NAME = "import sys; from billing import processes; print(processes.identity(), flush=True)"
+PRINT_AND_WAIT = f"{PRINT_NAME}; sys.stdin.read()"
 OWN_NAMESPACE = ["unshare", "--pid", "--mount-proc", "--fork", "--kill-child"]
 NOBODY = 65534
 
@@ -24,8 +24,8 @@ needs_root = pytest.mark.skipif(
 
 
 def started(*before: str) -> "subprocess.Popen[str]":
-    """Another process, which says its name and waits for the end of its input."""
-    command = [*before, sys.executable, "-c", THEN_WAIT]
+    """Start another process that prints its name and waits for the end of its input."""
+    command = [*before, sys.executable, "-c", PRINT_AND_WAIT]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
 
@@ -35,7 +35,7 @@ def name_of(process: "subprocess.Popen[str]") -> str:
     return process.stdout.readline().strip()
 
 
-def test_a_process_that_runs_is_alive_until_it_ends() -> None:
+def test_a_process_runs_until_it_exits() -> None:
     with started() as process:
         name = name_of(process)
         assert not processes.has_exited(name) and processes.may_be_running(name)
@@ -45,8 +45,8 @@ def test_a_process_that_runs_is_alive_until_it_ends() -> None:
 
 
 @needs_root
-def test_of_a_process_in_another_pid_namespace_nothing_is_known() -> None:
-    """Two containers with one host name: each has a process 1, and neither sees the other's."""
+def test_a_process_of_another_pid_namespace_is_neither_running_nor_exited() -> None:
+    """Two containers with one host name each have a process 1 and cannot see the other's."""
     with started(*OWN_NAMESPACE) as process:
         name = name_of(process)
         assert name.rpartition("/")[2].startswith("1-"), name
@@ -58,9 +58,9 @@ def test_of_a_process_in_another_pid_namespace_nothing_is_known() -> None:
 
 
 @needs_root
-def test_a_process_hidden_from_another_user_is_not_dead() -> None:
-    """As on hosts that mount /proc with hidepid=2: a file that is not there says nothing."""
-    ask = (
+def test_a_process_hidden_from_another_user_has_not_exited() -> None:
+    """Hosts may mount /proc with hidepid=2. A missing file then proves nothing."""
+    program = (
         "import os, sys\n"
         "from billing import processes\n"
         "processes.identity()\n"
@@ -71,23 +71,23 @@ def test_a_process_hidden_from_another_user_is_not_dead() -> None:
     hide = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
     with started() as process:
         name = name_of(process)
-        command = ["unshare", "--mount", "sh", "-c", hide, "sh", sys.executable, "-c", ask]
-        told = subprocess.run(
+        command = ["unshare", "--mount", "sh", "-c", hide, "sh", sys.executable, "-c", program]
+        finished = subprocess.run(
             [*command, name, str(process.pid)], cwd=ROOT, capture_output=True, text=True
         )
         process.kill()
 
-    assert told.stdout.strip() == "False True", told.stderr
+    assert finished.stdout.strip() == "False True", finished.stderr
 
 
-def test_a_reused_process_number_is_another_process() -> None:
-    place, _slash, local = processes.identity().rpartition("/")
+def test_a_reused_process_number_means_the_process_has_exited() -> None:
+    prefix, _slash, local = processes.identity().rpartition("/")
     number, _dash, _started = local.partition("-")
 
-    assert processes.has_exited(f"{place}/{number}-1")
+    assert processes.has_exited(f"{prefix}/{number}-1")
 
 
-def test_an_earlier_boot_of_the_same_machine_is_another_machine() -> None:
+def test_a_process_of_an_earlier_boot_is_treated_as_one_of_another_machine() -> None:
     host, boot, namespace, local = processes.identity().split("/")
     earlier = f"{host}/{boot[::-1]}/{namespace}/{local}"
 
@@ -95,10 +95,10 @@ def test_an_earlier_boot_of_the_same_machine_is_another_machine() -> None:
     assert not processes.has_exited(earlier) and not processes.may_be_running(earlier)
 
 
-def test_where_proc_is_of_another_namespace_nothing_is_known(
+def test_nothing_is_known_if_proc_belongs_to_another_namespace(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Its files are those of other processes that happen to have the same numbers."""
+    """Its files describe other processes that have the same numbers."""
     processes._namespace.cache_clear()
     monkeypatch.setattr(os, "readlink", lambda _path: "1")
     try:

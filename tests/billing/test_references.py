@@ -1,4 +1,4 @@
-"""A payment is posted once, whoever posts it again; each entry says who posted it."""
+"""A payment is posted once, and each entry has its author."""
 
 import io
 import os
@@ -29,7 +29,7 @@ def grant(*more: str, amount: str = "10") -> str:
     return run("grant", "Alice Ltd", amount, "--reason", "Paid", *more)
 
 
-def test_a_payment_posted_again_is_refused(alice: Caller) -> None:
+def test_a_reference_that_was_posted_before_is_rejected(alice: Caller) -> None:
     grant("--reference", "bank-2026-17")
 
     with pytest.raises(CommandError, match="'bank-2026-17' was posted before: 10 to Alice Ltd on"):
@@ -39,7 +39,7 @@ def test_a_payment_posted_again_is_refused(alice: Caller) -> None:
     assert Entry.objects.filter(reference="bank-2026-17").count() == 1
 
 
-def test_a_payment_is_of_one_account(alice: Caller, charlie: Caller) -> None:
+def test_a_reference_that_another_account_has_is_rejected(alice: Caller, charlie: Caller) -> None:
     grant("--reference", "bank-2026-17")
 
     with pytest.raises(CommandError, match="to Alice Ltd on"):
@@ -48,7 +48,7 @@ def test_a_payment_is_of_one_account(alice: Caller, charlie: Caller) -> None:
     assert statements.balance(charlie.account) == 25
 
 
-def test_without_a_reference_each_grant_is_one(alice: Caller) -> None:
+def test_grants_without_a_reference_can_be_repeated(alice: Caller) -> None:
     grant()
     grant()
 
@@ -64,13 +64,13 @@ def test_a_top_up_needs_a_reference(alice: Caller) -> None:
     assert Entry.objects.get(reference="bank-1").kind == Entry.Kind.TOP_UP
 
 
-def test_a_reference_is_short_and_printable(alice: Caller) -> None:
+def test_a_long_or_unprintable_reference_is_rejected(alice: Caller) -> None:
     for reference in ("x" * 101, "a\x00b", "a\nb"):
         with pytest.raises(CommandError, match="printable"):
             grant("--reference", reference)
 
 
-def test_the_first_credit_is_a_top_up_only_with_a_reference(alice: Caller) -> None:
+def test_the_first_credit_is_a_top_up_if_it_has_a_reference(alice: Caller) -> None:
     run("create_account", "Dora", "--credit", "5")
     run("create_account", "Emil", "--credit", "5", "--reference", "bank-2")
     with pytest.raises(CommandError, match="posted before"):
@@ -82,17 +82,17 @@ def test_the_first_credit_is_a_top_up_only_with_a_reference(alice: Caller) -> No
 
 
 @pytest.mark.django_db(transaction=True)
-def test_many_who_post_a_payment_at_once_post_one(alice: Caller) -> None:
-    answers: list[str] = []
+def test_concurrent_posts_of_one_reference_create_one_entry(alice: Caller) -> None:
+    results: list[str] = []
 
     def post() -> None:
         try:
             ledger.post(
                 alice.account, Decimal(10), kind=Entry.Kind.TOP_UP, reason="Paid", reference="b-1"
             )
-            answers.append("posted")
+            results.append("posted")
         except ValueError as error:
-            answers.append(str(error)[:23])
+            results.append(str(error)[:23])
         finally:
             connection.close()
 
@@ -102,12 +102,12 @@ def test_many_who_post_a_payment_at_once_post_one(alice: Caller) -> None:
     for thread in threads:
         thread.join(30)
 
-    assert sorted(answers) == [*["The reference 'b-1' was"] * 5, "posted"]
+    assert sorted(results) == [*["The reference 'b-1' was"] * 5, "posted"]
     assert statements.balance(alice.account) == 35
 
 
-def test_a_posted_reference_is_not_replaced(alice: Caller) -> None:
-    """INSERT OR REPLACE would remove the entry that bears it."""
+def test_an_entry_cannot_be_replaced_by_one_with_its_reference(alice: Caller) -> None:
+    """INSERT OR REPLACE deletes the old entry without firing its triggers."""
     if connection.vendor != "sqlite":
         pytest.skip("PostgreSQL has no such statement.")
     grant("--reference", "bank-1")
@@ -119,10 +119,10 @@ def test_a_posted_reference_is_not_replaced(alice: Caller) -> None:
             cursor.execute(copy + " WHERE reference IS NOT NULL")
 
 
-# --- Who ------------------------------------------------------------------------------------------
+# --- Authors --------------------------------------------------------------------------------------
 
 
-def test_an_entry_says_whose_command_it_was(alice: Caller) -> None:
+def test_the_author_of_a_commands_entry_is_the_system_user(alice: Caller) -> None:
     grant()
     run("set_price", "llama3", "--input", "0.002")
 
@@ -130,7 +130,9 @@ def test_an_entry_says_whose_command_it_was(alice: Caller) -> None:
     assert Entry.objects.latest("pk").author == ModelPrice.objects.get().author == name
 
 
-def test_a_system_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_author_is_a_user_id_if_the_system_user_has_no_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def unknown(uid: int) -> Any:
         raise KeyError(uid)
 

@@ -1,4 +1,4 @@
-"""Currencies of small units have fewer decimals, so that their large numbers fit 64 bits."""
+"""Currencies whose major unit is worth little have nine decimals, so that amounts fit 64 bits."""
 
 import io
 from datetime import UTC, datetime
@@ -36,12 +36,12 @@ def run(*command: str) -> str:
     return out.getvalue()
 
 
-def test_currencies_have_twelve_decimals_or_nine() -> None:
+def test_a_currency_has_twelve_or_nine_decimals() -> None:
     assert {scale_of(code) for code in ("USD", "EUR", "GBP", "CHF", "KWD", "CNY")} == {12}
     assert {scale_of(code) for code in (*WITHOUT_MINOR_UNIT, "IDR", "INR")} == {9}
 
 
-def test_an_amount_of_small_units(settings: Any) -> None:
+def test_an_amount_in_yen_has_nine_decimals(settings: Any) -> None:
     settings.CURRENCY = "JPY"
 
     assert to_units("1.000000001") == 10**9 + 1
@@ -51,7 +51,7 @@ def test_an_amount_of_small_units(settings: Any) -> None:
         to_units("0.0000000001")
 
 
-def test_a_price_of_small_units(settings: Any) -> None:
+def test_a_price_in_dong_has_six_decimals(settings: Any) -> None:
     settings.CURRENCY = "VND"
 
     assert per_1k(per_token("52500.5")) == Decimal("52500.5")
@@ -61,11 +61,11 @@ def test_a_price_of_small_units(settings: Any) -> None:
         per_token("0.0000001")
 
 
-def test_a_database_in_vnd_is_accepted(vnd: None) -> None:
+def test_a_database_in_dong_passes_the_check(vnd: None) -> None:
     assert check_configuration() == []
 
 
-def test_a_customer_in_vnd_pays_in_two_large_amounts_and_uses_them(vnd: None) -> None:
+def test_a_customer_in_dong_pays_large_amounts_and_uses_them(vnd: None) -> None:
     run("create_account", "Big", "--credit", "5000000000")
     assert "now has 5000300000" in run("grant", "Big", "300000", "--reason", "Second invoice")
 
@@ -78,14 +78,14 @@ def test_a_customer_in_vnd_pays_in_two_large_amounts_and_uses_them(vnd: None) ->
     assert books_balance()
 
 
-def test_the_seeds_are_prices_in_vnd_too(vnd: None) -> None:
+def test_the_bundled_prices_are_valid_in_dong(vnd: None) -> None:
     assert "prices added" in run("seed_prices")
 
 
-# --- At the end of what 64 bits hold, in any currency ---------------------------------------------
+# --- The limits of 64 bits, in any currency -------------------------------------------------------
 
 
-def test_a_wallet_that_is_nearly_full_says_how_much_it_takes(db: None) -> None:
+def test_an_entry_that_exceeds_the_limits_of_a_wallet_is_rejected_with_the_limit(db: None) -> None:
     run("create_account", "Big", "--credit", "8900000")
 
     with pytest.raises(CommandError, match="ends at 9,000,000"):
@@ -95,7 +95,7 @@ def test_a_wallet_that_is_nearly_full_says_how_much_it_takes(db: None) -> None:
         run("grant", "Big", "-9000000", "--reason", "Back to us", "--force")
 
 
-def test_a_wallet_at_its_end_refuses_the_next_request(charlie: Caller) -> None:
+def test_a_wallet_near_its_limit_rejects_the_next_request(charlie: Caller) -> None:
     price = set_price("llama3", "100")
     Budget.objects.filter(pk=charlie.wallet.pk).update(limit=MAX_UNITS, spent=to_units("9200000"))
 
@@ -103,7 +103,9 @@ def test_a_wallet_at_its_end_refuses_the_next_request(charlie: Caller) -> None:
         reserve(charlie, price, prompt=1_000_000)
 
 
-def test_a_month_beyond_64_bits_is_summed_up(charlie: Caller, priced: ModelPrice) -> None:
+def test_a_month_whose_cost_exceeds_64_bits_is_summed_exactly(
+    charlie: Caller, priced: ModelPrice
+) -> None:
     spend(charlie, priced, 3, Decimal(4_000_000))
 
     usage, history = charlie.get("/usage"), charlie.get("/usage/history", group_by="key")
@@ -112,7 +114,7 @@ def test_a_month_beyond_64_bits_is_summed_up(charlie: Caller, priced: ModelPrice
     assert (history.status_code, history.json()["total"]["cost"]) == (200, "12000000")
 
 
-def test_a_budget_that_would_begin_beyond_64_bits_is_refused(
+def test_a_budget_whose_past_usage_exceeds_64_bits_is_rejected(
     charlie: Caller, priced: ModelPrice, admin_client: Client
 ) -> None:
     postpaid = Account.objects.create(name="Postpaid Ltd")
@@ -120,20 +122,18 @@ def test_a_budget_that_would_begin_beyond_64_bits_is_refused(
 
     with pytest.raises(CommandError, match="more than a budget can count"):
         run("grant", "Postpaid Ltd", "5", "--reason", "First")
-    said = {"account": postpaid.pk, "unit": "money", "limit": "5"}
-    page = admin_client.post("/admin/billing/budget/add/", said)
+    fields = {"account": postpaid.pk, "unit": "money", "limit": "5"}
+    page = admin_client.post("/admin/billing/budget/add/", fields)
 
     assert page.status_code == 200 and b"more than a budget can count" in page.content
     assert not Budget.objects.filter(account=postpaid).exists()
     assert not Entry.objects.filter(account=postpaid).exists()
 
 
-def test_a_cap_beyond_what_a_budget_is_given_is_refused(
-    charlie: Caller, admin_client: Client
-) -> None:
-    said = {"account": charlie.account.pk, "unit": "money", "limit": "9000001"}
+def test_a_cap_above_the_highest_limit_is_rejected(charlie: Caller, admin_client: Client) -> None:
+    fields = {"account": charlie.account.pk, "unit": "money", "limit": "9000001"}
 
-    page = admin_client.post("/admin/billing/budget/add/", said)
+    page = admin_client.post("/admin/billing/budget/add/", fields)
 
     assert page.status_code == 200 and b"A limit is from 0 to 9,000,000." in page.content
 
@@ -141,7 +141,7 @@ def test_a_cap_beyond_what_a_budget_is_given_is_refused(
 def spend(
     caller: Caller, price: ModelPrice, rows: int, cost: Decimal, account: Account | None = None
 ) -> None:
-    """Roll up so many rows of this month, each of another model."""
+    """Create roll-up lines of this month, each of another model."""
     for number in range(rows):
         UsageDaily.objects.create(
             account=account or caller.account,
@@ -158,5 +158,5 @@ def test_a_sum_of_negative_amounts_is_exact(charlie: Caller) -> None:
     for amount in ("-0.000000000001", "-25.5", "3"):
         ledger.post(charlie.account, Decimal(amount), kind=Entry.Kind.GRANT, reason="test")
 
-    mine = Entry.objects.filter(account=charlie.account)
-    assert mine.aggregate(sum=ExactSum("amount"))["sum"] == Decimal("2.499999999999")
+    entries = Entry.objects.filter(account=charlie.account)
+    assert entries.aggregate(sum=ExactSum("amount"))["sum"] == Decimal("2.499999999999")

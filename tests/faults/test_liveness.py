@@ -86,7 +86,7 @@ def test_a_cap_holds_after_the_clock_was_in_the_next_month(
     assert [one.status for one in after] == [429] * 30
     proved = manage(deployment.env, "reconcile")
     assert proved.returncode == (1 if ahead.done else 0), proved.stdout
-    assert ("has not begun" in proved.stdout) == ahead.done
+    assert ("has not started" in proved.stdout) == ahead.done
     # At the end the deployment is reconciled with a clock beyond that month.
     deployment.more = {**deployment.more, **clock.env}
     clock.set(2 * MONTH)

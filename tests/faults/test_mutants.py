@@ -298,7 +298,7 @@ def test_the_unique_request_id_alone_keeps_a_second_row_out(
 # --- Reconcile names the row ---------------------------------------------------------------------
 
 TAMPERINGS = {
-    "every row is what its hold was for": "UPDATE billing_hold SET operation = 'embed'",
+    "every row matches its hold": "UPDATE billing_hold SET operation = 'embed'",
     "held amounts are the sums of open holds": (
         "UPDATE billing_hold SET state = 'open', held_in = '[[987654, \"\"]]'"
     ),

@@ -20,7 +20,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         parser.add_argument("account", help="the account's name")
         parser.add_argument("amount", help="in the currency's unit, such as 25 or -0.5")
-        parser.add_argument("--reason", required=True, help="why; it stays in the books")
+        parser.add_argument("--reason", required=True, help="why; stored with the entry")
         parser.add_argument(
             "--kind",
             choices=Entry.Kind.values,

@@ -1,4 +1,4 @@
-"""Make a copied database one of its own."""
+"""Give a copied database an id of its own."""
 
 from typing import Any
 
@@ -9,10 +9,10 @@ from billing import configuration
 
 class Command(BaseCommand):
     help = (
-        "Give this database a new id. Run it once on a copy that lives on beside the original, "
-        "for tests for instance, before a gateway is started on it: by its id a database knows "
-        "which lines of the journal are its own."
+        "Give this database a new id. Run it once on a copy of a database, such as one for tests, "
+        "before you start a gateway on it. Lines of the journal name the id of their database, so "
+        "the copy does not settle lines of the original."
     )
 
     def handle(self, *_args: Any, **_options: Any) -> None:
-        self.stdout.write(f"This is database {configuration.renew_database_id()} now.")
+        self.stdout.write(f"The new database id is {configuration.renew_database_id()}.")

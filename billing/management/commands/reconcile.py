@@ -1,4 +1,4 @@
-"""Prove the books from their rows."""
+"""Prove every sum of billing from its rows."""
 
 import sys
 from typing import Any
@@ -9,15 +9,18 @@ from billing import reconciliation
 
 
 class Command(BaseCommand):
-    help = "Check every equality of the books. Exits with 1, naming the rows, on any difference."
+    help = (
+        "Check that every sum of billing equals its rows. It reads one snapshot, so the gateway "
+        "may run. On a difference it names the rows and exits with 1."
+    )
 
     def handle(self, *_args: Any, **_options: Any) -> None:
         results, scope = reconciliation.prove()
-        for check, found in results:
-            self.stdout.write(f"{'DIFF' if found else 'ok  '} {check.name}")
-            for difference in found:
+        for check, differences in results:
+            self.stdout.write(f"{'DIFF' if differences else 'ok  '} {check.name}")
+            for difference in differences:
                 self.stdout.write(f"     {difference}")
-        count = sum(len(found) for _check, found in results)
+        count = sum(len(differences) for _check, differences in results)
         if count:
             self.stderr.write(f"{count} differences; {scope}")
             sys.exit(1)

@@ -1,6 +1,7 @@
-"""Fill the price book, from the list that comes along or from one's own."""
+"""Add prices to the price book, from the bundled list or from a file."""
 
 from argparse import ArgumentParser
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,14 @@ from django.utils import timezone
 from billing import price_book
 from billing.pricing import InvalidPrice
 
-SEEDS = Path(__file__).resolve().parents[2] / "seeds" / "prices.csv"
+BUNDLED = Path(__file__).resolve().parents[2] / "seeds" / "prices.csv"
 
 
 class Command(BaseCommand):
     help = (
-        "Price popular models. The list that comes along prices only models without a price, so "
-        "it never overrides yours. With --file, prices that differ become new versions from now."
+        "Add prices of popular models. The bundled list adds prices only for models without one, "
+        "so it never overrides yours. With --file, prices that differ become new versions from now "
+        "on."
     )
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -24,23 +26,24 @@ class Command(BaseCommand):
         parser.add_argument("--file", type=Path, help=f"a CSV file with the columns {columns}")
 
     def handle(self, *_args: Any, **options: Any) -> None:
-        own: Path | None = options["file"]
-        lines = read(own or SEEDS)
-        added = self.seed(lines, override=own is not None)
-        kept = len(lines) - added
-        self.stdout.write(f"{added} prices added, {kept} kept as they were.")
+        file: Path | None = options["file"]
+        lines = read(file or BUNDLED)
+        added = add_prices(lines, override=file is not None)
+        self.stdout.write(f"{added} prices added, {len(lines) - added} left unchanged.")
 
-    def seed(self, lines: list[price_book.PriceLine], *, override: bool) -> int:
-        now = timezone.now()
-        known = price_book.effective_prices(now)
-        added = 0
-        for line in lines:
-            price = known.get(line.model)
-            if price is not None and (not override or price.rates == line.rates):
-                continue
-            price_book.schedule(line, effective_from=now, now=now)
-            added += 1
-        return added
+
+def add_prices(lines: list[price_book.PriceLine], *, override: bool) -> int:
+    """Add the prices that differ; return how many. `override` also replaces existing prices."""
+    now = timezone.now()
+    effective = price_book.effective_prices(now)
+    added = 0
+    for line in lines:
+        price = effective.get(line.model)
+        if price is not None and (not override or price.rates == line.rates):
+            continue
+        price_book.schedule(line, effective_from=now, now=now)
+        added += 1
+    return added
 
 
 def read(path: Path) -> list[price_book.PriceLine]:
@@ -50,7 +53,8 @@ def read(path: Path) -> list[price_book.PriceLine]:
         raise CommandError(f"Cannot read {path}: {error}") from None
     except InvalidPrice as error:
         raise CommandError(f"{path}: {error}") from None
-    twice = {line.model for line in lines if sum(line.model == o.model for o in lines) > 1}
-    if twice:
-        raise CommandError(f"{path}: priced more than once: {', '.join(sorted(twice))}")
+    counts = Counter(line.model for line in lines)
+    repeated = sorted(model for model, count in counts.items() if count > 1)
+    if repeated:
+        raise CommandError(f"{path}: models with more than one price: {', '.join(repeated)}")
     return lines
