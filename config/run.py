@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from urllib.parse import urlsplit
 
-from config import environment, trial
+from config import __version__, environment, trial
 from config.environment import BASE_DIR
 from config.failures import in_one_line
 
@@ -254,7 +254,7 @@ def show(address: tuple[str, int], password: str | None, key: str, model: str | 
     url = url_of(*address)
     login = f"admin / {password}" if password else f"the password you have; forgotten: {FORGOTTEN}"
     say(f"""
-The gateway is ready.
+Ollama gateway {__version__} is ready.
 
   Address  {url}
   Admin    {url}/admin/   {login}

@@ -1,12 +1,13 @@
 """Whole answers as bytes, for requests that no thread, or no parser, hands to Django."""
 
+import json
 from http import HTTPStatus
+
+from django.conf import settings
 
 from gateway.dialects import dialect_of
 from gateway.errors import BadRequest, GatewayBusy, GatewayError
 from gateway.http.request_ids import new_request_id
-
-ALIVE = b'{"status": "alive"}'
 
 
 def answer_when_full(head: bytes) -> bytes:
@@ -17,8 +18,12 @@ def answer_when_full(head: bytes) -> bytes:
     words = head.split(b"\r\n", 1)[0].split(b" ")
     path = words[1].partition(b"?")[0].decode("latin-1") if len(words) == 3 else "/"
     if path == "/healthz":
-        return _http(HTTPStatus.OK.value, HTTPStatus.OK.phrase, ALIVE, [])
+        return _http(HTTPStatus.OK.value, HTTPStatus.OK.phrase, _health(), [])
     return _error(GatewayBusy(), path, GatewayBusy.status, "Service Unavailable")
+
+
+def _health() -> bytes:
+    return json.dumps({"status": "alive", "version": settings.VERSION}).encode()
 
 
 def broken_request(status: int, reason: str) -> bytes:

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from django.conf import settings
 from django.db import connection
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpResponse, JsonResponse
@@ -57,8 +58,8 @@ def _page(request: Request) -> HttpResponse:
 
 @_open
 def healthz(request: Request) -> JsonResponse:
-    """Tell that this process answers."""
-    return JsonResponse({"status": "alive"})
+    """Return that this process works, and its version. gateway/wire.py returns the same."""
+    return JsonResponse({"status": "alive", "version": settings.VERSION})
 
 
 @_open

@@ -112,7 +112,7 @@ def test_who_comes_when_all_threads_are_busy_is_told_so(
 def test_a_full_worker_is_alive(gateway: RunningGateway, streams: list[RawClient]) -> None:
     with gateway.client() as client:
         client.get("/healthz")
-        assert client.read_head().status == 200 and client.read_json() == {"status": "alive"}
+        assert client.read_head().status == 200 and client.read_json()["status"] == "alive"
 
 
 def test_who_kept_a_connection_is_told_so_too(gateway: RunningGateway, key: str) -> None:

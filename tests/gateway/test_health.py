@@ -24,7 +24,7 @@ def test_a_gateway_with_database_and_model_server_is_ready(ollama: FakeOllama) -
 def test_without_its_model_server_it_is_alive_but_not_ready(ollama: FakeOllama) -> None:
     ollama.down()
 
-    assert Client().get("/healthz").json() == {"status": "alive"}
+    assert Client().get("/healthz").json()["status"] == "alive"
     answer = Client().get("/readyz")
     assert answer.status_code == 503
     assert (answer.json()["database"], answer.json()["upstream"]) == ("ok", "unreachable")
