@@ -25,9 +25,9 @@ def prepare(say: Callable[[str], None], *, but_for: str) -> str | None:
 def installed() -> list[dict[str, Any]]:
     """Return the entries of the models that Ollama runs itself, the smallest first."""
     from gateway import catalogue
-    from gateway.upstream import client
+    from gateway.upstream.client import configured_client
 
-    listing = client.fetch("tags")
+    listing = configured_client().fetch("tags")
     local = catalogue.visible(listing, catalogue.allowed_models([], sees_all=True), {})
     return sorted(local, key=lambda entry: entry.get("size") or 0)
 
@@ -71,10 +71,10 @@ def smallest_chat_model(models: list[dict[str, Any]]) -> str | None:
 def answers_prompts(name: str) -> bool:
     """Tell by the model's capabilities, and where Ollama names none, by its name."""
     from gateway.errors import GatewayError
-    from gateway.upstream import client
+    from gateway.upstream.client import configured_client
 
     try:
-        capabilities = client.fetch("show", {"model": name}).get("capabilities")
+        capabilities = configured_client().fetch("show", {"model": name}).get("capabilities")
     except GatewayError:
         return False
     if isinstance(capabilities, list):

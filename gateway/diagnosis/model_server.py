@@ -14,8 +14,8 @@ from gateway import catalogue, providers
 from gateway.diagnosis import prompt_sharing
 from gateway.errors import GatewayError, UpstreamDown, UpstreamStalled
 from gateway.scheduling.inventory import Models, read
-from gateway.upstream import client
 from gateway.upstream.cancellation import Cancellation, disconnect_monitor
+from gateway.upstream.client import configured_client
 
 # 0.30.0 leaves cached tokens out of its counts, and older ones run models in another way.
 OLDEST = (0, 30, 1)
@@ -58,7 +58,7 @@ class Server:
         cancellation = Cancellation(None)
         disconnect_monitor.add(cancellation)
         try:
-            return client.fetch(route, body, left, cancellation)
+            return configured_client().fetch(route, body, left, cancellation)
         finally:
             cancellation.detach()
 

@@ -19,8 +19,8 @@ from gateway import catalogue
 from gateway.errors import GatewayError, UpstreamBroke, UpstreamDown, UpstreamStalled
 from gateway.scheduling.remembered import Remembered
 from gateway.scheduling.shared_call import StillRunning
-from gateway.upstream import client
 from gateway.upstream.cancellation import Cancellation
+from gateway.upstream.client import OllamaClient, configured_client
 
 T = TypeVar("T")
 Listing = Mapping[str, Any]
@@ -77,8 +77,8 @@ def _context(entry: Mapping[str, Any]) -> int:
 class HostInventory:
     """What is known of one model server."""
 
-    def __init__(self, base: str) -> None:
-        self.base = base
+    def __init__(self, client: OllamaClient) -> None:
+        self.client = client
         self.tags: Remembered[Models] = Remembered(self._ask_tags)
         self.ps: Remembered[Models] = Remembered(self._ask_ps)
         self.version: Remembered[Mapping[str, Any]] = Remembered(partial(self._ask, "version"))
@@ -215,7 +215,7 @@ class HostInventory:
     def _ask(
         self, route: str, cancellation: Cancellation, body: dict[str, Any] | None = None
     ) -> Mapping[str, Any]:
-        return client.fetch(route, body, LISTING_SECONDS, cancellation, self.base)
+        return self.client.fetch(route, body, LISTING_SECONDS, cancellation)
 
 
 # --- The one model server of the settings ---------------------------------------------------------
@@ -225,8 +225,9 @@ _inventories: dict[str, HostInventory] = {}
 
 def inventory() -> HostInventory:
     """Return what this process knows of the model server that requests go to."""
-    base = settings.OLLAMA_BASE
-    return _inventories.get(base) or _inventories.setdefault(base, HostInventory(base))
+    client = configured_client()
+    known = _inventories.get(client.base)
+    return known or _inventories.setdefault(client.base, HostInventory(client))
 
 
 def installed(model: str) -> bool | None:

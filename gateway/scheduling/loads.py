@@ -17,7 +17,6 @@ from django.conf import settings
 from gateway.errors import BadRequest, GatewayError, UpstreamStalled
 from gateway.scheduling.inventory import LOOK_SECONDS, HostInventory, read
 from gateway.scheduling.shared_call import SharedCall
-from gateway.upstream import client
 from gateway.upstream.cancellation import Cancellation
 
 logger = logging.getLogger(__name__)
@@ -31,6 +30,7 @@ class Loads:
 
     def __init__(self, inventory: HostInventory) -> None:
         self._inventory = inventory
+        self._client = inventory.client
         self._lock = threading.Lock()
         self._calls: dict[str, SharedCall[Refusal]] = {}
 
@@ -87,13 +87,8 @@ class Loads:
         # An empty embed loads any model: no capability is checked.
         body = {"model": model, "input": []}
         try:
-            client.fetch(
-                "embed",
-                body,
-                settings.UPSTREAM_FIRST_LINE_SECONDS,
-                cancellation,
-                self._inventory.base,
-            )
+            timeout = settings.UPSTREAM_FIRST_LINE_SECONDS
+            self._client.fetch("embed", body, timeout, cancellation)
         except BadRequest as refusal:
             return refusal
         except GatewayError as error:
@@ -105,7 +100,7 @@ class Loads:
 
     def _look_again(self, model: str, cancellation: Cancellation) -> None:
         try:
-            ps = read(client.fetch("ps", None, LOOK_SECONDS, cancellation, self._inventory.base))
+            ps = read(self._client.fetch("ps", None, LOOK_SECONDS, cancellation))
         except GatewayError:
             self._inventory.ps.forget()
         else:
@@ -114,7 +109,7 @@ class Loads:
     def _unloading(self, model: str) -> Callable[[Cancellation], None]:
         def work(cancellation: Cancellation) -> None:
             body = {"model": model, "keep_alive": 0}
-            client.fetch("generate", body, LOOK_SECONDS, cancellation, self._inventory.base)
+            self._client.fetch("generate", body, LOOK_SECONDS, cancellation)
             self._inventory.ps.forget()
 
         return work

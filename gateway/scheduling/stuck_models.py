@@ -12,30 +12,41 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 from django.conf import settings
 
 from gateway.errors import GatewayError, UpstreamStalled
-from gateway.upstream import client
 from gateway.upstream.cancellation import Cancellation
+from gateway.upstream.client import LineStream, OllamaClient
 
 logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 0.5
 
 
-class _Table:
-    """The models whose schema somebody has left, and when each model was last heard of. A thread
-    looks after them while there are any."""
+class StuckModels:
+    """The models of one server that a request with a schema was left on, and when each model last
+    sent a line. A thread watches them while there are any."""
 
-    def __init__(self) -> None:
+    def __init__(self, client: OllamaClient) -> None:
+        self._client = client
         self._left_at: dict[str, float] = {}
         self._heard_at: dict[str, float] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+
+    def ask(self, route: str, body: dict[str, Any], cancellation: Cancellation) -> LineStream:
+        """Ask the model server as `OllamaClient.ask` does, and note what its model does."""
+        model, has_schema = body["model"], isinstance(body.get("format"), dict)
+        try:
+            stream = self._client.ask(route, body, cancellation)
+        except GatewayError:
+            if has_schema and cancellation.reason is not None:
+                self.left(model)
+            raise
+        return _ObservedLines(stream, self, model, has_schema)
 
     def heard(self, model: str) -> None:
         self._heard_at[model] = time.monotonic()
@@ -51,7 +62,7 @@ class _Table:
         try:
             thread.start()
         except RuntimeError as error:
-            logger.error("Nobody looks after models that may be stuck: %s", error)
+            logger.error("Models that may be stuck are not checked: %s", error)
         else:
             self._thread = thread
 
@@ -59,7 +70,7 @@ class _Table:
         while True:
             time.sleep(LOOK_SECONDS)
             for model in self._due():
-                _unload_if_stuck(model, partial(self._is_silent, model))
+                self._unload_if_stuck(model)
                 self._forget(model)
             with self._lock:
                 if not self._left_at:
@@ -81,58 +92,43 @@ class _Table:
         with self._lock:
             self._left_at.pop(model, None)
 
+    def _unload_if_stuck(self, model: str) -> None:
+        try:
+            if not self._client.fetch("ps").get("models"):
+                return
+            if self._answers(model) or not self._is_silent(model):
+                return
+            logger.error(
+                "After a client had left a request with a JSON schema, the model %s gave nobody a "
+                "token for %s s. It is unloaded.",
+                model,
+                settings.STUCK_MODEL_SECONDS,
+            )
+            self._client.fetch("generate", {"model": model, "keep_alive": 0, "stream": False})
+        except GatewayError as error:
+            logger.warning("A model that may be stuck cannot be checked: %s", error)
+        except Exception:
+            logger.exception("A model that may be stuck cannot be checked")
 
-_table = _Table()
-
-
-def _unload_if_stuck(model: str, is_silent: Callable[[], bool]) -> None:
-    try:
-        if not client.fetch("ps").get("models") or _answers(model) or not is_silent():
-            return
-        logger.error(
-            "After a client had left a request with a JSON schema, the model %s gave nobody a "
-            "token for %s s. It is unloaded.",
-            model,
-            settings.STUCK_MODEL_SECONDS,
-        )
-        client.fetch("generate", {"model": model, "keep_alive": 0, "stream": False})
-    except GatewayError as error:
-        logger.warning("A model that may be stuck cannot be looked after: %s", error)
-    except Exception:
-        logger.exception("A model that may be stuck cannot be looked after")
-
-
-def _answers(model: str) -> bool:
-    """Tell whether the model writes one token in the time."""
-    one = {"model": model, "prompt": "a", "raw": True, "stream": False}
-    one["options"] = {"num_predict": 1}
-    try:
-        client.fetch("generate", one, seconds=settings.STUCK_MODEL_SECONDS)
-    except UpstreamStalled:
-        return False
-    return True
-
-
-# --- Answers --------------------------------------------------------------------------------------
-
-
-def send(route: str, body: dict[str, Any], cancellation: Cancellation) -> client.LineStream:
-    """Ask the model server as `client.send` does, and note what its model does."""
-    has_schema = isinstance(body.get("format"), dict)
-    try:
-        answer = client.send(route, body, cancellation)
-    except GatewayError:
-        if has_schema and cancellation.reason is not None:
-            _table.left(body["model"])
-        raise
-    return _ObservedLines(answer, body["model"], has_schema)
+    def _answers(self, model: str) -> bool:
+        """Tell whether the model writes one token within STUCK_MODEL_SECONDS."""
+        one = {"model": model, "prompt": "a", "raw": True, "stream": False}
+        one["options"] = {"num_predict": 1}
+        try:
+            self._client.fetch("generate", one, seconds=settings.STUCK_MODEL_SECONDS)
+        except UpstreamStalled:
+            return False
+        return True
 
 
 class _ObservedLines:
     """An answer whose lines are noted."""
 
-    def __init__(self, stream: client.LineStream, model: str, has_schema: bool) -> None:
+    def __init__(
+        self, stream: LineStream, models: StuckModels, model: str, has_schema: bool
+    ) -> None:
         self._stream = stream
+        self._models = models
         self._model = model
         self._has_schema = has_schema
         self.is_framed = stream.is_framed
@@ -141,14 +137,14 @@ class _ObservedLines:
 
     def lines(self) -> Iterator[bytes]:
         for line in self._stream.lines():
-            _table.heard(self._model)
+            self._models.heard(self._model)
             self._last = line
             yield line
         self._is_whole = True
 
     def close(self) -> None:
         if self._has_schema and not (self._is_whole or _is_done(self._last)):
-            _table.left(self._model)
+            self._models.left(self._model)
         self._stream.close()
 
 

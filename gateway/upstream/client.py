@@ -1,24 +1,16 @@
-"""Talk to the model server: the only file that calls `requests` or catches its errors.
+"""Talk to a model server. Only this module and `connections` use `requests`.
 
-Addresses come from a fixed map, headers are a fixed set, redirects and proxies are off. Every
-answer has a connection of its own: that costs a round trip on the same network, and in return no
-request ever meets a connection that the other side closed while it lay in a pool, and breaking
-one off can never hit another.
+The routes are a fixed map; headers come from `connections`.
 """
 
 import json
 import logging
-import threading
 from collections.abc import Iterator
 from http.client import HTTPException
-from http.cookiejar import DefaultCookiePolicy
 from typing import Any, Protocol
 
 import requests
 from django.conf import settings
-from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import HTTPError, NewConnectionError, ProtocolError, ReadTimeoutError
 
 from gateway.errors import (
@@ -28,7 +20,7 @@ from gateway.errors import (
     UpstreamError,
     UpstreamStalled,
 )
-from gateway.upstream import error_mapping
+from gateway.upstream import connections, error_mapping
 from gateway.upstream.cancellation import Cancellation
 
 logger = logging.getLogger(__name__)
@@ -45,13 +37,6 @@ ROUTES = {
     "delete": ("DELETE", "/api/delete"),
 }
 
-HEADERS = {
-    "Accept": "application/json",
-    "Accept-Encoding": "identity",
-    "Connection": "close",
-    "User-Agent": "ollama-gateway",
-}
-
 READ_BYTES = 64 * 1024
 # A line of a stream holds a few tokens, or one tool call; an embedding of many texts is one line of
 # many megabytes.
@@ -64,77 +49,7 @@ MAX_ERROR_BYTES = 16 * 1024
 BREAKS = (requests.RequestException, HTTPError, HTTPException, OSError, ValueError)
 
 
-# --- Sockets that can be found ----------------------------------------------------------------
-
-_current = threading.local()
-
-
-def _hold(connection: HTTPConnection) -> None:
-    """Hand a connection that was just made to the request's Cancellation, and give what is sent on
-    it the timeout for the first line: `requests` would give the whole prompt the time to
-    connect."""
-    cancellation: Cancellation | None = getattr(_current, "cancellation", None)
-    if cancellation is not None and connection.sock is not None:
-        # Both: urllib3 sets the socket's from the connection's again, once for TLS.
-        connection.timeout = _current.timeout
-        connection.sock.settimeout(_current.timeout)
-        cancellation.attach(connection.sock)
-
-
-class _Connection(HTTPConnection):
-    def connect(self) -> None:
-        super().connect()
-        _hold(self)
-
-
-class _TLSConnection(HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        _hold(self)
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-    def _put_conn(self, conn: Any) -> None:
-        _close_instead_of_keeping(conn)
-
-
-class _TLSPool(HTTPSConnectionPool):
-    ConnectionCls = _TLSConnection
-
-    def _put_conn(self, conn: Any) -> None:
-        _close_instead_of_keeping(conn)
-
-
-def _close_instead_of_keeping(connection: Any) -> None:
-    """Our `Connection: close` binds a server to close, not a pool to forget: a connection whose
-    end has not arrived yet would be used again, and break."""
-    if connection is not None:
-        connection.close()
-
-
-class _Adapter(HTTPAdapter):
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        super().init_poolmanager(*args, **kwargs)
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TLSPool}
-
-
-def _new_session() -> requests.Session:
-    session = requests.Session()
-    # A .netrc entry would overwrite our headers, and HTTP_PROXY would send prompts elsewhere.
-    session.trust_env = False
-    session.headers = HEADERS  # type: ignore[assignment]
-    session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, _Adapter(max_retries=0, pool_block=False))
-    return session
-
-
-_session = _new_session()
-
-
-# --- Answers ------------------------------------------------------------------------------------
+# --- Responses -----------------------------------------------------------------------------------
 
 
 class LineStream(Protocol):
@@ -156,11 +71,11 @@ class ResponseLines:
     """The lines of one HTTP response."""
 
     def __init__(
-        self, response: requests.Response, cancellation: Cancellation, longest: int | None = None
+        self, response: requests.Response, cancellation: Cancellation, longest: int = MAX_LINE_BYTES
     ) -> None:
         self._response = response
         self._cancellation = cancellation
-        self._longest = longest or MAX_LINE_BYTES
+        self._longest = longest
         self.is_framed = response.raw.chunked or "Content-Length" in response.headers
 
     def lines(self) -> Iterator[bytes]:
@@ -213,55 +128,6 @@ def _is_half(line: bytes) -> bool:
     return False
 
 
-def send(
-    route: str,
-    body: dict[str, Any] | None,
-    cancellation: Cancellation,
-    timeout: float | None = None,
-    base: str | None = None,
-) -> LineStream:
-    """Ask the model server and return its answer once its status line is there.
-
-    `timeout`: seconds to wait for that, and `base`: the model server's address, instead of the
-    settings. Raises why the Cancellation broke it
-    off, before anything is sent if it was by then; UpstreamDown if nobody listens, UpstreamStalled,
-    UpstreamBroke, or what its refusal means.
-    """
-    if cancellation.reason:
-        raise cancellation.reason()
-    timeout = timeout or settings.UPSTREAM_FIRST_LINE_SECONDS
-    cancellation.set_deadline(timeout, UpstreamStalled)
-    response = _request(route, body, cancellation, timeout, base or settings.OLLAMA_BASE)
-    if response.status_code == 200:
-        return ResponseLines(
-            response, cancellation, MAX_STREAM_LINE_BYTES if route in STREAMS else None
-        )
-    try:
-        raise _refused(response, (body or {}).get("model", ""))
-    finally:
-        response.close()
-
-
-def _request(
-    route: str, body: dict[str, Any] | None, cancellation: Cancellation, timeout: float, base: str
-) -> requests.Response:
-    method, path = ROUTES[route]
-    _current.cancellation, _current.timeout = cancellation, timeout
-    try:
-        return _session.request(
-            method,
-            base + path,
-            json=body,
-            timeout=(settings.UPSTREAM_CONNECT_SECONDS, timeout),
-            allow_redirects=False,
-            stream=True,
-        )
-    except BREAKS as error:
-        raise _as_gateway_error(error, cancellation) from error
-    finally:
-        _current.cancellation = None
-
-
 def _refused(response: requests.Response, model: str) -> GatewayError:
     try:
         text = response.raw.read(MAX_ERROR_BYTES, decode_content=False).decode("utf-8", "replace")
@@ -281,7 +147,6 @@ def _as_gateway_error(error: Exception, cancellation: Cancellation) -> GatewayEr
     if _waited_too_long(error):
         return UpstreamStalled()
     if isinstance(error, (requests.ConnectTimeout, NewConnectionError)) or _never_connected(error):
-        logger.error("The model server at %s cannot be reached.", settings.OLLAMA_BASE)
         return UpstreamDown()
     return UpstreamBroke()
 
@@ -300,28 +165,6 @@ def _never_connected(error: Exception) -> bool:
     return isinstance(getattr(cause, "reason", None), NewConnectionError)
 
 
-# --- Short calls --------------------------------------------------------------------------------
-
-
-def fetch(
-    route: str,
-    body: dict[str, Any] | None = None,
-    seconds: float = 30.0,
-    cancellation: Cancellation | None = None,
-    base: str | None = None,
-) -> dict[str, Any]:
-    """Return the JSON object of a call that does not stream; empty for an empty body.
-
-    With a Cancellation that is looked after, `seconds` bound the whole; else each silence. Raises
-    what `send` raises.
-    """
-    answer = send(route, body, cancellation or Cancellation(None), timeout=seconds, base=base)
-    try:
-        return _json_object(b"".join(answer.lines()))
-    finally:
-        answer.close()
-
-
 def _json_object(body: bytes) -> dict[str, Any]:
     if not body:
         return {}
@@ -332,3 +175,87 @@ def _json_object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise UpstreamBroke()
     return value
+
+
+# --- The client ----------------------------------------------------------------------------------
+
+
+class OllamaClient:
+    """One model server, by its base URL."""
+
+    def __init__(self, base: str, session: requests.Session = connections.session) -> None:
+        self.base = base
+        self._session = session
+
+    def ask(
+        self,
+        route: str,
+        body: dict[str, Any] | None,
+        cancellation: Cancellation,
+        timeout: float | None = None,
+    ) -> LineStream:
+        """Ask the model server and return its response as soon as its status line has come.
+
+        `timeout`: how many seconds that may take; by default UPSTREAM_FIRST_LINE_SECONDS.
+        Raises the Cancellation's reason, before anything is sent if it has one by then;
+        UpstreamDown if nothing listens, UpstreamStalled, UpstreamBroke, or what an error response
+        means.
+        """
+        if cancellation.reason:
+            raise cancellation.reason()
+        timeout = timeout or settings.UPSTREAM_FIRST_LINE_SECONDS
+        cancellation.set_deadline(timeout, UpstreamStalled)
+        response = self._send(route, body, cancellation, timeout)
+        if response.status_code == 200:
+            longest = MAX_STREAM_LINE_BYTES if route in STREAMS else MAX_LINE_BYTES
+            return ResponseLines(response, cancellation, longest)
+        try:
+            raise _refused(response, (body or {}).get("model", ""))
+        finally:
+            response.close()
+
+    def fetch(
+        self,
+        route: str,
+        body: dict[str, Any] | None = None,
+        seconds: float = 30.0,
+        cancellation: Cancellation | None = None,
+    ) -> dict[str, Any]:
+        """Return the JSON object of a call that does not stream; empty for an empty body.
+
+        With a Cancellation that the disconnect_monitor watches, `seconds` limit the whole call;
+        else each silence. Raises what `ask` raises.
+        """
+        response = self.ask(route, body, cancellation or Cancellation(None), timeout=seconds)
+        try:
+            return _json_object(b"".join(response.lines()))
+        finally:
+            response.close()
+
+    def _send(
+        self, route: str, body: dict[str, Any] | None, cancellation: Cancellation, timeout: float
+    ) -> requests.Response:
+        method, path = ROUTES[route]
+        call = connections.Call(cancellation, timeout)
+        try:
+            call.prepare(method, self.base + path, headers=connections.HEADERS, json=body)
+            return self._session.send(
+                call,
+                timeout=(settings.UPSTREAM_CONNECT_SECONDS, timeout),
+                allow_redirects=False,
+                stream=True,
+            )
+        except BREAKS as error:
+            fault = _as_gateway_error(error, cancellation)
+            if isinstance(fault, UpstreamDown):
+                logger.error("The model server at %s cannot be reached.", self.base)
+            raise fault from error
+
+
+_clients: dict[str, OllamaClient] = {}
+
+
+def configured_client() -> OllamaClient:
+    """Return the client of the model server at OLLAMA_BASE."""
+    base = settings.OLLAMA_BASE
+    return _clients.get(base) or _clients.setdefault(base, OllamaClient(base))

@@ -152,7 +152,7 @@ class InferenceView(GatewayView):
 def sender_and_reader(call: Call, parts: list[dict[str, Any]]) -> tuple[Send, Read]:
     """Return what asks the model server, in one call for each part, and what reads a line of its
     response."""
-    send = partial(hosts.host().send, call.inference.operation)
+    send = partial(hosts.host().ask, call.inference.operation)
     read = partial(protocol.read_chunk, call.inference.operation, model=call.model)
     if len(parts) == 1:
         return partial(send, parts[0]), read

@@ -17,8 +17,9 @@ from gateway.relay.chunk_stream import ChunkStream, Timeouts
 from gateway.relay.encoded_response import EncodedResponse
 from gateway.scheduling.inventory import inventory
 from gateway.scheduling.remembered import Remembered
-from gateway.upstream import client, protocol
+from gateway.upstream import protocol
 from gateway.upstream.chunk import Chunk
+from gateway.upstream.client import configured_client
 from gateway.validation.bodies import read_object
 from gateway.views.base import GatewayView
 from gateway.views.responses import respond
@@ -137,7 +138,7 @@ class PullView(GatewayView):
         model = pullable_name(fields.model_of(body))
         streamed = fields.wants_stream(body, default=self.streams_by_default)
         chunks = ChunkStream(
-            partial(client.send, "pull", pull_body(model)),
+            partial(configured_client().ask, "pull", pull_body(model)),
             partial(read_progress, model),
             self.track_client(),
             timeouts=PULL_TIMEOUTS,
@@ -175,7 +176,7 @@ class DeleteView(GatewayView):
         spelled = model or fields.model_of(read_object(request))
         model = catalogue.canonical_name(spelled)
         with self.track_client() as cancellation:
-            client.fetch("delete", {"model": model}, cancellation=cancellation)
+            configured_client().fetch("delete", {"model": model}, cancellation=cancellation)
         inventory().forget()
         return self.deleted(spelled)
 

@@ -21,7 +21,8 @@ from gateway.http import context, error_handlers
 from gateway.metering import Refused
 from gateway.relay.metered_chunks import MeteredChunks
 from gateway.relay.token_counter import TokenCounter
-from gateway.upstream import client, protocol
+from gateway.upstream import protocol
+from gateway.upstream.client import OllamaClient, configured_client
 from gateway.validation import policy
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import Line, reply, tokens
@@ -189,7 +190,7 @@ def boom(*_args: Any, **_kwargs: Any) -> Any:
 
 BREAKAGES = [
     (policy, "build"),
-    (client, "send"),
+    (OllamaClient, "ask"),
     (protocol, "read_chunk"),
     (TokenCounter, "add"),
     (MeteredChunks, "__init__"),
@@ -349,13 +350,13 @@ def mocked(settings: Any) -> Iterator[responses.RequestsMock]:
 def test_a_short_call_returns_its_object(mocked: responses.RequestsMock) -> None:
     mocked.get(TAGS, json={"models": []})
 
-    assert client.fetch("tags") == {"models": []}
+    assert configured_client().fetch("tags") == {"models": []}
 
 
 def test_a_short_call_without_a_body_returns_nothing(mocked: responses.RequestsMock) -> None:
     mocked.get(TAGS, body=b"")
 
-    assert client.fetch("tags") == {}
+    assert configured_client().fetch("tags") == {}
 
 
 @pytest.mark.parametrize("body", ["[]", "5", "null", "{", "<html>", "[" * 100_000], ids=repr)
@@ -364,7 +365,7 @@ def test_a_short_call_that_returns_no_object_is_broken(
 ) -> None:
     mocked.get(TAGS, body=body)
     with pytest.raises(errors.UpstreamBroke):
-        client.fetch("tags")
+        configured_client().fetch("tags")
 
 
 @pytest.mark.parametrize(
@@ -383,7 +384,7 @@ def test_the_status_of_a_short_call_becomes_an_error(
 ) -> None:
     mocked.get(TAGS, json={"error": SECRET}, status=status)
     with pytest.raises(kind) as raised:
-        client.fetch("tags")
+        configured_client().fetch("tags")
     assert type(raised.value) is kind and SECRET not in raised.value.message
 
 
@@ -403,12 +404,12 @@ def test_a_fault_of_the_connection_becomes_an_error(
 ) -> None:
     mocked.get(TAGS, body=fault)
     with pytest.raises(kind):
-        client.fetch("tags")
+        configured_client().fetch("tags")
 
 
 def test_a_model_server_that_is_off_is_down() -> None:
     with pytest.raises(errors.UpstreamDown):
-        client.fetch("version")
+        configured_client().fetch("version")
 
 
 def test_a_model_server_that_is_away_is_named_in_the_log(

@@ -11,7 +11,6 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from gateway.errors import ClientDisconnected, UpstreamBroke
-from gateway.upstream import client
 from gateway.upstream.cancellation import Cancellation
 from gateway.upstream.client import ResponseLines
 from tests.fakes.ollama import FakeOllama
@@ -85,12 +84,16 @@ def test_one_line_comes_in_many_pieces() -> None:
     assert lines_of(*[b"x"] * 10_000, b"\n") == [b"x" * 10_000]
 
 
-def test_a_line_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "MAX_LINE_BYTES", 1000)
+def limited(*pieces: bytes) -> list[bytes]:
+    """Return the lines of a response whose lines may have 1,000 bytes."""
+    response: Any = Pieces(iter(pieces))
+    return list(ResponseLines(response, Cancellation(None), longest=1000).lines())
 
-    assert lines_of(b"x" * 1000 + b"\n") == [b"x" * 1000]
+
+def test_a_line_that_never_ends_breaks_the_response() -> None:
+    assert limited(b"x" * 1000 + b"\n") == [b"x" * 1000]
     with pytest.raises(UpstreamBroke):
-        lines_of(b"x" * 999, b"x" * 2, b"\n")
+        limited(b"x" * 999, b"x" * 2, b"\n")
 
 
 @pytest.mark.parametrize("rest", [b"", b" \r", b'{"done":tr'], ids=["none", "blank", "half"])

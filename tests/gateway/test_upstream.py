@@ -13,8 +13,9 @@ from typing import Any, Self
 import pytest
 
 from gateway.errors import ClientDisconnected, ModelNotFound, UpstreamStalled
-from gateway.upstream import client
+from gateway.upstream import connections
 from gateway.upstream.cancellation import Cancellation
+from gateway.upstream.client import configured_client
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.script import reply
 
@@ -27,13 +28,13 @@ def test_a_connection_that_the_server_closed_is_never_used_again(ollama: FakeOll
 
     for _ in range(100):
         with pytest.raises(ModelNotFound):
-            client.fetch("delete", {"model": "x"})
+            configured_client().fetch("delete", {"model": "x"})
 
 
 def test_a_connection_that_the_server_keeps_open_is_closed_by_us(ollama: FakeOllama) -> None:
     ollama.answer("/api/version", reply({"version": "1"}, 200, Connection="keep-alive"))
 
-    assert [client.fetch("version")["version"] for _ in range(20)] == ["1"] * 20
+    assert [configured_client().fetch("version")["version"] for _ in range(20)] == ["1"] * 20
 
     ollama.wait_idle()
     assert ollama.max_in_flight == 1
@@ -90,7 +91,7 @@ def tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "cert")]
     make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *names, *files]
     subprocess.run(make, check=True, capture_output=True)
-    monkeypatch.setattr(client._session, "verify", str(tmp_path / "cert"))
+    monkeypatch.setattr(connections.session, "verify", str(tmp_path / "cert"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "cert", tmp_path / "key")
     return context
@@ -111,7 +112,7 @@ def test_a_long_prompt_has_more_time_than_a_connection(
         settings.OLLAMA_BASE = server.url
         asked_at = time.monotonic()
 
-        assert client.fetch("show", LONG) == {}
+        assert configured_client().fetch("show", LONG) == {}
     assert time.monotonic() - asked_at > 2 * CONNECT_SECONDS, "it was no slow reader"
 
 
@@ -120,7 +121,7 @@ def test_a_prompt_that_nobody_reads_is_given_up_as_silence(
 ) -> None:
     with reader(1) as server, pytest.raises(UpstreamStalled):
         settings.OLLAMA_BASE = server.url
-        client.fetch("show", LONG, seconds=2 * CONNECT_SECONDS)
+        configured_client().fetch("show", LONG, seconds=2 * CONNECT_SECONDS)
 
 
 def test_who_leaves_while_the_prompt_is_sent_breaks_it_off(
@@ -131,4 +132,4 @@ def test_who_leaves_while_the_prompt_is_sent_breaks_it_off(
         settings.OLLAMA_BASE = server.url
         leaving = threading.Timer(2 * CONNECT_SECONDS, cancellation.cancel, [ClientDisconnected])
         leaving.start()
-        client.send("show", LONG, cancellation, timeout=20)
+        configured_client().ask("show", LONG, cancellation, timeout=20)
