@@ -1,4 +1,4 @@
-"""The back-office and the logs behind the recommended nginx, with TLS, on a port of its own."""
+"""The back-office and the logs behind deploy/nginx.conf, with TLS on a non-default port."""
 
 import shutil
 from collections.abc import Iterator
@@ -58,7 +58,7 @@ def test_an_operator_logs_in_and_sees_the_back_office(deployment: Deployment) ->
     assert session.secure
 
 
-def test_a_form_of_another_origin_is_refused(deployment: Deployment) -> None:
+def test_a_form_from_another_origin_is_rejected(deployment: Deployment) -> None:
     browser, url = deployment.browser(), f"{deployment.nginx.url}/admin/login/"
     browser.get(url, timeout=10)
     fields = {"username": "olga", "csrfmiddlewaretoken": browser.cookies["csrftoken"]}
@@ -68,7 +68,7 @@ def test_a_form_of_another_origin_is_refused(deployment: Deployment) -> None:
     assert page.status_code == 403
 
 
-def test_the_landing_page_names_the_address_that_was_asked(deployment: Deployment) -> None:
+def test_the_landing_page_shows_the_requested_host(deployment: Deployment) -> None:
     page = deployment.browser().get(
         deployment.nginx.url, headers={"Accept": "text/html"}, timeout=10
     )
@@ -77,7 +77,7 @@ def test_the_landing_page_names_the_address_that_was_asked(deployment: Deploymen
 
 
 def log_with(program: Nginx | Gunicorn, word: str) -> str:
-    """Return the log of a program once it has this word."""
+    """Wait until the log of a program contains a word, and return it."""
     eventually(lambda: word in program.log())
     return program.log()
 

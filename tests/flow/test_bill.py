@@ -1,4 +1,4 @@
-"""What answers say they cost, what the books hold and what `/usage` shows are one figure."""
+"""The cost in responses, in the ledger and in `/usage` is the same."""
 
 from decimal import Decimal
 from typing import Any
@@ -27,7 +27,7 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 
 
 def usage_of(caller: Caller, path: str, body: dict[str, Any]) -> dict[str, Any]:
-    """Ask, and return the usage that the answer says it had."""
+    """Send a request and return the `usage` of its response."""
     import json
 
     response = caller.post(path, body)
@@ -37,12 +37,12 @@ def usage_of(caller: Caller, path: str, body: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.fixture
-def said(alice: Caller, ollama: FakeOllama) -> list[dict[str, Any]]:
-    """What every kind of answer said it used, once each."""
+def usages(alice: Caller, ollama: FakeOllama) -> list[dict[str, Any]]:
+    """The `usage` of one response of every kind."""
     return [usage_of(alice, path, body) for path, body in REQUESTS]
 
 
-def test_an_answer_says_what_it_used_and_cost(alice: Caller, ollama: FakeOllama) -> None:
+def test_a_response_has_its_usage_and_cost(alice: Caller, ollama: FakeOllama) -> None:
     answer = alice.post("/generate", model="llama3", prompt="Why is the sky blue?").json()
 
     assert answer["response"].startswith("The sky is blue")
@@ -55,48 +55,44 @@ def test_an_answer_says_what_it_used_and_cost(alice: Caller, ollama: FakeOllama)
     }
 
 
-def test_usage_is_the_sum_of_what_the_answers_said(
-    alice: Caller, said: list[dict[str, Any]]
-) -> None:
+def test_usage_is_the_sum_of_the_responses(alice: Caller, usages: list[dict[str, Any]]) -> None:
     usage = alice.get("/usage").json()
 
     for count in ("prompt_tokens", "completion_tokens", "total_tokens"):
-        assert usage[count] == sum(answer[count] for answer in said)
-    assert Decimal(usage["cost"]) == sum(Decimal(answer["cost"]) for answer in said)
+        assert usage[count] == sum(each[count] for each in usages)
+    assert Decimal(usage["cost"]) == sum(Decimal(each["cost"]) for each in usages)
     assert usage["requests"] == len(REQUESTS) and usage["billed_amount_usd"] == usage["cost"]
 
 
 @pytest.mark.parametrize("group", ["day", "model", "key"])
-def test_history_is_the_same_sum_in_any_grouping(
-    alice: Caller, said: list[dict[str, Any]], group: str
+def test_history_has_the_same_sum_in_any_grouping(
+    alice: Caller, usages: list[dict[str, Any]], group: str
 ) -> None:
     history = alice.get("/usage/history", group_by=group).json()
 
-    total = sum(Decimal(answer["cost"]) for answer in said)
+    total = sum(Decimal(each["cost"]) for each in usages)
     assert sum(Decimal(line["cost"]) for line in history["history"]) == total
     assert Decimal(history["total"]["cost"]) == total
-    tokens = sum(answer["total_tokens"] for answer in said)
+    tokens = sum(each["total_tokens"] for each in usages)
     assert sum(line["tokens"] for line in history["history"]) == tokens
 
 
-def test_every_spelling_of_a_model_is_one_line_of_the_bill(
-    alice: Caller, said: list[dict[str, Any]]
-) -> None:
+def test_all_spellings_of_a_model_are_one_line(alice: Caller, usages: list[dict[str, Any]]) -> None:
     by_model = alice.get("/usage").json()["by_model"]
 
     names = {"llama3:latest", "mistral:latest", "nomic-embed-text:latest"}
     assert {line["model"] for line in by_model} == names
 
 
-def test_the_wallet_pays_exactly_that(alice: Caller, said: list[dict[str, Any]]) -> None:
+def test_the_wallet_is_charged_exactly_the_sum(alice: Caller, usages: list[dict[str, Any]]) -> None:
     [wallet] = alice.get("/usage").json()["budgets"]
 
-    total = sum(Decimal(answer["cost"]) for answer in said)
+    total = sum(Decimal(each["cost"]) for each in usages)
     assert Decimal(wallet["spent"]) == total and wallet["held"] == "0"
     assert Decimal(wallet["left"]) == 25 - total
 
 
-def test_members_share_the_bill_and_strangers_see_none_of_it(
+def test_members_share_the_usage_and_other_accounts_see_none_of_it(
     alice: Caller, bob: Caller, charlie: Caller, ollama: FakeOllama
 ) -> None:
     bob.post("/generate", model="llama3", prompt="hi")
@@ -113,7 +109,7 @@ def test_every_request_id_is_on_its_usage_row(alice: Caller, ollama: FakeOllama)
     assert str(TokenUsage.objects.get().request_id) == response["x-request-id"]
 
 
-def test_a_history_has_every_day_of_its_span_the_newest_first(alice: Caller) -> None:
+def test_a_history_has_every_day_newest_first(alice: Caller) -> None:
     history = alice.get("/usage/history", **{"from": "2026-02-27", "to": "2026-03-02"}).json()
 
     days = [line["date"] for line in history["history"]]
@@ -135,11 +131,11 @@ def test_a_history_has_every_day_of_its_span_the_newest_first(alice: Caller) -> 
     ],
     ids=str,
 )
-def test_a_history_that_cannot_be_is_refused_clearly(alice: Caller, query: dict[str, str]) -> None:
+def test_an_invalid_history_query_is_a_400(alice: Caller, query: dict[str, str]) -> None:
     response = alice.get("/usage/history", **query)
 
     assert response.status_code == 400 and response.json()["code"] == "invalid_request"
 
 
-def test_a_history_may_end_on_the_first_day_there_is(alice: Caller) -> None:
+def test_a_history_may_end_on_the_earliest_day(alice: Caller) -> None:
     assert alice.get("/usage/history", to="2000-01-01").status_code == 200

@@ -1,4 +1,4 @@
-"""A stream is relayed piece by piece, never gathered."""
+"""Streams are relayed chunk by chunk and never buffered."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("priced")
 
 
 @pytest.mark.parametrize("path", ["/api/generate", "/generate"])
-def test_a_piece_is_there_before_the_next_is_made(
+def test_a_chunk_arrives_before_the_next_is_produced(
     gateway: RunningGateway, alice: Caller, path: str
 ) -> None:
     seen = threading.Event()

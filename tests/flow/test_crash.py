@@ -1,4 +1,4 @@
-"""kill -9 in the middle of streams: no hold stays open, nothing is lost, nothing billed twice."""
+"""kill -9 during streams: no hold stays open, nothing is lost and nothing is billed twice."""
 
 import json
 import threading
@@ -23,8 +23,8 @@ LONG_LEASE = {"HOLD_LEASE_SECONDS": "600"}
 
 
 @pytest.fixture
-def fragile(running: RunningGateway, transactional_db: None) -> Iterator[RunningGateway]:
-    """A gateway of its own, since it will be killed."""
+def disposable_gateway(running: RunningGateway, transactional_db: None) -> Iterator[RunningGateway]:
+    """A gateway that the test kills."""
     with FakeOllama() as ollama:
         env = gateway_env(ollama, **(DEADLINES | LONG_LEASE))
         with Gunicorn(env) as server:
@@ -32,7 +32,7 @@ def fragile(running: RunningGateway, transactional_db: None) -> Iterator[Running
 
 
 class Reader(threading.Thread):
-    """Reads one stream to its end, however it ends."""
+    """Reads one stream to its end, complete or not."""
 
     def __init__(self, gateway: RunningGateway, key: str) -> None:
         super().__init__()
@@ -54,21 +54,21 @@ class Reader(threading.Thread):
 
 
 def test_killed_workers_lose_nothing_and_bill_nothing_twice(
-    fragile: RunningGateway, alice: Caller
+    disposable_gateway: RunningGateway, alice: Caller
 ) -> None:
     set_price("llama3", "0.002")
-    fragile.ollama.answer("/api/generate", tokens("ab"), times=3)
-    fragile.ollama.answer("/api/generate", tokens(["x"] * 500, pause=0.02))
-    readers = [Reader(fragile, alice.secret) for _ in range(STREAMS)]
-    fragile.ollama.wait_for(STREAMS)
+    disposable_gateway.ollama.answer("/api/generate", tokens("ab"), times=3)
+    disposable_gateway.ollama.answer("/api/generate", tokens(["x"] * 500, pause=0.02))
+    readers = [Reader(disposable_gateway, alice.secret) for _ in range(STREAMS)]
+    disposable_gateway.ollama.wait_for(STREAMS)
     eventually(lambda: sum(reader.saw_done for reader in readers) == 3)
     time.sleep(0.3)
 
-    for pid in fragile.server.worker_pids():
-        fragile.server.kill_worker(pid)
+    for pid in disposable_gateway.server.worker_pids():
+        disposable_gateway.server.kill_worker(pid)
     for reader in readers:
         reader.join(20)
-    settled = manage(fragile.env, "settle_holds")
+    settled = manage(disposable_gateway.env, "settle_holds")
 
     assert settled.returncode == 0, settled.stderr
     assert not Hold.objects.filter(state="open").exists()
@@ -76,13 +76,13 @@ def test_killed_workers_lose_nothing_and_bill_nothing_twice(
     finished = {reader.request_id for reader in readers if reader.saw_done}
     complete = {str(row.request_id) for row in TokenUsage.objects.filter(outcome="complete")}
     assert len(finished) == 3 and finished == complete
-    assert manage(fragile.env, "settle_holds").returncode == 0
-    reconciled = manage(fragile.env, "reconcile")
+    assert manage(disposable_gateway.env, "settle_holds").returncode == 0
+    reconciled = manage(disposable_gateway.env, "reconcile")
     assert reconciled.returncode == 0, reconciled.stdout
 
 
-def test_orphans_are_settled_without_anybody_asking(gateway: RunningGateway, alice: Caller) -> None:
-    """The lease is 3 seconds here; the worker that takes the dead one's place looks after them."""
+def test_abandoned_holds_are_settled_automatically(gateway: RunningGateway, alice: Caller) -> None:
+    """The lease is 3 seconds here. The new worker settles the holds of the killed one."""
     set_price("llama3", "0.002")
     gateway.ollama.answer("/api/generate", tokens(["x"] * 500, pause=0.02))
     reader = Reader(gateway, alice.secret)
@@ -94,16 +94,16 @@ def test_orphans_are_settled_without_anybody_asking(gateway: RunningGateway, ali
 
     eventually(lambda: Hold.objects.filter(state="expired").count() == 1, seconds=10)
     assert TokenUsage.objects.get().outcome == "expired"
-    assert not any(found for _check, found in reconciliation.differences())
+    assert not any(rows for _check, rows in reconciliation.differences())
 
 
-def test_what_an_orphan_pays_is_never_more_than_was_delivered(
+def test_an_abandoned_response_is_billed_for_no_more_than_was_delivered(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     set_price("llama3", "0.002")
     gateway.ollama.answer("/api/generate", tokens(["x"] * 500, pause=0.02))
     reader = Reader(gateway, alice.secret)
-    [asked] = gateway.ollama.wait_for(1)
+    [received] = gateway.ollama.wait_for(1)
     # Long enough for the lease to be renewed once, which notes the progress.
     eventually(lambda: Hold.objects.filter(progress__gt=0).exists(), seconds=10)
 
@@ -112,11 +112,13 @@ def test_what_an_orphan_pays_is_never_more_than_was_delivered(
     reader.join(20)
 
     row = eventually(lambda: TokenUsage.objects.first(), seconds=10)
-    assert row.billed and 0 < row.completion_tokens <= asked.lines_sent
+    assert row.billed and 0 < row.completion_tokens <= received.lines_sent
 
 
-def test_a_long_silence_is_not_mistaken_for_death(gateway: RunningGateway, alice: Caller) -> None:
-    """Leases are renewed by a thread of their own, also while the model server says nothing."""
+def test_leases_are_renewed_while_the_model_server_is_silent(
+    gateway: RunningGateway, alice: Caller
+) -> None:
+    """A separate thread renews leases, also between two chunks."""
     set_price("llama3", "0.002")
     gateway.ollama.answer("/api/generate", tokens(["a", "b"], pause=2.2))
 

@@ -1,4 +1,4 @@
-"""Caps hold, with any number of processes and threads racing for the last of the credit."""
+"""Concurrent requests in several processes never exceed the credit."""
 
 import threading
 from collections import Counter
@@ -22,24 +22,24 @@ from tests.servers.gunicorn import Gunicorn
 CALLERS, PAID_FOR, WRITES = 50, 10, 16
 
 
-def most_one_costs() -> Decimal:
-    """Return what one of these requests may cost at most, which is what is held for it."""
+def maximum_cost() -> Decimal:
+    """Return the maximum cost of one of these requests, which is the amount held for it."""
     price = set_price("llama3", "0.002", "0.004")
     prompt_bound = len("hi") + policy.MESSAGE_TOKENS + policy.TEMPLATE_TOKENS
     return from_units(cost(price.rates, prompt_bound, WRITES))
 
 
 @pytest.fixture
-def patient(django_db_setup: None, transactional_db: None) -> Iterator[RunningGateway]:
-    """A gateway that waits for the model server as long as a busy machine makes it."""
+def patient_gateway(django_db_setup: None, transactional_db: None) -> Iterator[RunningGateway]:
+    """A gateway with timeouts that are long enough for a busy machine."""
     with FakeOllama() as ollama:
         env = gateway_env(ollama, GATEWAY_THREADS="64")
         with Gunicorn(env) as server:
             yield RunningGateway(server, ollama, env)
 
 
-def ask_at_once(gateway: RunningGateway, caller: Caller, times: int, statuses: list[int]) -> None:
-    """Ask from many threads at the same moment; note each status as it comes."""
+def send_at_once(gateway: RunningGateway, caller: Caller, times: int, statuses: list[int]) -> None:
+    """Send requests from many threads at the same moment; append each status as it arrives."""
     start = threading.Barrier(times)
     body = {"model": "llama3", "prompt": "hi", "options": {"num_predict": WRITES}}
 
@@ -56,22 +56,24 @@ def ask_at_once(gateway: RunningGateway, caller: Caller, times: int, statuses: l
         thread.join(90)
 
 
-def test_fifty_at_once_against_credit_for_ten_serves_exactly_ten(patient: RunningGateway) -> None:
-    alice = new_caller("Alice", credit=str(most_one_costs() * PAID_FOR))
-    # Nobody is answered before everybody else was refused, so no settled answer makes room.
+def test_of_fifty_concurrent_requests_credit_for_ten_serves_ten(
+    patient_gateway: RunningGateway,
+) -> None:
+    alice = new_caller("Alice", credit=str(maximum_cost() * PAID_FOR))
+    # No response completes before all others were rejected, so no settlement frees credit.
     all_asked = threading.Event()
-    patient.ollama.answer("/api/generate", Wait(all_asked), tokens("ab"))
+    patient_gateway.ollama.answer("/api/generate", Wait(all_asked), tokens("ab"))
     statuses: list[int] = []
     opener = threading.Thread(target=lambda: open_when_refused(statuses, all_asked))
     opener.start()
 
-    ask_at_once(patient, alice, CALLERS, statuses)
+    send_at_once(patient_gateway, alice, CALLERS, statuses)
 
     opener.join()
     assert Counter(statuses) == {200: PAID_FOR, 402: CALLERS - PAID_FOR}
-    assert len(patient.ollama.requests) == PAID_FOR
+    assert len(patient_gateway.ollama.requests) == PAID_FOR
     assert TokenUsage.objects.filter(billed=True).count() == PAID_FOR
-    assert not any(found for _check, found in reconciliation.differences())
+    assert not any(rows for _check, rows in reconciliation.differences())
 
 
 def open_when_refused(statuses: list[int], all_asked: threading.Event) -> None:
@@ -81,10 +83,10 @@ def open_when_refused(statuses: list[int], all_asked: threading.Event) -> None:
         all_asked.set()
 
 
-def test_credit_that_a_cheaper_answer_left_over_is_there_for_the_next(
+def test_unused_credit_of_a_hold_is_available_to_the_next_request(
     alice: Caller, ollama: FakeOllama
 ) -> None:
-    most_one_costs()
+    maximum_cost()
 
     answer = alice.post("/generate", model="llama3", prompt="hi").json()
 
@@ -93,8 +95,8 @@ def test_credit_that_a_cheaper_answer_left_over_is_there_for_the_next(
     assert (wallet.held, Hold.objects.get().state) == (0, "settled")
 
 
-def test_who_has_no_credit_is_told_what_is_missing(ollama: FakeOllama, db: None) -> None:
-    most_one_costs()
+def test_a_request_without_credit_names_the_missing_amount(ollama: FakeOllama, db: None) -> None:
+    maximum_cost()
     poor = new_caller("Poor", credit="0")
 
     response = poor.post("/generate", model="llama3", prompt="hi")
@@ -103,9 +105,9 @@ def test_who_has_no_credit_is_told_what_is_missing(ollama: FakeOllama, db: None)
     assert "top the account up" in response.json()["error"] and not ollama.requests
 
 
-def test_an_answer_longer_than_its_hold_is_billed_as_it_was(ollama: FakeOllama, db: None) -> None:
-    """A model's own system prompt may be longer than foreseen, by 4,096 tokens at most."""
-    alice = new_caller("Alice", credit=str(most_one_costs()))
+def test_a_response_above_its_hold_is_billed_in_full(ollama: FakeOllama, db: None) -> None:
+    """A model's own system prompt may add up to 4,096 tokens."""
+    alice = new_caller("Alice", credit=str(maximum_cost()))
     ollama.answer("/api/generate", tokens("ab", prompt=4000))
     body = {"model": "llama3", "prompt": "hi", "options": {"num_predict": WRITES}}
 
@@ -115,10 +117,10 @@ def test_an_answer_longer_than_its_hold_is_billed_as_it_was(ollama: FakeOllama, 
     assert alice.post("/generate", body).status_code == 402
 
 
-def test_a_large_body_of_who_has_no_credit_is_refused_before_it_is_read(
+def test_a_large_body_without_credit_is_rejected_before_it_is_read(
     ollama: FakeOllama, db: None
 ) -> None:
-    most_one_costs()
+    maximum_cost()
     poor, postpaid = (
         new_caller("Poor", credit="0"),
         new_caller("Postpaid", credit="0", postpaid=True),

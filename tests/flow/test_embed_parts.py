@@ -1,4 +1,4 @@
-"""A batch of embeddings lets others have their turn, and is one request for its client and bill."""
+"""A large embedding request is sent in batches, but is one request for its client and its bill."""
 
 import base64
 import json
@@ -37,7 +37,7 @@ def running(django_db_setup: None, django_db_blocker: object) -> Iterator[Runnin
 
 @dataclass(frozen=True)
 class Queued(Step):
-    """Take one's turn in the model server's queue, and some time for each text."""
+    """Wait in the model server's queue, then take some time for each text."""
 
     turn: threading.Lock
     seconds: float
@@ -81,7 +81,7 @@ def vectors_of(path: str, answer: Any) -> list[list[float]]:
 
 @pytest.mark.parametrize("count", [PART, PART + 1, 3 * PART, 100])
 @pytest.mark.parametrize("path", ["/api/embed", "/embedding", "/v1/embeddings"])
-def test_parts_come_to_what_one_call_comes_to(
+def test_batches_give_the_same_response_as_one_call(
     gateway: RunningGateway, alice: Caller, path: str, count: int
 ) -> None:
     answer = post(gateway, alice, path, input=texts(count))
@@ -96,26 +96,22 @@ def test_parts_come_to_what_one_call_comes_to(
     assert answer["usage"]["prompt_tokens"] == 3 * count
 
 
-def test_parts_are_joined_in_base64_too(gateway: RunningGateway, alice: Caller) -> None:
+def test_batches_are_joined_in_base64(gateway: RunningGateway, alice: Caller) -> None:
     answer = post(gateway, alice, "/v1/embeddings", input=texts(20), encoding_format="base64")
 
     packed = [base64.b64decode(one["embedding"]) for one in answer["data"]]
-    found = [list(struct.unpack("<8f", one)) for one in packed]
-    assert found == [pytest.approx(behaviour.vector(text)) for text in texts(20)]
+    vectors = [list(struct.unpack("<8f", one)) for one in packed]
+    assert vectors == [pytest.approx(behaviour.vector(text)) for text in texts(20)]
 
 
-def test_counts_and_durations_of_the_parts_are_added(
-    gateway: RunningGateway, alice: Caller
-) -> None:
+def test_counts_and_durations_of_batches_are_added(gateway: RunningGateway, alice: Caller) -> None:
     answer = post(gateway, alice, "/api/embed", input=texts(3 * PART))
 
     assert answer["prompt_eval_count"] == 9 * PART
     assert (answer["total_duration"], answer["load_duration"]) == (6_000_000, 3_000_000)
 
 
-def test_a_single_text_waits_for_one_part_and_not_for_the_batch(
-    gateway: RunningGateway, alice: Caller
-) -> None:
+def test_another_request_waits_for_one_batch_only(gateway: RunningGateway, alice: Caller) -> None:
     turn, begun = threading.Lock(), threading.Event()
 
     def in_turn(received: Received) -> list[Step]:
@@ -144,7 +140,7 @@ def test_a_single_text_waits_for_one_part_and_not_for_the_batch(
     assert sums == [3 * INPUTS]
 
 
-def test_who_leaves_stops_the_parts_and_pays_for_those_done(
+def test_a_disconnect_stops_further_batches_and_completed_ones_are_billed(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     done = threading.Event()
@@ -180,7 +176,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_part_that_fails_fails_the_whole_for_nothing(
+def test_a_failed_batch_fails_the_request_without_a_bill(
     gateway: RunningGateway, alice: Caller, case: str
 ) -> None:
     script, status = BROKEN[case]
@@ -203,7 +199,7 @@ def test_a_part_that_fails_fails_the_whole_for_nothing(
     assert len(gateway.ollama.calls("/api/embed")) == 3
 
 
-def test_a_part_without_a_count_leaves_the_whole_estimated(
+def test_a_batch_without_a_count_makes_the_total_an_estimate(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     def uncounted(received: Received) -> Any:
@@ -218,7 +214,7 @@ def test_a_part_without_a_count_leaves_the_whole_estimated(
     assert Hold.objects.count() == TokenUsage.objects.count() == 1
 
 
-def test_who_leaves_pays_for_no_count_that_cannot_be(
+def test_a_disconnect_is_not_billed_by_an_impossible_count(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     begun = threading.Event()

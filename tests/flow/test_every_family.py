@@ -1,4 +1,4 @@
-"""Every end of a response means the same, and costs the same, in every family of clients."""
+"""Every outcome has the same meaning and the same cost in every API."""
 
 import json
 from collections.abc import Iterator
@@ -35,10 +35,10 @@ NO_GRAMMAR = json.dumps({"error": {"code": 400, "message": "JSON schema conversi
 
 @dataclass(frozen=True)
 class Family:
-    """An address, what is asked there, and how it says that a response was cut."""
+    """A route, its request, and how its response shows truncation."""
 
     path: str
-    asked: dict[str, Any]
+    request: dict[str, Any]
     cut: str
     upstream: str = "/api/chat"
     schema: dict[str, Any] = field(default_factory=dict)
@@ -77,17 +77,17 @@ both_ways = pytest.mark.parametrize("stream", [True, False], ids=["streamed", "w
 
 
 @pytest.fixture(autouse=True)
-def books_balance(db: None) -> Iterator[None]:
+def ledger_balances(db: None) -> Iterator[None]:
     yield
     assert not Hold.objects.filter(state="open").exists()
-    assert not any(found for _check, found in reconciliation.differences())
+    assert not any(rows for _check, rows in reconciliation.differences())
 
 
 def ask(alice: Caller, family: Family, *, stream: bool, **more: Any) -> tuple[int, bytes]:
-    body = {"model": "llama3", "stream": stream, **family.asked, **more}
-    response = alice.post(family.path, body)
-    told = b"".join(response.streaming_content) if response.streaming else response.content
-    return response.status_code, told
+    fields = {"model": "llama3", "stream": stream, **family.request, **more}
+    response = alice.post(family.path, fields)
+    body = b"".join(response.streaming_content) if response.streaming else response.content
+    return response.status_code, body
 
 
 def script(family: Family, pieces: list[str], *end: Step, **facts: Any) -> list[Any]:
@@ -99,7 +99,7 @@ def row() -> TokenUsage:
 
 
 def estimate(family: Family) -> int:
-    """Return the estimate of the prompt: its bytes by four, and the template."""
+    """Return the estimated prompt tokens: bytes / 4, and the template."""
     return 13 if family.upstream == "/api/generate" else 17
 
 
@@ -108,17 +108,17 @@ def estimate(family: Family) -> int:
 
 @every_family
 @both_ways
-def test_the_repeat_guard_is_an_end(
+def test_a_response_that_repeats_itself_ends_with_length(
     alice: Caller, ollama: FakeOllama, family: Family, stream: bool
 ) -> None:
     ollama.answer(family.upstream, tokens(["go "] * 31, path=family.upstream, done=False))
 
-    status, told = ask(alice, family, stream=stream)
+    status, body = ask(alice, family, stream=stream)
 
-    assert status == 200 and told.count(b"go ") >= (31 if stream else 1)
-    assert family.cut in told.decode().replace(" ", "")
+    assert status == 200 and body.count(b"go ") >= (31 if stream else 1)
+    assert family.cut in body.decode().replace(" ", "")
     if stream and family.cut != '"incomplete"':
-        assert looks_complete(told)
+        assert looks_complete(body)
     assert (row().outcome, row().billed, row().count_source) == ("complete", True, "counted")
     assert (row().prompt_tokens, row().completion_tokens) == (estimate(family), 31)
 
@@ -126,31 +126,31 @@ def test_the_repeat_guard_is_an_end(
 @every_family
 @both_ways
 @pytest.mark.parametrize("error", [NO_GRAMMAR, 'tool "x" is not declared', "something new"])
-def test_a_client_fault_in_the_middle_is_billed_as_far_as_it_was_delivered(
+def test_an_invalid_request_in_mid_stream_is_billed_for_the_delivered_part(
     alice: Caller, ollama: FakeOllama, family: Family, stream: bool, error: str
 ) -> None:
     ollama.answer(family.upstream, script(family, ["x"] * 80, error_line(error)))
 
-    status, told = ask(alice, family, stream=stream)
+    status, body = ask(alice, family, stream=stream)
 
     assert status == (200 if stream else 400), "what a client repeats at once must not be a 5xx"
-    assert b"invalid_request" in told and error.encode() not in told
-    assert not looks_complete(told)
+    assert b"invalid_request" in body and error.encode() not in body
+    assert not looks_complete(body)
     assert (row().outcome, row().billed) == ("invalid_request", stream)
     assert (row().prompt_tokens, row().completion_tokens) == (estimate(family), 80)
 
 
 @every_family
 @both_ways
-def test_a_schema_that_fails_after_the_thinking_is_billed_for_it(
+def test_a_schema_that_fails_after_the_reasoning_is_billed_for_the_reasoning(
     alice: Caller, ollama: FakeOllama, family: Family, stream: bool
 ) -> None:
     thinking = ["hm"] * 50
     ollama.answer(family.upstream, script(family, [], error_line(NO_GRAMMAR), thinking=thinking))
 
-    status, told = ask(alice, family, stream=stream)
+    status, body = ask(alice, family, stream=stream)
 
-    assert status == (200 if stream else 400) and b"JSON schema" in told
+    assert status == (200 if stream else 400) and b"JSON schema" in body
     assert (row().outcome, row().billed) == ("invalid_request", stream)
     assert row().completion_tokens == 50
 
@@ -165,31 +165,31 @@ def test_a_crash_of_the_model_server_is_free_below_64_tokens(
     ollama.answer(family.upstream, script(family, ["x"] * 64, error_line(crash)), times=1)
 
     for _ in range(2):
-        status, told = ask(alice, family, stream=stream)
-        assert status == (200 if stream else 502) and not looks_complete(told)
+        status, body = ask(alice, family, stream=stream)
+        assert status == (200 if stream else 502) and not looks_complete(body)
 
     rows = TokenUsage.objects.order_by("completion_tokens")
-    assert [found.outcome for found in rows] == ["upstream_broke"] * 2
-    assert [found.billed for found in rows] == [False, stream]
+    assert [row.outcome for row in rows] == ["upstream_broke"] * 2
+    assert [row.billed for row in rows] == [False, stream]
 
 
 @every_family
 @both_ways
-def test_a_prompt_longer_than_the_context_is_told_with_its_size(
+def test_a_prompt_longer_than_the_context_is_rejected_with_its_size(
     alice: Caller, ollama: FakeOllama, family: Family, stream: bool
 ) -> None:
     ollama.answer(family.upstream, reply({"error": TOO_LONG}, 400))
 
-    status, told = ask(alice, family, stream=stream)
+    status, body = ask(alice, family, stream=stream)
 
     assert status == 400
-    assert b"The prompt has 5,010 tokens, the context of this model is 4,096." in told
+    assert b"The prompt has 5,010 tokens, the context of this model is 4,096." in body
     assert (row().outcome, row().billed) == ("invalid_request", False)
 
 
 @both_ways
 @pytest.mark.parametrize("family", [f for f in FAMILIES.values() if f.schema], ids=lambda f: f.path)
-def test_thinking_with_a_schema_is_billed_once_and_not_by_the_second_run_alone(
+def test_reasoning_is_billed_although_upstream_counts_the_second_run_only(
     alice: Caller, ollama: FakeOllama, family: Family, stream: bool
 ) -> None:
     facts = {"thinking": ["hm"] * 60, "prompt": 200, "count": 4}
@@ -212,16 +212,16 @@ ENDS: dict[str, list[Step]] = {
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_the_same_end_costs_the_same_in_every_family(
+def test_an_outcome_costs_the_same_in_every_api(
     alice: Caller, ollama: FakeOllama, end: list[Step]
 ) -> None:
     costs: dict[str, set[Any]] = {"/api/generate": set(), "/api/chat": set()}
     for family in FAMILIES.values():
-        said = tokens(["x"] * 100, path=family.upstream, done=False)
-        ollama.answer(family.upstream, said, end, times=1)
+        steps = tokens(["x"] * 100, path=family.upstream, done=False)
+        ollama.answer(family.upstream, steps, end, times=1)
         ask(alice, family, stream=True)
         newest = TokenUsage.objects.order_by("-pk")[0]
         costs[family.upstream].add((newest.cost, newest.outcome, newest.completion_tokens))
 
-    assert [len(found) for found in costs.values()] == [1, 1]
-    assert all(cost > 0 for found in costs.values() for cost, *_ in found)
+    assert [len(amounts) for amounts in costs.values()] == [1, 1]
+    assert all(cost > 0 for amounts in costs.values() for cost, *_ in amounts)

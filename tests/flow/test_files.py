@@ -1,11 +1,11 @@
-"""What the gateway writes to the disk is its user's alone."""
+"""Files that the gateway writes are readable by its user only."""
 
 from pathlib import Path
 
 from tests.harness.gateway import RunningGateway
 
 
-def test_workers_write_files_that_nobody_else_may_read(gateway: RunningGateway) -> None:
+def test_files_of_workers_are_private(gateway: RunningGateway) -> None:
     pids = [gateway.server.pid, *gateway.server.worker_pids()]
 
     assert len(pids) > 1

@@ -1,4 +1,4 @@
-"""LangChain's two integrations work unchanged through the gateway."""
+"""LangChain's integrations for OpenAI and Ollama work with the gateway."""
 
 from typing import Any
 
@@ -87,19 +87,24 @@ def test_a_streamed_chat(model: Any) -> None:
     assert sum(one["output_tokens"] for one in counted) == len(WORDS)
 
 
-def test_a_tool_is_called_and_answered(model: Any, gateway: RunningGateway) -> None:
-    call = {"function": {"name": "weather", "arguments": {"city": "Kiel"}}}
-    gateway.ollama.answer("/api/chat", tokens([], path="/api/chat", tool_calls=[call]), times=1)
-    equipped = model.bind_tools([weather])
-    asked: AIMessage = equipped.invoke("What is the weather in Kiel?")
-    result: ToolMessage = weather.invoke(asked.tool_calls[0])
+def test_a_tool_call_and_its_result_reach_the_model(model: Any, gateway: RunningGateway) -> None:
+    function = {"name": "weather", "arguments": {"city": "Kiel"}}
+    gateway.ollama.answer(
+        "/api/chat", tokens([], path="/api/chat", tool_calls=[{"function": function}]), times=1
+    )
+    with_tools = model.bind_tools([weather])
+    first: AIMessage = with_tools.invoke("What is the weather in Kiel?")
+    result: ToolMessage = weather.invoke(first.tool_calls[0])
 
-    answer = equipped.invoke([HumanMessage("What is the weather in Kiel?"), asked, result])
+    answer = with_tools.invoke([HumanMessage("What is the weather in Kiel?"), first, result])
 
     assert text_of(answer) == SKY
-    *_, called, told = gateway.ollama.requests[-1].json["messages"]
-    assert called["tool_calls"][0]["function"] == {"name": "weather", "arguments": {"city": "Kiel"}}
-    assert (told["role"], told["content"]) == ("tool", "rain in Kiel")
+    *_, assistant, tool = gateway.ollama.requests[-1].json["messages"]
+    assert assistant["tool_calls"][0]["function"] == {
+        "name": "weather",
+        "arguments": {"city": "Kiel"},
+    }
+    assert (tool["role"], tool["content"]) == ("tool", "rain in Kiel")
 
 
 def test_structured_output(model: Any, gateway: RunningGateway) -> None:
@@ -110,7 +115,7 @@ def test_structured_output(model: Any, gateway: RunningGateway) -> None:
 
 @pytest.mark.parametrize("kind", ["ollama", "openai"])
 def test_embeddings(gateway: RunningGateway, alice: Caller, kind: str) -> None:
-    found = embedder(kind, gateway, alice)
+    embeddings = embedder(kind, gateway, alice)
 
-    assert found.embed_query("one") == pytest.approx(vector("one"))
-    assert found.embed_documents(["one", "two"])[1] == pytest.approx(vector("two"))
+    assert embeddings.embed_query("one") == pytest.approx(vector("one"))
+    assert embeddings.embed_documents(["one", "two"])[1] == pytest.approx(vector("two"))

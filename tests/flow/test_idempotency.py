@@ -1,4 +1,4 @@
-"""An `Idempotency-Key` pays once: several workers, the SDKs' own retries, and kill -9."""
+"""A request with an `Idempotency-Key` is billed once, also after SDK retries and kill -9."""
 
 import json
 import threading
@@ -57,7 +57,7 @@ def post_at_once(gateway: RunningGateway, caller: Caller) -> Counter[int]:
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
-def test_of_twenty_at_once_one_is_served(
+def test_of_twenty_concurrent_requests_one_is_served(
     stream: bool, gateway: RunningGateway, alice: Caller
 ) -> None:
     go_on, statuses = threading.Event(), Counter[int]()
@@ -76,10 +76,12 @@ def test_of_twenty_at_once_one_is_served(
 
     assert statuses == {200: 1, 409: AT_ONCE - 1}
     assert len(gateway.ollama.requests) == 1 == Hold.objects.count() == TokenUsage.objects.count()
-    assert not any(found for _check, found in reconciliation.differences())
+    assert not any(rows for _check, rows in reconciliation.differences())
 
 
-def test_a_repeat_of_a_running_request_names_it(gateway: RunningGateway, alice: Caller) -> None:
+def test_a_repeated_request_gets_the_id_of_the_running_one(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     go_on = threading.Event()
     gateway.ollama.answer("/api/chat", Wait(go_on), tokens("ab", path="/api/chat"))
     with gateway.client() as first:
@@ -96,14 +98,14 @@ def test_a_repeat_of_a_running_request_names_it(gateway: RunningGateway, alice: 
     assert error["original_request_id"] == request_id and request_id in error["message"]
 
 
-def test_of_twenty_at_once_that_do_not_wait_one_is_served(
+def test_of_twenty_concurrent_requests_to_a_fast_model_one_is_served(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     assert post_at_once(gateway, alice) == {200: 1, 409: AT_ONCE - 1}
     assert len(gateway.ollama.requests) == 1
 
 
-def test_of_twenty_that_find_a_free_key_one_takes_it(
+def test_of_twenty_requests_after_an_unbilled_one_one_is_served(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     gateway.ollama.down()
@@ -114,19 +116,17 @@ def test_of_twenty_that_find_a_free_key_one_takes_it(
     assert len(gateway.ollama.requests) == 1
 
 
-def test_without_credit_none_of_twenty_uses_the_key_up(
-    gateway: RunningGateway, alice: Caller
-) -> None:
+def test_rejected_requests_do_not_use_the_key(gateway: RunningGateway, alice: Caller) -> None:
     poor = new_caller("Poor", credit="0")
 
     assert post_at_once(gateway, poor) == {402: AT_ONCE}
     assert not IdempotencyKey.objects.exists()
 
 
-# --- Clients that leave ---------------------------------------------------------------------------
+# --- Disconnects ---------------------------------------------------------------------------------
 
 
-def test_who_left_before_the_first_chunk_may_ask_again(
+def test_a_disconnect_before_the_first_chunk_frees_the_key(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     gateway.ollama.answer("/api/chat", Stall(), times=1)
@@ -138,7 +138,7 @@ def test_who_left_before_the_first_chunk_may_ask_again(
     assert post(gateway, alice, CHAT, "/chat")[0] == 200
 
 
-def test_who_left_later_has_paid(gateway: RunningGateway, alice: Caller) -> None:
+def test_a_disconnect_in_mid_stream_uses_the_key(gateway: RunningGateway, alice: Caller) -> None:
     slow = tokens(["x"] * 200, path="/api/chat", pause=0.02)
     gateway.ollama.answer("/api/chat", slow, times=1)
     body = {**CHAT, "stream": True}
@@ -157,7 +157,7 @@ def test_who_left_later_has_paid(gateway: RunningGateway, alice: Caller) -> None
 
 
 @pytest.fixture
-def fragile(
+def crashing_gateway(
     running: RunningGateway, transactional_db: None, tmp_path: Path
 ) -> Iterator[RunningGateway]:
     """A gateway whose worker dies after the commit of each bill, before the last chunk."""
@@ -169,7 +169,7 @@ def fragile(
             yield RunningGateway(server, ollama, env)
 
 
-Ask = Callable[[RunningGateway, Caller, bool], Any]
+Call = Callable[[RunningGateway, Caller, bool], Any]
 
 
 def ask_openai(gateway: RunningGateway, alice: Caller, stream: bool) -> Any:
@@ -186,30 +186,30 @@ def ask_anthropic(gateway: RunningGateway, alice: Caller, stream: bool) -> Any:
         return list(answer) if stream else answer
 
 
-@pytest.mark.parametrize("ask", [ask_openai, ask_anthropic])
-def test_an_sdk_that_repeats_a_lost_response_pays_once(
-    ask: Ask, fragile: RunningGateway, alice: Caller
+@pytest.mark.parametrize("call", [ask_openai, ask_anthropic])
+def test_an_sdk_retry_after_a_lost_response_is_billed_once(
+    call: Call, crashing_gateway: RunningGateway, alice: Caller
 ) -> None:
-    """Not streamed, the SDK asks again by itself, with the same header."""
+    """The SDK retries automatically, with the same header, unless the request is streamed."""
     with pytest.raises((openai.ConflictError, anthropic.ConflictError)) as caught:
-        ask(fragile, alice, False)
+        call(crashing_gateway, alice, False)
 
     row = TokenUsage.objects.get()
     assert row.outcome == "complete" and row.billed
     assert str(row.request_id) in str(caught.value) and f"{row.cost:f}" in str(caught.value)
-    assert len(fragile.ollama.requests) == 1
+    assert len(crashing_gateway.ollama.requests) == 1
 
 
-@pytest.mark.parametrize("ask", [ask_openai, ask_anthropic])
-def test_a_program_that_repeats_a_lost_stream_pays_once(
-    ask: Ask, fragile: RunningGateway, alice: Caller
+@pytest.mark.parametrize("call", [ask_openai, ask_anthropic])
+def test_a_repeated_stream_after_a_lost_one_is_billed_once(
+    call: Call, crashing_gateway: RunningGateway, alice: Caller
 ) -> None:
     with pytest.raises(Exception, match=r"(?i)peer closed|incomplete|connection"):
-        ask(fragile, alice, True)
+        call(crashing_gateway, alice, True)
     with pytest.raises((openai.ConflictError, anthropic.ConflictError)):
-        ask(fragile, alice, True)
+        call(crashing_gateway, alice, True)
 
-    assert TokenUsage.objects.count() == 1 == len(fragile.ollama.requests)
+    assert TokenUsage.objects.count() == 1 == len(crashing_gateway.ollama.requests)
 
 
 def test_a_killed_worker_leaves_the_key_in_use_until_its_hold_is_settled(
@@ -232,7 +232,7 @@ def test_a_killed_worker_leaves_the_key_in_use_until_its_hold_is_settled(
 
 
 def _statuses_until_settled(gateway: RunningGateway, alice: Caller, body: Any) -> set[int]:
-    """Return what repeats are answered while the hold is open; empty until it is settled."""
+    """Return the statuses of repeated requests while the hold is open."""
     if Hold.objects.filter(state="open").exists():
         assert post(gateway, alice, body, "/chat")[0] in (409, 503)
         return set()

@@ -1,4 +1,4 @@
-"""The official JavaScript clients work unchanged: node runs tests/js against this gateway."""
+"""The official JavaScript clients work with the gateway: node runs tests/js."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ pytestmark = [
 
 
 def play(received: Received, models: list[str]) -> Any:
-    """Do what the last message asks for, as tests/js/gateway.js lists it."""
+    """Choose a script by the last message, as listed in tests/js/gateway.js."""
     last = received.json["messages"][-1]["content"]
     if last == "stall":
         return [*tokens("ab", path=received.path, done=False), Stall()]
@@ -62,7 +62,7 @@ def test_the_official_client_of_javascript(
     )
 
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
-    [left] = [one for one in gateway.ollama.requests if b'"stall"' in one.body]
-    assert left.left.wait(1), "the model server still works for nobody"
+    [stalled] = [received for received in gateway.ollama.requests if b'"stall"' in received.body]
+    assert stalled.left.wait(1), "the model server did not notice the disconnect"
     outcomes = TokenUsage.objects.values_list("outcome", flat=True)
     eventually(lambda: list(outcomes.all()).count("client_left") == 1)

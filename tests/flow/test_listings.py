@@ -1,4 +1,4 @@
-"""Lists of models cost the model server one call a second, and nothing when nobody waits."""
+"""Lists of models cost the model server one call per second, and none if no client waits."""
 
 import threading
 import time
@@ -41,18 +41,18 @@ def open_calls(gateway: RunningGateway) -> int:
 
 
 @pytest.mark.parametrize("path", [*LISTINGS, "/readyz"])
-def test_a_crowd_that_leaves_a_stalled_list_leaves_nothing_behind(
+def test_disconnects_from_a_stalled_list_free_all_threads(
     gateway: RunningGateway, path: str
 ) -> None:
     caller = new_caller("Penniless", credit="0")
-    time.sleep(1.1)  # What was known is too old then.
+    time.sleep(1.1)  # The known list is too old by then.
     for stalled in ("/api/tags", "/api/ps", "/api/version"):
         gateway.ollama.answer(stalled, Stall())
     clients = [RawClient(gateway.server.url) for _ in range(CALLERS)]
     for client in clients:
         client.get(path, key=caller.secret)
     time.sleep(0.5)
-    assert open_calls(gateway) <= WORKERS, "one call for all who wait"
+    assert open_calls(gateway) <= WORKERS, "one call for all waiting clients"
 
     for client in clients:
         client.close()
@@ -62,7 +62,9 @@ def test_a_crowd_that_leaves_a_stalled_list_leaves_nothing_behind(
     assert answer.status_code == 200, "the threads are free"
 
 
-def test_facts_that_stall_are_left_too(gateway: RunningGateway, alice: Caller) -> None:
+def test_disconnects_from_a_stalled_show_free_all_threads(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     gateway.ollama.answer("/api/show", Stall())
     clients = [RawClient(gateway.server.url) for _ in range(CALLERS)]
     for client in clients:
@@ -78,11 +80,11 @@ def test_facts_that_stall_are_left_too(gateway: RunningGateway, alice: Caller) -
 
 
 @pytest.mark.parametrize("path", [*LISTINGS, "/readyz"])
-def test_a_crowd_costs_a_call_in_an_interval(
+def test_concurrent_requests_share_one_call_per_interval(
     gateway: RunningGateway, alice: Caller, path: str
 ) -> None:
-    asked = LISTINGS.get(path, "/api/version")
-    before, until = len(gateway.ollama.calls(asked)), time.monotonic() + SECONDS
+    route = LISTINGS.get(path, "/api/version")
+    before, until = len(gateway.ollama.calls(route)), time.monotonic() + SECONDS
     statuses: list[int] = []
 
     def ask() -> None:
@@ -99,4 +101,4 @@ def test_a_crowd_costs_a_call_in_an_interval(
         thread.join(20)
 
     assert set(statuses) == {200} and len(statuses) > 20
-    assert len(gateway.ollama.calls(asked)) - before <= WORKERS * (SECONDS + 1)
+    assert len(gateway.ollama.calls(route)) - before <= WORKERS * (SECONDS + 1)

@@ -1,4 +1,4 @@
-"""Two hundred streams at once on two workers, and no database connection held by one."""
+"""Two hundred concurrent streams on two workers hold no database connection."""
 
 import threading
 from collections.abc import Iterator
@@ -19,24 +19,26 @@ STREAMS = 200
 
 
 @pytest.fixture
-def wide(django_db_setup: None, transactional_db: None) -> Iterator[RunningGateway]:
-    """A gateway with its own defaults: 2 workers, 256 threads, a pool of 8 connections each."""
+def default_gateway(django_db_setup: None, transactional_db: None) -> Iterator[RunningGateway]:
+    """A gateway with default settings: 2 workers with 256 threads and 8 connections each."""
     with FakeOllama() as ollama:
         env = gateway_env(ollama)
         with Gunicorn(env) as server:
             yield RunningGateway(server, ollama, env)
 
 
-def test_two_hundred_streams_at_once_all_end_well(wide: RunningGateway, alice: Caller) -> None:
+def test_two_hundred_concurrent_streams_complete(
+    default_gateway: RunningGateway, alice: Caller
+) -> None:
     set_price("llama3", "0.002")
     go_on = threading.Event()
     half = tokens("ab", done=False)
-    wide.ollama.answer("/api/generate", half, Wait(go_on), tokens("cd"))
+    default_gateway.ollama.answer("/api/generate", half, Wait(go_on), tokens("cd"))
     last_lines: list[bytes] = []
-    threads = [Stream(wide, alice, last_lines) for _ in range(STREAMS)]
+    threads = [Stream(default_gateway, alice, last_lines) for _ in range(STREAMS)]
 
-    wide.ollama.wait_for(STREAMS, timeout=60)
-    eventually(lambda: wide.ollama.in_flight == STREAMS, seconds=30)
+    default_gateway.ollama.wait_for(STREAMS, timeout=60)
+    eventually(lambda: default_gateway.ollama.in_flight == STREAMS, seconds=30)
     connections = gateway_connections()
     go_on.set()
     for thread in threads:
@@ -64,7 +66,7 @@ class Stream(threading.Thread):
 
 
 def gateway_connections() -> int | None:
-    """Return how many connections the database has; None where it has no such count."""
+    """Return the number of connections to the database, or None on SQLite."""
     if connection.vendor != "postgresql":
         return None
     with connection.cursor() as cursor:

@@ -1,4 +1,4 @@
-"""Nothing is held and nothing written for what never reaches the model server."""
+"""A request that never reaches the model server leaves no hold and no usage row."""
 
 import threading
 import time
@@ -44,7 +44,7 @@ def message(answer: requests.Response) -> str:
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "streamed"])
 @pytest.mark.parametrize("path", ROUTES)
-def test_a_model_that_is_not_installed_is_a_404_in_every_family(
+def test_a_model_that_is_not_installed_is_a_404_in_every_api(
     gateway: RunningGateway, alice: Caller, path: str, stream: bool
 ) -> None:
     set_price("absent:7b", "0.001")
@@ -57,7 +57,7 @@ def test_a_model_that_is_not_installed_is_a_404_in_every_family(
 
 
 @pytest.mark.parametrize("model", ["there:7b", "absent:7b"])
-def test_without_a_price_nobody_learns_whether_a_model_is_installed(
+def test_a_model_without_a_price_does_not_reveal_whether_it_is_installed(
     gateway: RunningGateway, alice: Caller, model: str
 ) -> None:
     gateway.ollama.models.append("there:7b")
@@ -72,7 +72,7 @@ def test_without_a_price_nobody_learns_whether_a_model_is_installed(
     assert gateway.ollama.requests == [] and nothing_is_stored()
 
 
-def test_a_crowd_that_asks_for_a_missing_model_costs_a_look_in_an_interval(
+def test_concurrent_requests_for_a_missing_model_share_one_list_per_interval(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     set_price("absent:7b", "0.001")
@@ -103,7 +103,7 @@ def test_a_crowd_that_asks_for_a_missing_model_costs_a_look_in_an_interval(
 
 
 @pytest.mark.parametrize("is_known", [False, True], ids=["unknown", "known"])
-def test_a_model_server_that_is_down_leaves_no_rows(
+def test_an_unreachable_model_server_leaves_no_rows(
     gateway: RunningGateway, alice: Caller, is_known: bool
 ) -> None:
     body = {"model": "llama3", "prompt": "hi"}
@@ -123,4 +123,4 @@ def test_a_model_server_that_is_down_leaves_no_rows(
     assert all(int(answer.headers["Retry-After"]) > 0 for answer in answers)
     assert TokenUsage.objects.count() == Hold.objects.count() == rows
     assert alice.wallet.held == 0
-    assert not any(found for _check, found in reconciliation.differences())
+    assert not any(rows for _check, rows in reconciliation.differences())

@@ -1,4 +1,4 @@
-"""The official `ollama` client works unchanged: another host, a key, nothing else."""
+"""The official `ollama` client works with another host and a key."""
 
 from typing import Any
 
@@ -61,7 +61,7 @@ def test_a_streamed_chat(client: official.Client) -> None:
     assert "".join(piece.message.content or "" for piece in pieces).startswith("The sky")
 
 
-def test_tools_and_thinking_pass_both_ways(
+def test_tools_and_thinking_are_relayed_in_both_directions(
     client: official.Client, gateway: RunningGateway
 ) -> None:
     call = {"function": {"name": "weather", "arguments": {"city": "Kiel"}}}
@@ -80,13 +80,13 @@ def test_tools_and_thinking_pass_both_ways(
     answer = client.chat(model="llama3", messages=HELLO, tools=[tool], think=True)
 
     assert answer.message.thinking == "I must look"
-    [asked] = answer.message.tool_calls or []
-    assert (asked.function.name, asked.function.arguments) == ("weather", {"city": "Kiel"})
+    [requested] = answer.message.tool_calls or []
+    assert (requested.function.name, requested.function.arguments) == ("weather", {"city": "Kiel"})
     sent = gateway.ollama.requests[-1].json
     assert sent["think"] is True and sent["tools"][0]["function"]["name"] == "weather"
 
 
-def test_a_schema_is_passed_on(client: official.Client, gateway: RunningGateway) -> None:
+def test_a_schema_reaches_the_model(client: official.Client, gateway: RunningGateway) -> None:
     schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
 
     client.chat(model="llama3", messages=HELLO, format=schema, options={"temperature": 0})
@@ -122,7 +122,7 @@ def test_list_show_and_ps(client: official.Client) -> None:
     ],
     ids=["unknown", "cloud", "clamped", "show unknown", "pull", "delete"],
 )
-def test_errors_are_response_errors_with_the_right_status(
+def test_an_error_raises_response_error_with_its_status(
     client: official.Client, call: Any, status: int
 ) -> None:
     if status == 200:
@@ -133,7 +133,7 @@ def test_errors_are_response_errors_with_the_right_status(
     assert caught.value.status_code == status and caught.value.error
 
 
-def test_a_bad_key_is_a_401(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_key_is_a_401(gateway: RunningGateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OLLAMA_API_KEY", "olg_" + "0" * 64)
 
     with pytest.raises(official.ResponseError) as caught:
@@ -141,14 +141,14 @@ def test_a_bad_key_is_a_401(gateway: RunningGateway, monkeypatch: pytest.MonkeyP
     assert caught.value.status_code == 401
 
 
-def test_a_stream_that_breaks_raises(client: official.Client, gateway: RunningGateway) -> None:
+def test_an_interrupted_stream_raises(client: official.Client, gateway: RunningGateway) -> None:
     gateway.ollama.answer("/api/generate", tokens("ab", done=False), error_line("boom"))
 
     with pytest.raises(official.ResponseError):
         list(client.generate(model="llama3", prompt="x", stream=True))
 
 
-def test_leaving_a_stream_stops_the_model_server(
+def test_closing_a_stream_stops_the_model_server(
     client: official.Client, gateway: RunningGateway
 ) -> None:
     gateway.ollama.answer("/api/generate", tokens("ab", done=False), Stall())
@@ -173,7 +173,7 @@ def test_an_operator_pulls_and_deletes(operator: official.Client) -> None:
     assert caught.value.status_code == 404
 
 
-def test_an_operator_who_pulls_what_is_not_there_is_told(operator: official.Client) -> None:
+def test_pulling_a_missing_model_is_an_error(operator: official.Client) -> None:
     with pytest.raises(official.ResponseError) as caught:
         operator.pull("nonsuch")
     assert caught.value.status_code == 404

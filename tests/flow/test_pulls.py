@@ -1,4 +1,4 @@
-"""A pull may take hours and fall silent while it verifies; the clocks of answers are not for it."""
+"""The timeouts of responses do not apply to a pull, which may take hours."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from tests.fakes.script import Line, Sleep
 from tests.harness.callers import Caller
 
 
-def test_a_pull_outlasts_the_deadlines_of_answers(
+def test_a_pull_may_exceed_the_timeouts_of_responses(
     olga: Caller, ollama: FakeOllama, settings: Any
 ) -> None:
     settings.UPSTREAM_SILENCE_SECONDS = settings.UPSTREAM_TOTAL_SECONDS = 0.2

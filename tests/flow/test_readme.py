@@ -1,4 +1,4 @@
-"""The README's commands do what it says when they are pasted."""
+"""The commands in README.md work when they are pasted."""
 
 import json
 import re
@@ -21,7 +21,7 @@ MODELS = dict(re.findall(r"(MODEL|EMBED)=(smollm2\S+)", README))
 
 
 @pytest.fixture
-def house_with_the_model(gateway: RunningGateway) -> RunningGateway:
+def gateway_with_models(gateway: RunningGateway) -> RunningGateway:
     for name in MODELS.values():
         set_price(name, "0.0001")
         gateway.ollama.models.append(name)
@@ -29,32 +29,32 @@ def house_with_the_model(gateway: RunningGateway) -> RunningGateway:
 
 
 def objects(text: str) -> Iterator[Any]:
-    """Yield every JSON object in a text, with or without line ends between them."""
+    """Yield every JSON object in a text, with or without newlines between them."""
     while text := text.lstrip():
-        found, end = json.JSONDecoder().raw_decode(text)
-        yield found
+        value, end = json.JSONDecoder().raw_decode(text)
+        yield value
         text = text[end:]
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("block", CURLS, ids=range(len(CURLS)))
-def test_a_pasted_curl_answers(
-    house_with_the_model: RunningGateway, alice: Caller, block: str
+def test_a_curl_command_gets_a_response(
+    gateway_with_models: RunningGateway, alice: Caller, block: str
 ) -> None:
-    env = {"GATEWAY": house_with_the_model.server.url, "KEY": alice.secret, **MODELS}
+    env = {"GATEWAY": gateway_with_models.server.url, "KEY": alice.secret, **MODELS}
     env["PATH"] = "/usr/bin:/bin"
 
     result = run(["bash", "-euc", block], env)
 
-    answers = list(objects(result.stdout))
-    assert len(answers) >= block.count("curl")
-    assert not any("error" in answer for answer in answers)
+    responses = list(objects(result.stdout))
+    assert len(responses) >= block.count("curl")
+    assert not any("error" in response for response in responses)
 
 
-def test_the_pasted_python_prints_an_answer(
-    house_with_the_model: RunningGateway, alice: Caller
+def test_the_python_snippet_prints_a_response(
+    gateway_with_models: RunningGateway, alice: Caller
 ) -> None:
-    script = PYTHON.replace("http://127.0.0.1:8000", house_with_the_model.server.url)
+    script = PYTHON.replace("http://127.0.0.1:8000", gateway_with_models.server.url)
 
     result = run([sys.executable, "-c", script.replace("olg_…", alice.secret)], {})
 

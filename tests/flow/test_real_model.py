@@ -1,4 +1,4 @@
-"""The whole product, nothing pretended: gunicorn, the ledger and a real language model."""
+"""The complete product without fakes: gunicorn, the ledger and a real language model."""
 
 import json
 from collections.abc import Iterator
@@ -57,7 +57,7 @@ def post(gateway: Gunicorn, caller: Caller, path: str, body: dict[str, Any]) -> 
     return requests.post(url, json=body, headers=caller.headers, timeout=60)
 
 
-def test_a_real_model_answers_and_is_billed_to_the_last_digit(
+def test_a_response_of_a_real_model_is_billed_exactly(
     gateway: Gunicorn, alice_with_a_price: Caller
 ) -> None:
     alice = alice_with_a_price
@@ -67,29 +67,37 @@ def test_a_real_model_answers_and_is_billed_to_the_last_digit(
     chatted = post(gateway, alice, "/chat", {**chat, "options": {"num_predict": 12}}).json()
     embedded = post(gateway, alice, "/embedding", {"model": EMBED, "input": "hello"}).json()
 
-    said = [whole["usage"], json.loads(streamed[-1])["usage"], chatted["usage"], embedded["usage"]]
+    usages = [
+        whole["usage"],
+        json.loads(streamed[-1])["usage"],
+        chatted["usage"],
+        embedded["usage"],
+    ]
     assert whole["response"].strip() and chatted["message"]["content"].strip()
     assert 0 < whole["usage"]["completion_tokens"] <= 24 and len(embedded["embedding"]) > 100
     usage = requests.get(f"{gateway.url}/usage", headers=alice.headers, timeout=10).json()
-    assert Decimal(usage["cost"]) == sum(Decimal(one["cost"]) for one in said) > 0
-    assert usage["total_tokens"] == sum(one["total_tokens"] for one in said)
-    assert not any(found for _check, found in reconciliation.differences())
+    assert Decimal(usage["cost"]) == sum(Decimal(each["cost"]) for each in usages) > 0
+    assert usage["total_tokens"] == sum(each["total_tokens"] for each in usages)
+    assert not any(rows for _check, rows in reconciliation.differences())
 
 
 def test_check_ollama_measures_a_real_model(
     engine: EmbeddedModelServer, alice_with_a_price: Caller, settings: Any
 ) -> None:
     settings.OLLAMA_BASE, settings.ISOLATE_PROMPTS = engine.url, True
-    told = list(model_server.examine(600))
-    found = {each.subject: each for each in told}
+    findings = list(model_server.examine(600))
+    by_subject = {each.subject: each for each in findings}
 
-    assert found["prompts"].state == "ok" and "smollm2:135m read a text" in found["prompts"].message
-    assert found["version"].state == "warning" and "embedded" in found["version"].message
-    assert "smollm2:135m reads at most 2,048 tokens." in [each.message for each in told]
-    assert "native" in found["templates"].message
+    assert (
+        by_subject["prompts"].state == "ok"
+        and "smollm2:135m read a text" in by_subject["prompts"].message
+    )
+    assert by_subject["version"].state == "warning" and "embedded" in by_subject["version"].message
+    assert "smollm2:135m reads at most 2,048 tokens." in [each.message for each in findings]
+    assert "native" in by_subject["templates"].message
 
 
-def test_an_account_reads_its_own_prompt_from_the_cache_and_no_others(
+def test_an_account_uses_the_prompt_cache_of_its_own_prompts_only(
     gateway: Gunicorn, engine: EmbeddedModelServer, alice_with_a_price: Caller, charlie: Caller
 ) -> None:
     """Counted in tokens that llama.cpp processed, not in time."""
@@ -112,7 +120,7 @@ def test_an_account_reads_its_own_prompt_from_the_cache_and_no_others(
     assert max(alice_again, charlie_guesses) < 10
 
 
-def test_the_official_client_talks_to_a_real_model(
+def test_the_official_client_works_with_a_real_model(
     gateway: Gunicorn, alice_with_a_price: Caller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OLLAMA_API_KEY", alice_with_a_price.secret)
@@ -130,7 +138,7 @@ def test_the_official_client_talks_to_a_real_model(
     assert {model.model for model in client.list().models} == {MODEL, EMBED}
 
 
-def test_a_client_that_leaves_stops_a_real_model(
+def test_a_disconnect_stops_a_real_model(
     gateway: Gunicorn, engine: EmbeddedModelServer, alice_with_a_price: Caller
 ) -> None:
     body = {"model": MODEL, "prompt": "Tell me a long story.", "options": {"num_predict": 2000}}

@@ -1,4 +1,4 @@
-"""A key that stops opening the door ends the answers that run on it, at once and settled."""
+"""Revoking a key ends its running responses at once. They are settled."""
 
 import json
 import time
@@ -47,7 +47,7 @@ def ask(
 
 
 @pytest.mark.parametrize("close", [revoke, expire, suspend])
-def test_a_running_answer_ends_soon_after_its_key(
+def test_a_running_response_ends_soon_after_its_key(
     gateway: RunningGateway, alice: Caller, close: Callable[[ApiKey], None]
 ) -> None:
     gateway.ollama.answer("/api/generate", tokens(["x"] * 3000, pause=0.01))
@@ -62,21 +62,25 @@ def test_a_running_answer_ends_soon_after_its_key(
     row = eventually(usage_row)
     assert (row.outcome, row.billed) == ("key_revoked", True)
     assert 0 < row.completion_tokens <= gateway.ollama.requests[0].lines_sent
-    assert not any(found for _check, found in reconciliation.differences())
+    assert not any(rows for _check, rows in reconciliation.differences())
 
 
-def test_an_answer_that_has_not_begun_costs_nothing(gateway: RunningGateway, alice: Caller) -> None:
+def test_a_response_without_a_first_chunk_is_not_billed(
+    gateway: RunningGateway, alice: Caller
+) -> None:
     gateway.ollama.answer("/api/generate", Stall())
     with ask(gateway, alice) as client:
         revoke(alice.key)
 
         assert client.read_head().status == 401
-    assert gateway.ollama.requests[0].left.wait(SOON), "the model server still works for nobody"
+    assert gateway.ollama.requests[0].left.wait(SOON), (
+        "the model server did not notice the disconnect"
+    )
     row = usage_row()
     assert (row.outcome, row.billed, row.cost) == ("key_revoked", False, Decimal(0))
 
 
-def test_the_answers_of_other_keys_go_on(gateway: RunningGateway, alice: Caller) -> None:
+def test_responses_of_other_keys_continue(gateway: RunningGateway, alice: Caller) -> None:
     other, _secret = keys.issue(alice.key.account, name="other")
     gateway.ollama.answer("/api/generate", tokens(["x"] * 100, pause=0.02))
     with ask(gateway, alice) as client:
@@ -85,10 +89,10 @@ def test_the_answers_of_other_keys_go_on(gateway: RunningGateway, alice: Caller)
         assert json.loads(client.read_all().splitlines()[-1])["done"] is True
 
 
-def test_a_gateway_without_our_configuration_looks_at_keys_too(
+def test_a_gateway_without_its_gunicorn_configuration_checks_keys(
     gateway: RunningGateway, alice: Caller
 ) -> None:
-    """gunicorn as somebody starts it who has not read how."""
+    """gunicorn started without `-c config/gunicorn.py`."""
     gateway.ollama.answer("/api/generate", tokens(["x"] * 3000, pause=0.01))
     args = ["--worker-class", "gthread", "--threads", "8"]
     with Gunicorn(gateway.env, config=None, args=args) as server:

@@ -1,4 +1,4 @@
-"""A model that a schema has stopped is unloaded; one that is merely idle or busy is left alone."""
+"""A model that a schema blocks is unloaded. An idle or busy model is not."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -25,12 +25,12 @@ def running(django_db_setup: None, django_db_blocker: Any) -> Iterator[RunningGa
 
 
 @pytest.fixture(autouse=True)
-def cast(gateway: RunningGateway, alice: Caller, priced: Any) -> None:
+def request_setup(gateway: RunningGateway, alice: Caller, priced: Any) -> None:
     pass
 
 
-def leave(gateway: RunningGateway, caller: Caller, **fields: Any) -> None:
-    """Ask, and leave once the model server has been asked."""
+def disconnect(gateway: RunningGateway, caller: Caller, **fields: Any) -> None:
+    """Send a request, and disconnect once the model server has received it."""
     before = len(gateway.ollama.calls("/api/chat"))
     with gateway.client() as client:
         client.post("/api/chat", ASKED | fields, headers=caller.headers)
@@ -42,21 +42,21 @@ def unloads(gateway: RunningGateway) -> list[Received]:
     return [call for call in gateway.ollama.calls("/api/generate") if "keep_alive" in call.json]
 
 
-def asked_for_a_token(gateway: RunningGateway) -> list[Received]:
+def probes(gateway: RunningGateway) -> list[Received]:
     return [call for call in gateway.ollama.calls("/api/generate") if "prompt" in call.json]
 
 
-def stuck_until_unloaded(received: Received) -> list[Step]:
+def blocked_until_unloaded(received: Received) -> list[Step]:
     return reply({"done": True}) if "keep_alive" in received.json else [Stall()]
 
 
-def test_a_stuck_model_is_unloaded_and_the_next_client_is_served(
+def test_a_blocked_model_is_unloaded_and_the_next_request_is_served(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     gateway.ollama.answer("/api/chat", Stall(), times=1)
-    gateway.ollama.answer("/api/generate", stuck_until_unloaded)
+    gateway.ollama.answer("/api/generate", blocked_until_unloaded)
 
-    leave(gateway, alice, format=SCHEMA)
+    disconnect(gateway, alice, format=SCHEMA)
 
     [unload] = eventually(lambda: unloads(gateway))
     assert unload.json == {"model": "llama3:latest", "keep_alive": 0, "stream": False}
@@ -65,35 +65,35 @@ def test_a_stuck_model_is_unloaded_and_the_next_client_is_served(
         assert client.read_head().status == 200
 
 
-def test_a_model_that_stops_in_mid_answer_is_unloaded(
+def test_a_model_that_blocks_in_mid_stream_is_unloaded(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     gateway.ollama.answer("/api/chat", tokens("ab", path="/api/chat", done=False), Stall(), times=1)
-    gateway.ollama.answer("/api/generate", stuck_until_unloaded)
+    gateway.ollama.answer("/api/generate", blocked_until_unloaded)
 
-    leave(gateway, alice, format=SCHEMA)
+    disconnect(gateway, alice, format=SCHEMA)
 
     assert eventually(lambda: unloads(gateway))
 
 
-def test_an_idle_model_is_asked_for_a_token_and_left_alone(
+def test_an_idle_model_gets_a_test_request_and_stays_loaded(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     gateway.ollama.answer("/api/chat", Stall(), times=1)
 
-    leave(gateway, alice, format=SCHEMA)
+    disconnect(gateway, alice, format=SCHEMA)
 
-    eventually(lambda: asked_for_a_token(gateway))
-    leave(gateway, alice)  # Whatever follows is long enough for an unload to show.
+    eventually(lambda: probes(gateway))
+    disconnect(gateway, alice)  # Whatever follows is long enough for an unload to show.
     gateway.ollama.wait_idle()
     assert unloads(gateway) == []
 
 
-def test_a_model_that_others_hear_from_is_not_even_asked(
+def test_a_model_that_serves_others_gets_no_test_request(
     gateway: RunningGateway, alice: Caller
 ) -> None:
     gateway.ollama.answer("/api/chat", Stall(), times=1)
-    leave(gateway, alice, format=SCHEMA)
+    disconnect(gateway, alice, format=SCHEMA)
     steps = tokens("a" * 30, path="/api/chat", pause=SECONDS / 10)
     gateway.ollama.answer("/api/chat", steps, times=1)
 
@@ -105,11 +105,11 @@ def test_a_model_that_others_hear_from_is_not_even_asked(
 
 
 @pytest.mark.parametrize("fields", [{}, {"format": "json"}], ids=["plain", "json"])
-def test_who_leaves_without_a_schema_stops_nobody(
+def test_a_disconnect_without_a_schema_unloads_nothing(
     gateway: RunningGateway, alice: Caller, fields: dict[str, Any]
 ) -> None:
     gateway.ollama.answer("/api/chat", Sleep(30), times=1)
-    leave(gateway, alice, **fields)
+    disconnect(gateway, alice, **fields)
 
     gateway.ollama.answer("/api/chat", Sleep(2 * SECONDS), tokens("a", path="/api/chat"), times=1)
     with gateway.client() as client:
@@ -119,7 +119,7 @@ def test_who_leaves_without_a_schema_stops_nobody(
     assert gateway.ollama.calls("/api/generate") == []
 
 
-def test_a_whole_answer_was_not_left(gateway: RunningGateway, alice: Caller) -> None:
+def test_a_complete_response_unloads_nothing(gateway: RunningGateway, alice: Caller) -> None:
     for _ in range(3):
         with gateway.client() as client:
             client.post("/api/chat", ASKED | {"format": SCHEMA}, headers=alice.headers)

@@ -65,13 +65,13 @@ def test_chat_completion_and_embeddings(real: openai.OpenAI) -> None:
 
 
 def test_responses_and_a_schema(real: openai.OpenAI) -> None:
-    asked: Any = {"model": MODEL, "input": "My age is five.", "temperature": 0}
+    request: Any = {"model": MODEL, "input": "My age is five.", "temperature": 0}
 
-    followed = real.responses.parse(**asked, text_format=Age, max_output_tokens=40)
-    with real.responses.stream(**asked, max_output_tokens=8) as stream:
+    parsed = real.responses.parse(**request, text_format=Age, max_output_tokens=40)
+    with real.responses.stream(**request, max_output_tokens=8) as stream:
         events = list(stream)
 
-    assert isinstance(followed.output_parsed, Age)
+    assert isinstance(parsed.output_parsed, Age)
     deltas = "".join(e.delta for e in events if e.type == "response.output_text.delta")
     last: Any = events[-1]
     assert last.type in ("response.incomplete", "response.completed")

@@ -33,10 +33,10 @@ def test_a_completion_is_the_same_streamed_or_not(client: openai.OpenAI) -> None
 
 @pytest.mark.parametrize("encoding", [None, "base64", "float"])
 def test_embeddings(client: openai.OpenAI, gateway: RunningGateway, encoding: Any) -> None:
-    asked = {} if encoding is None else {"encoding_format": encoding}
+    options = {} if encoding is None else {"encoding_format": encoding}
 
     response = client.embeddings.create(
-        model="nomic-embed-text", input=["one", "two"], dimensions=8, **asked
+        model="nomic-embed-text", input=["one", "two"], dimensions=8, **options
     )
 
     vectors = [item.embedding for item in response.data]

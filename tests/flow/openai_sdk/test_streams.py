@@ -70,9 +70,9 @@ def test_a_disconnect_before_the_first_chunk_stops_the_model_server(
     gateway: RunningGateway, short_keepalive: Gunicorn, alice: Caller, path: str
 ) -> None:
     gateway.ollama.answer("/api/chat", Stall())
-    asked = {"messages": HELLO} if "chat" in path else {"input": "hello there"}
+    fields = {"messages": HELLO} if "chat" in path else {"input": "hello there"}
     with RawClient(short_keepalive.url) as client:
-        client.post(path, {"model": "llama3", "stream": True, **asked}, key=alice.secret)
+        client.post(path, {"model": "llama3", "stream": True, **fields}, key=alice.secret)
         assert client.read_head().status == 200 and client.read_line() == b": keep-alive"
 
     assert gateway.ollama.requests[-1].left.wait(1)
