@@ -54,6 +54,14 @@ def test_every_linked_file_exists() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
+def test_every_file_named_by_the_architecture_page_exists() -> None:
+    apps = "accounts|backoffice|billing|config|gateway|embedded|templates|tests"
+    paths = re.findall(rf"\b(?:{apps})/[\w/]*(?:\.py)?", text("docs/architecture.md"))
+
+    assert len(paths) > 40
+    assert [path for path in paths if not (ROOT / path).exists()] == []
+
+
 def test_systemd_waits_until_running_responses_have_drained() -> None:
     unit = text("deploy/gateway.service")
     [stop] = re.findall(r"^TimeoutStopSec=(\d+)", unit, re.MULTILINE)
