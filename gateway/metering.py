@@ -97,6 +97,11 @@ class Receipt:
     cost: Decimal
     currency: str
 
+    @property
+    def cost_text(self) -> str:
+        """The cost as a decimal number without an exponent."""
+        return f"{self.cost:f}"
+
 
 @dataclass(frozen=True, slots=True)
 class Offer:

@@ -1,4 +1,4 @@
-"""The client families, and which one an address belongs to."""
+"""The client families, and which one a route belongs to."""
 
 from gateway.dialects.anthropic.dialect import AnthropicDialect
 from gateway.dialects.base import Dialect
@@ -11,11 +11,12 @@ REST: Dialect = RestDialect()
 OPENAI: Dialect = CHAT
 ANTHROPIC: Dialect = AnthropicDialect()
 
+# By the prefix of the path; of several that match the first counts. All other routes are REST.
+FAMILIES: dict[str, Dialect] = {"/api/": OLLAMA, "/v1/messages": ANTHROPIC, "/v1/": OPENAI}
+
 
 def dialect_of(path: str) -> Dialect:
-    """Return the family that an address belongs to, also where no view answers."""
-    if path == "/" or path.startswith("/api/"):
+    """Return the family of a path, also of one without a view."""
+    if path == "/":  # Ollama's clients probe it.
         return OLLAMA
-    if path.startswith("/v1/messages"):
-        return ANTHROPIC
-    return OPENAI if path.startswith("/v1/") else REST
+    return next((FAMILIES[prefix] for prefix in FAMILIES if path.startswith(prefix)), REST)

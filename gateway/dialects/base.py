@@ -39,6 +39,12 @@ class SupportsKeepalive(Protocol):
         """Return the bytes that keep a silent connection open."""
 
 
+def sdk_retry_headers(status: int) -> dict[str, str]:
+    """Return what stops an SDK from repeating a request that waiting does not help: for lack of
+    credit, or at a monthly cap."""
+    return {"x-should-retry": "false"} if status in (402, 429) else {}
+
+
 class Dialect(Protocol):
     """One client family."""
 
@@ -50,3 +56,7 @@ class Dialect(Protocol):
 
     def error(self, error: GatewayError, request_id: str) -> bytes:
         """Return the body of an error response."""
+
+    def headers(self, status: int, request_id: str, seconds: float) -> dict[str, str]:
+        """Return the headers that the family's SDKs look for. `seconds`: from the request's arrival
+        to the start of its response."""

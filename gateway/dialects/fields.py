@@ -60,7 +60,7 @@ def usage_object(receipt: Receipt | None) -> dict[str, Any]:
             "prompt_tokens": usage.prompt_tokens,
             "completion_tokens": usage.completion_tokens,
             "total_tokens": usage.total_tokens,
-            "cost": f"{receipt.cost:f}",
+            "cost": receipt.cost_text,
             "currency": receipt.currency,
         }
     }

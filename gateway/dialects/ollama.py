@@ -52,6 +52,9 @@ class OllamaDialect:
         # The command `ollama` shows `status` of a 401; without, it points to the server's log.
         return json_line(found | {"status": error.message} if error.status == 401 else found)
 
+    def headers(self, status: int, request_id: str, seconds: float) -> dict[str, str]:
+        return {}
+
 
 # --- Upstream's lines ---------------------------------------------------------------------------
 

@@ -43,6 +43,9 @@ class RestDialect:
     def error(self, error: GatewayError, request_id: str) -> bytes:
         return json_line(error_object(error, request_id))
 
+    def headers(self, status: int, request_id: str, seconds: float) -> dict[str, str]:
+        return {}
+
 
 class RestRenderer:
     """Writes the same few fields for every operation: model, what was said, done, usage."""

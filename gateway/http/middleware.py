@@ -7,6 +7,7 @@ from collections.abc import Callable
 from django.http import HttpRequest, HttpResponseBase, HttpResponsePermanentRedirect
 from django.middleware.common import CommonMiddleware
 
+from gateway.dialects import dialect_of
 from gateway.http import context
 
 GetResponse = Callable[[HttpRequest], HttpResponseBase]
@@ -18,9 +19,14 @@ def attach_context(get_response: GetResponse) -> GetResponse:
     def middleware(request: HttpRequest) -> HttpResponseBase:
         attached = context.attach(request)
         response = get_response(request)
-        response["x-request-id"] = str(attached.request_id)
-        if request.path.startswith("/v1/"):
-            add_sdk_headers(request.path, response, time.monotonic() - attached.received_at)
+        request_id = str(attached.request_id)
+        response["x-request-id"] = request_id
+        seconds = time.monotonic() - attached.received_at
+        headers = dialect_of(request.path).headers(response.status_code, request_id, seconds)
+        if response.has_header("Retry-After"):
+            headers.pop("x-should-retry", None)
+        for name, value in headers.items():
+            response[name] = value
         return response
 
     return middleware
@@ -62,15 +68,3 @@ def content_policy(get_response: GetResponse) -> GetResponse:
         return response
 
     return middleware
-
-
-def add_sdk_headers(path: str, response: HttpResponseBase, seconds: float) -> None:
-    """Add the headers that OpenAI's and Anthropic's clients look for."""
-    if path.startswith("/v1/messages"):
-        response["request-id"] = response["x-request-id"]
-    else:
-        # Until the answer began: a stream goes on after this.
-        response["openai-processing-ms"] = str(round(seconds * 1000))
-    if response.status_code in (402, 429) and not response.has_header("Retry-After"):
-        # Credit and caps do not come back by waiting, and these clients would try again.
-        response["x-should-retry"] = "false"

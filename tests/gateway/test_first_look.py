@@ -39,7 +39,8 @@ def test_the_style_sheet_of_that_page_is_there(db: None) -> None:
 def test_a_program_at_the_root_gets_what_ollama_answers(db: None, accept: str, method: str) -> None:
     answer = getattr(Client(), method)("/", headers={"Accept": accept})
 
-    assert answer["Content-Type"].startswith("text/plain") and answer["Vary"] == "Accept"
+    assert answer["Content-Type"].startswith("text/plain")
+    assert "Accept" in answer["Vary"].split(", ")
     assert answer.content in (b"Ollama is running", b"")
 
 

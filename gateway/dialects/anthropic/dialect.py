@@ -5,7 +5,7 @@ from typing import Any
 from gateway.dialects.anthropic import parsing
 from gateway.dialects.anthropic.errors import error_body
 from gateway.dialects.anthropic.renderers import MessageRenderer
-from gateway.dialects.base import Renderer
+from gateway.dialects.base import Renderer, sdk_retry_headers
 from gateway.dialects.fields import model_of, wants_stream
 from gateway.errors import GatewayError
 from gateway.metering import Operation
@@ -26,3 +26,6 @@ class AnthropicDialect:
 
     def error(self, error: GatewayError, request_id: str) -> bytes:
         return error_body(error, request_id)
+
+    def headers(self, status: int, request_id: str, seconds: float) -> dict[str, str]:
+        return {"request-id": request_id, **sdk_retry_headers(status)}

@@ -6,6 +6,7 @@ from itertools import groupby
 from operator import itemgetter
 from typing import Any
 
+from gateway.dialects import sse
 from gateway.dialects.anthropic.errors import error_object
 from gateway.dialects.json_fragments import compact
 from gateway.errors import GatewayError
@@ -25,9 +26,8 @@ NOT_YET_COUNTED = {"input_tokens": 0, "output_tokens": 0}
 
 
 def event(kind: str, **fields: Any) -> bytes:
-    """Return one server-sent event. ASCII only: no line break hides in the text."""
-    data = json.dumps({"type": kind, **fields}, separators=(",", ":"), allow_nan=False)
-    return f"event: {kind}\ndata: {data}\n\n".encode("ascii")
+    """Return one event, which names its kind twice."""
+    return sse.event({"type": kind, **fields}, kind)
 
 
 def usage_object(last: Chunk, receipt: Receipt | None) -> dict[str, Any]:
@@ -38,7 +38,7 @@ def usage_object(last: Chunk, receipt: Receipt | None) -> dict[str, Any]:
     return {
         "input_tokens": receipt.usage.prompt_tokens,
         "output_tokens": receipt.usage.completion_tokens,
-        "cost": f"{receipt.cost:f}",
+        "cost": receipt.cost_text,
         "currency": receipt.currency,
     }
 

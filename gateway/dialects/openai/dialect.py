@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from gateway.dialects.base import Renderer
+from gateway.dialects.base import Renderer, sdk_retry_headers
 from gateway.dialects.fields import model_of, wants_stream
 from gateway.dialects.openai import parsing, responses_parsing
 from gateway.dialects.openai.errors import error_body
@@ -43,6 +43,9 @@ class OpenAIDialect:
 
     def error(self, error: GatewayError, request_id: str) -> bytes:
         return error_body(error, request_id)
+
+    def headers(self, status: int, request_id: str, seconds: float) -> dict[str, str]:
+        return {"openai-processing-ms": str(round(seconds * 1000)), **sdk_retry_headers(status)}
 
 
 CHAT = OpenAIDialect(parsing.chat_fields, parsing.stream_options, ChatRenderer)

@@ -10,6 +10,7 @@ from uuid import UUID
 from gateway.dialects.json_fragments import Items, compact, dump, items, joined_items
 from gateway.dialects.openai import logprobs
 from gateway.dialects.openai.errors import error_object
+from gateway.dialects.sse import KEEPALIVE, event
 from gateway.errors import GatewayError, UpstreamBroke
 from gateway.metering import Receipt
 from gateway.upstream.chunk import Chunk
@@ -28,11 +29,6 @@ def plain_id(request_id: str) -> str:
     return request_id.replace("-", "")
 
 
-def event(value: dict[str, Any]) -> bytes:
-    """Return one server-sent event. ASCII only: no line break hides in the text."""
-    return b"data: " + dump(value, separators=(",", ":")) + b"\n\n"
-
-
 def usage_object(receipt: Receipt | None) -> dict[str, Any] | None:
     if receipt is None:
         return None
@@ -41,7 +37,7 @@ def usage_object(receipt: Receipt | None) -> dict[str, Any] | None:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
-        "cost": f"{receipt.cost:f}",
+        "cost": receipt.cost_text,
         "currency": receipt.currency,
     }
 
@@ -62,8 +58,7 @@ class OpenAIRenderer:
     # --- A stream ---
 
     def keepalive(self) -> bytes:
-        """Return a comment, which clients skip."""
-        return b": keep-alive\n\n"
+        return KEEPALIVE
 
     def chunk(self, chunk: Chunk) -> bytes:
         return b"".join(event(self._piece(choice)) for choice in self._choices(chunk))

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.dialects import sse
 from gateway.dialects.json_fragments import Items, dump
 from gateway.dialects.openai import logprobs
 from gateway.dialects.openai.errors import error_fields
@@ -72,8 +73,7 @@ class ResponseRenderer:
     # --- A stream ---
 
     def keepalive(self) -> bytes:
-        """Return a comment, which clients skip."""
-        return b": keep-alive\n\n"
+        return sse.KEEPALIVE
 
     def chunk(self, chunk: Chunk) -> bytes:
         return self._written([*self._begin(), *self._said(chunk)])
@@ -107,11 +107,9 @@ class ResponseRenderer:
         return b"".join(map(self._event, events))
 
     def _event(self, event: Event) -> bytes:
-        """Return an event as bytes. ASCII only: no line break hides in the text."""
         numbered = {**event, "sequence_number": self.number}
         self.number += 1
-        data = dump(numbered, separators=(",", ":"))
-        return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), data)
+        return sse.event(numbered, event["type"])
 
     def _begin(self) -> Iterator[Event]:
         if self.number == 0:
@@ -239,6 +237,6 @@ def usage_object(receipt: Receipt | None) -> Event | None:
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.total_tokens,
-        "cost": f"{receipt.cost:f}",
+        "cost": receipt.cost_text,
         "currency": receipt.currency,
     }
