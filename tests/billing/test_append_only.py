@@ -1,4 +1,4 @@
-"""The guards of append-only tables: they survive migrations, and their absence is seen."""
+"""The triggers of append-only tables survive migrations, and missing ones are reported."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ from billing import append_only, checks
 from tests.billing.test_configuration import manage
 from tests.harness.gateway import database_url
 
-# Of each table, a column that a later migration may make wider.
+# For each table, a column that a later migration could widen.
 WIDENED = {
     "model_prices": ("ModelPrice", "model"),
     "token_usages": ("TokenUsage", "operation"),
@@ -28,7 +28,7 @@ def missing() -> list[str]:
 
 @pytest.fixture
 def unguarded(transactional_db: None) -> Iterator[str]:
-    """One trigger is gone; its name."""
+    """Remove a trigger and return its name."""
     name = FIRST[connection.vendor]
     on = " ON token_usages" if connection.vendor == "postgresql" else ""
     with connection.cursor() as cursor:
@@ -38,7 +38,7 @@ def unguarded(transactional_db: None) -> Iterator[str]:
 
 
 def widen(model: type[models.Model], name: str, by: int) -> None:
-    """Do what AlterField does in a migration."""
+    """Alter a field as a migration does."""
     old = model._meta.get_field(name)
     assert isinstance(old, models.CharField) and old.max_length
     new = old.clone()
@@ -49,7 +49,7 @@ def widen(model: type[models.Model], name: str, by: int) -> None:
         editor.alter_field(model, old, new)
 
 
-def test_after_all_migrations_every_guard_is_there(db: None) -> None:
+def test_migrations_create_every_trigger(db: None) -> None:
     applied = MigrationLoader(connection).applied_migrations
 
     assert ("billing", "0002_append_only") in applied
@@ -58,7 +58,7 @@ def test_after_all_migrations_every_guard_is_there(db: None) -> None:
 
 
 @pytest.mark.parametrize("table", append_only.TABLES)
-def test_a_table_altered_by_a_migration_is_guarded_again(
+def test_migrate_restores_the_triggers_of_an_altered_table(
     transactional_db: None, table: str
 ) -> None:
     name, field = WIDENED[table]
@@ -76,7 +76,7 @@ def test_a_table_altered_by_a_migration_is_guarded_again(
         widen(model, field, by=0)
 
 
-def test_guarding_twice_is_harmless(transactional_db: None) -> None:
+def test_triggers_can_be_created_twice(transactional_db: None) -> None:
     for _ in range(2):
         with connection.schema_editor() as editor:
             append_only.protect(editor)
@@ -84,14 +84,14 @@ def test_guarding_twice_is_harmless(transactional_db: None) -> None:
     assert missing() == []
 
 
-def test_a_missing_guard_is_named_with_what_repairs_it(unguarded: str) -> None:
+def test_the_check_names_a_missing_trigger_and_the_repair(unguarded: str) -> None:
     (error,) = checks.check_guards()
 
     assert error.id == "billing.E005" and unguarded in error.msg
     assert error.hint and "manage.py migrate" in error.hint
 
 
-def test_a_guard_that_is_there_and_does_nothing_is_missing(unguarded: str) -> None:
+def test_a_disabled_or_replaced_trigger_counts_as_missing(unguarded: str) -> None:
     with connection.cursor() as cursor:
         if connection.vendor == "postgresql":
             cursor.execute("ALTER TABLE billing_entry DISABLE TRIGGER billing_entry_rows")
@@ -105,19 +105,23 @@ def test_a_guard_that_is_there_and_does_nothing_is_missing(unguarded: str) -> No
     assert disabled in missing()
 
 
-def test_the_server_does_not_start_without_them_and_migrate_repairs_it(unguarded: str) -> None:
+def test_the_server_does_not_start_without_a_trigger_until_migrate_restores_it(
+    unguarded: str,
+) -> None:
     env = {"DATABASE_URL": database_url()}
 
-    refused = manage("check", "--deploy", **env)
+    rejected = manage("check", "--deploy", **env)
     repaired = manage("migrate", "--no-input", **env)
     started = manage("check", "--deploy", **env)
 
-    assert refused.returncode != 0 and "billing.E005" in refused.stderr
+    assert rejected.returncode != 0 and "billing.E005" in rejected.stderr
     assert repaired.returncode == 0, repaired.stderr
     assert started.returncode == 0, started.stderr
 
 
-def test_a_database_without_tables_lacks_nothing(db: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_database_without_tables_misses_no_trigger(
+    db: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connection.introspection, "table_names", list)
 
     assert missing() == [] and checks.check_guards() == []

@@ -1,4 +1,4 @@
-"""Every request writes three rows, and every index of their tables: none without a use."""
+"""Each request writes three rows and every index of their tables, so each index needs a use."""
 
 import pytest
 from django.db import connection, models
@@ -9,16 +9,19 @@ from billing.models import Hold, TokenUsage, UsageDaily
 def indexes(table: str) -> list[list[str]]:
     """Return the columns of each index besides the primary key."""
     with connection.cursor() as cursor:
-        found = connection.introspection.get_constraints(cursor, table).values()
-    kept = [each for each in found if (each["index"] or each["unique"]) and not each["primary_key"]]
-    return sorted(each["columns"] for each in kept)
+        constraints = connection.introspection.get_constraints(cursor, table).values()
+    return sorted(
+        each["columns"]
+        for each in constraints
+        if (each["index"] or each["unique"]) and not each["primary_key"]
+    )
 
 
 @pytest.mark.parametrize(
     ("model", "expected"),
     [
         (Hold, [["account_id", "state"], ["lease_until"]]),
-        # `adjusts` is partial: an ordinary row writes nothing to it.
+        # The index of `adjusts` is partial: an ordinary row does not write to it.
         (
             TokenUsage,
             [["account_id", "id"], ["adjusts"], ["day"], ["key_id", "id"], ["request_id"]],
@@ -35,7 +38,7 @@ def test_a_request_writes_these_indexes(
     assert indexes(model._meta.db_table) == expected
 
 
-def test_an_account_is_found_in_each_table_by_an_index(db: None) -> None:
-    """Before an account is deleted, Django asks each of them whether it has rows."""
+def test_each_table_has_an_index_that_starts_with_the_account(db: None) -> None:
+    """Before Django deletes an account, it looks for rows of the account in each table."""
     for model in (Hold, TokenUsage, UsageDaily):
         assert any(columns[0] == "account_id" for columns in indexes(model._meta.db_table))

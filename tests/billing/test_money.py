@@ -1,4 +1,4 @@
-"""Money is exact: what is written is what is read, on every database."""
+"""Amounts are exact in Python and in both databases."""
 
 from decimal import Decimal
 from typing import Any
@@ -48,7 +48,7 @@ def test_an_amount_is_a_whole_number_of_units(amount: Any, units: int) -> None:
 
 
 @pytest.mark.parametrize("amount", NO_AMOUNTS, ids=lambda amount: repr(amount)[:20])
-def test_what_is_no_exact_amount_is_refused(amount: Any) -> None:
+def test_an_inexact_amount_is_rejected(amount: Any) -> None:
     with pytest.raises(ValueError, match=r"amount|large"):
         to_units(amount)
 
@@ -78,7 +78,7 @@ def test_text_to_units_and_back_is_the_same(whole: int, decimals: int, places: i
 
 @examples(deadline=None)
 @given(UNITS, UNITS)
-def test_order_is_kept(one: int, other: int) -> None:
+def test_units_and_amounts_have_the_same_order(one: int, other: int) -> None:
     assert (one < other) == (from_units(one) < from_units(other))
 
 
@@ -100,38 +100,38 @@ def entry(caller: Caller, amount: Any) -> Entry:
 
 
 @pytest.mark.parametrize("amount", ["0.000000000001", "-9223372.036854775807", "0.1", "12"])
-def test_an_amount_comes_back_exactly(charlie: Caller, amount: str) -> None:
+def test_an_amount_is_stored_exactly(charlie: Caller, amount: str) -> None:
     row = Entry.objects.get(pk=entry(charlie, amount).pk)
 
     assert isinstance(row.amount, Decimal) and row.amount == Decimal(amount)
 
 
-def test_ten_tenths_are_one(charlie: Caller) -> None:
+def test_a_sum_of_ten_tenths_is_one(charlie: Caller) -> None:
     rows = [entry(charlie, Decimal("0.1")).pk for _ in range(10)]
-    mine = Entry.objects.filter(pk__in=rows)
+    entries = Entry.objects.filter(pk__in=rows)
 
-    assert mine.aggregate(sum=Sum("amount"))["sum"] == 1
+    assert entries.aggregate(sum=Sum("amount"))["sum"] == 1
 
 
-def test_amounts_are_compared_as_money(charlie: Caller) -> None:
+def test_amounts_can_be_compared_in_queries(charlie: Caller) -> None:
     row = entry(charlie, Decimal("0.000000000002"))
-    mine = Entry.objects.filter(pk=row.pk)
+    entries = Entry.objects.filter(pk=row.pk)
 
-    exactly: dict[str, Any] = {"amount": Decimal("0.000000000002")}  # To the stubs, an integer.
-    assert mine.filter(**exactly).exists()
-    assert mine.filter(amount__gt="0.000000000001", amount__lt=1).exists()
-    assert mine.annotate(same=F("amount")).get().same == row.amount
+    exactly: dict[str, Any] = {"amount": Decimal("0.000000000002")}  # The stubs expect an integer.
+    assert entries.filter(**exactly).exists()
+    assert entries.filter(amount__gt="0.000000000001", amount__lt=1).exists()
+    assert entries.annotate(same=F("amount")).get().same == row.amount
 
 
 @pytest.mark.parametrize("amount", ["1e3", "NaN", Decimal("1E-13"), 0.1 + 0.2, "9223373"])
-def test_what_is_no_exact_amount_is_not_stored(charlie: Caller, amount: Any) -> None:
+def test_an_inexact_amount_is_not_stored(charlie: Caller, amount: Any) -> None:
     before = Entry.objects.count()
     with pytest.raises(ValueError, match=r"amount|large"), transaction.atomic():
         entry(charlie, amount)
     assert Entry.objects.count() == before
 
 
-def test_a_form_takes_twelve_decimals_and_no_more() -> None:
+def test_a_form_field_accepts_up_to_twelve_decimals() -> None:
     field = MoneyField().formfield()
     assert field is not None
     assert field.clean("0.000000000001") == Decimal("0.000000000001")

@@ -1,4 +1,4 @@
-"""Authentication, `/usage` and the hold cost the same with ten keys and rows as with thousands."""
+"""Requests run the same queries with few and with thousands of other keys and rows."""
 
 from collections.abc import Iterator
 from datetime import timedelta
@@ -17,7 +17,7 @@ from gateway.http.request_ids import new_request_id
 from tests.fakes.ollama import FakeOllama
 from tests.harness.callers import Caller
 
-CROWD = 5_000
+MANY = 5_000
 BIG_TABLES = (
     "accounts_apikey",
     "accounts_account",
@@ -29,12 +29,12 @@ BIG_TABLES = (
 )
 
 
-def crowd(price: ModelPrice, user: User) -> None:
-    """Add thousands of other accounts, keys, holds, usage rows and days."""
+def add_many_rows(price: ModelPrice, user: User) -> None:
+    """Add thousands of other accounts, keys, holds, usage rows and roll-up lines."""
     now = timezone.now()
-    accounts = Account.objects.bulk_create(Account(name=f"Crowd {n}") for n in range(CROWD))
+    accounts = Account.objects.bulk_create(Account(name=f"Other {n}") for n in range(MANY))
     keys = ApiKey.objects.bulk_create(
-        ApiKey(digest=f"{n:0128d}", token_key=str(n), user=user, account=account, name="crowd")
+        ApiKey(digest=f"{n:0128d}", token_key=str(n), user=user, account=account, name="other")
         for n, account in enumerate(accounts)
     )
     same = {"price": price, "model": price.model}
@@ -92,16 +92,16 @@ def used(account: Account, key: ApiKey, request: Any, now: Any, same: dict[str, 
     )
 
 
-def queries_of(ask: Any) -> list[str]:
-    """Return the statements that a request runs, besides those that only frame a transaction."""
+def queries_of(send: Any) -> list[str]:
+    """Return the statements of a request, without those that begin and end transactions."""
     with CaptureQueriesContext(connection) as captured:
-        assert ask().status_code == 200
-    framing = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")
-    return [query["sql"] for query in captured if not query["sql"].startswith(framing)]
+        assert send().status_code == 200
+    transactions = ("BEGIN", "COMMIT", "SAVEPOINT", "RELEASE")
+    return [query["sql"] for query in captured if not query["sql"].startswith(transactions)]
 
 
 def scans(statements: list[str]) -> Iterator[str]:
-    """Yield where a plan reads a big table from end to end."""
+    """Yield statements whose plan reads a whole big table."""
     explain, word = "EXPLAIN QUERY PLAN", "SCAN"
     if connection.vendor == "postgresql":
         explain, word = "EXPLAIN", "Seq Scan on"
@@ -115,24 +115,24 @@ def scans(statements: list[str]) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("path", ["/usage", "/usage/history", "/generate"])
-def test_a_request_costs_the_same_in_a_crowd(
+def test_a_request_runs_the_same_queries_with_many_other_rows(
     alice: Caller, ollama: FakeOllama, priced: ModelPrice, path: str
 ) -> None:
-    def ask() -> Any:
+    def send() -> Any:
         if path == "/generate":
             return alice.post(path, model="llama3", prompt="hi")
         return alice.get(path)
 
-    ask()  # The first use of a key is noted; the next within a minute are not.
-    alone = queries_of(ask)
-    crowd(priced, alice.key.user)
+    send()  # The first request of a key in a minute also records its last use.
+    few = queries_of(send)
+    add_many_rows(priced, alice.key.user)
     with connection.cursor() as cursor:
         cursor.execute("ANALYZE")
 
-    crowded = queries_of(ask)
+    many = queries_of(send)
 
-    assert len(crowded) == len(alone) <= 16
-    assert not list(scans(crowded))
+    assert len(many) == len(few) <= 16
+    assert not list(scans(many))
 
 
 def test_authentication_is_one_query(alice: Caller) -> None:
