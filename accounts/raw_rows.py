@@ -39,7 +39,7 @@ class Columns(Generic[Row]):
         return self._model.from_db("default", self._attributes, values)
 
 
-# --- Converting what a driver returns ------------------------------------------------------
+# --- Converting what a driver returns -------------------------------------------------------------
 
 
 def moment(value: Any) -> datetime | None:

@@ -73,6 +73,7 @@ PROOFS = [
         "0",
         (
             "tests/accounts",
+            "tests/backoffice",
             "tests/gateway/test_model_management.py",
             "tests/gateway/test_malformed.py",
         ),

@@ -114,7 +114,7 @@ class AccountAdmin(BackofficeAdmin):
             return "Postpaid: no wallet"
         return f"{money(balance)} {settings.CURRENCY}, including holds of running requests"
 
-    # --- Add an account, and its page -------------------------------------------------------
+    # --- Add an account, and its page -------------------------------------------------------------
 
     def add_view(
         self, request: HttpRequest, form_url: str = "", extra_context: Any = None
@@ -169,7 +169,7 @@ class AccountAdmin(BackofficeAdmin):
             )
             self.message_user(request, text, messages.WARNING)
 
-    # --- Suspend and activate ---------------------------------------------------------------
+    # --- Suspend and activate ---------------------------------------------------------------------
 
     @admin.action(description="Suspend selected accounts", permissions=["change"])
     def suspend(self, request: HttpRequest, accounts: QuerySet[Account]) -> HttpResponse | None:
@@ -211,7 +211,7 @@ class AccountAdmin(BackofficeAdmin):
         others = f" and {more} more" if more > 0 else ""
         self.message_user(request, f"Status changed to {status.value}: {names}{others}.")
 
-    # --- Issue a key ------------------------------------------------------------------------
+    # --- Issue a key ------------------------------------------------------------------------------
 
     @sensitive_variables("secret")
     def issue_key_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
@@ -263,7 +263,7 @@ class AccountAdmin(BackofficeAdmin):
         response["Referrer-Policy"] = "no-referrer"
         return response
 
-    # --- Add credit -------------------------------------------------------------------------
+    # --- Add credit -------------------------------------------------------------------------------
 
     def add_credit_view(self, request: HttpRequest, object_id: str) -> HttpResponse:
         self.require(request, "billing.add_entry")

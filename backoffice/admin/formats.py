@@ -14,7 +14,7 @@ from billing.models import Budget
 Text = Callable[[Any], str]
 Column = Any
 
-# --- Values -------------------------------------------------------------------------------------
+# --- Values ---------------------------------------------------------------------------------------
 
 
 def money(amount: Decimal | int) -> str:
@@ -39,7 +39,7 @@ def datetime_text(when: datetime | None, empty: str = "-") -> str:
     return empty if when is None else f"{when:%Y-%m-%d %H:%M:%S}"
 
 
-# --- Columns ------------------------------------------------------------------------------------
+# --- Columns --------------------------------------------------------------------------------------
 
 
 def column(name: str, label: str, text: Text, order: str | None = None) -> Column:

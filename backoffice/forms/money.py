@@ -85,7 +85,7 @@ class CreditForm(forms.Form):
         return {"kind": Entry.Kind(cleaned["kind"]), **{name: cleaned[name] for name in names}}
 
 
-# --- Caps ---------------------------------------------------------------------------------------
+# --- Caps -----------------------------------------------------------------------------------------
 
 
 def read_limit(text: str, unit: str) -> int:

@@ -1,4 +1,4 @@
-"""A key opens the door, anything else is a plain 401; one query, however many keys there are."""
+"""A valid key authenticates with one query; everything else gets a 401."""
 
 from datetime import timedelta
 from typing import Any
@@ -23,23 +23,23 @@ from tests.harness.callers import Caller
 
 @pytest.fixture(autouse=True)
 def no_flush(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep "last used" of other tests from being written while a test counts queries."""
+    """Write no pending "last used" times while a test counts queries."""
     monkeypatch.setattr(last_used, "_next_flush", float("inf"))
 
 
 def ask(**environ: Any) -> Any:
-    """Ask for the usage with these headers, as a server hands them over."""
+    """Request the usage with these headers, as a WSGI server passes them."""
     return Client(raise_request_exception=False).get("/usage", **environ)
 
 
-def plain(answer: Any) -> dict[str, Any]:
-    return {name: value for name, value in answer.json().items() if name != "request_id"}
+def plain(response: Any) -> dict[str, Any]:
+    return {name: value for name, value in response.json().items() if name != "request_id"}
 
 
-# --- What opens the door --------------------------------------------------------------------------
+# --- Valid keys -----------------------------------------------------------------------------------
 
 
-def test_a_key_opens_the_door_by_either_header(alice: Caller) -> None:
+def test_a_key_authenticates_by_either_header(alice: Caller) -> None:
     assert ask(HTTP_AUTHORIZATION=f"Bearer {alice.secret}").status_code == 200
     assert ask(HTTP_AUTHORIZATION=f"bEaReR   {alice.secret}").status_code == 200
     assert ask(HTTP_X_API_KEY=alice.secret).status_code == 200
@@ -53,18 +53,18 @@ def test_both_headers_show_the_same_account(alice: Caller, charlie: Caller) -> N
 
 
 def test_the_authorization_header_wins(alice: Caller) -> None:
-    answer = ask(HTTP_AUTHORIZATION="Bearer wrong", HTTP_X_API_KEY=alice.secret)
+    response = ask(HTTP_AUTHORIZATION="Bearer wrong", HTTP_X_API_KEY=alice.secret)
 
-    assert answer.status_code == 401
+    assert response.status_code == 401
 
 
-def test_a_key_that_will_expire_is_good_until_then(alice: Caller) -> None:
+def test_a_key_is_valid_until_it_expires(alice: Caller) -> None:
     _key, secret = keys.issue(alice.account, name="short", expires_in=timedelta(minutes=1))
 
     assert ask(HTTP_X_API_KEY=secret).status_code == 200
 
 
-# --- What does not --------------------------------------------------------------------------------
+# --- Rejected credentials -------------------------------------------------------------------------
 
 GOOD_LOOKING = "olg_" + "0" * 64
 
@@ -93,22 +93,22 @@ BAD = {
 
 @pytest.fixture
 def refusal(db: None) -> dict[str, Any]:
-    """What everybody without a good key is told."""
+    """The body of a 401 for an invalid key."""
     return plain(ask(HTTP_X_API_KEY="wrong"))
 
 
 @pytest.mark.parametrize("header", ["HTTP_AUTHORIZATION", "HTTP_X_API_KEY"])
 @pytest.mark.parametrize("secret", BAD.values(), ids=BAD)
-def test_every_bad_key_is_the_same_plain_401(
+def test_every_invalid_key_gets_the_same_401(
     refusal: dict[str, Any], header: str, secret: str
 ) -> None:
     with CaptureQueriesContext(
         connection,
     ) as queries:
-        answer = ask(**{header: f"Bearer {secret}" if header == "HTTP_AUTHORIZATION" else secret})
+        response = ask(**{header: f"Bearer {secret}" if header == "HTTP_AUTHORIZATION" else secret})
 
-    assert (answer.status_code, answer["WWW-Authenticate"]) == (401, "Bearer")
-    assert plain(answer) == refusal and answer["x-request-id"] == answer.json()["request_id"]
+    assert (response.status_code, response["WWW-Authenticate"]) == (401, "Bearer")
+    assert plain(response) == refusal and response["x-request-id"] == response.json()["request_id"]
     assert len(queries) <= 1
 
 
@@ -116,21 +116,25 @@ def test_every_bad_key_is_the_same_plain_401(
     "header",
     ["Basic YTpi", "Token x", "Bearer", "bearer:x", "\xff", "Bearer a b c", "\x00", "Negotiate"],
 )
-def test_every_bad_scheme_is_a_401_without_a_query(refusal: dict[str, Any], header: str) -> None:
+def test_every_unknown_scheme_gets_a_401_without_a_query(
+    refusal: dict[str, Any], header: str
+) -> None:
     with CaptureQueriesContext(connection) as queries:
-        answer = ask(HTTP_AUTHORIZATION=header)
+        response = ask(HTTP_AUTHORIZATION=header)
 
-    assert answer.status_code == 401 and plain(answer) == refusal
+    assert response.status_code == 401 and plain(response) == refusal
     assert len(queries) == 0
 
 
 @pytest.mark.parametrize("environ", [{}, {"HTTP_AUTHORIZATION": ""}, {"HTTP_AUTHORIZATION": "  "}])
-def test_no_key_is_a_401_that_says_how_to_send_one(db: None, environ: dict[str, str]) -> None:
+def test_a_request_without_a_key_gets_a_401_that_says_how_to_send_one(
+    db: None, environ: dict[str, str]
+) -> None:
     with CaptureQueriesContext(connection) as queries:
-        answer = ask(**environ)
+        response = ask(**environ)
 
-    assert (answer.status_code, answer.json()["code"]) == (401, "invalid_api_key")
-    assert "Authorization: Bearer" in answer.json()["error"] and len(queries) == 0
+    assert (response.status_code, response.json()["code"]) == (401, "invalid_api_key")
+    assert "Authorization: Bearer" in response.json()["error"] and len(queries) == 0
 
 
 def expire(key: ApiKey) -> None:
@@ -142,18 +146,18 @@ def revoke(key: ApiKey) -> None:
 
 
 @pytest.mark.parametrize(("end", "word"), [(expire, "expired"), (revoke, "was revoked")])
-def test_a_key_that_was_good_is_told_when_it_ended(alice: Caller, end: Any, word: str) -> None:
+def test_an_ended_key_is_told_when_it_ended(alice: Caller, end: Any, word: str) -> None:
     end(alice.key)
     with CaptureQueriesContext(connection) as queries:
-        answer = alice.get("/usage")
+        response = alice.get("/usage")
 
     ended = f"ends in {alice.key.last_four}, {word} on {timezone.now():%Y-%m-%d}."
-    assert (answer.status_code, answer.json()["code"]) == (401, "invalid_api_key")
-    assert ended in answer.json()["error"] and answer.content.isascii()
+    assert (response.status_code, response.json()["code"]) == (401, "invalid_api_key")
+    assert ended in response.json()["error"] and response.content.isascii()
     assert len(queries) == 1
 
 
-def test_every_message_about_a_key_is_plain_ascii(db: None) -> None:
+def test_every_message_about_a_key_is_ascii(db: None) -> None:
     for environ in ({}, {"HTTP_X_API_KEY": "wrong"}, {"HTTP_AUTHORIZATION": "Token x"}):
         assert "\\u" not in ask(**environ).content.decode()
 
@@ -167,7 +171,7 @@ def lock_out(key: ApiKey) -> None:
 
 
 @pytest.mark.parametrize("go", [leave, lock_out])
-def test_a_key_belongs_to_its_account_and_outlives_who_it_was_issued_for(
+def test_a_key_stays_valid_when_its_user_leaves_the_account(
     alice: Caller, bob: Caller, go: Any
 ) -> None:
     go(bob.key)
@@ -176,22 +180,24 @@ def test_a_key_belongs_to_its_account_and_outlives_who_it_was_issued_for(
     assert keys.usable([bob.key.pk], timezone.now()) == {bob.key.pk}
 
 
-def test_a_suspended_account_is_told_so(alice: Caller, bob: Caller, charlie: Caller) -> None:
+def test_a_key_of_a_suspended_account_gets_a_401_with_the_reason(
+    alice: Caller, bob: Caller, charlie: Caller
+) -> None:
     Account.objects.filter(pk=alice.account.pk).update(status="suspended")
 
     for caller in (alice, bob):
-        answer = caller.get("/usage")
-        assert answer.status_code == 401 and "suspended" in answer.json()["error"]
+        response = caller.get("/usage")
+        assert response.status_code == 401 and "suspended" in response.json()["error"]
     assert charlie.get("/usage").status_code == 200
 
 
-def test_a_revoked_key_ends_alone(alice: Caller, bob: Caller) -> None:
+def test_revoking_a_key_leaves_other_keys_valid(alice: Caller, bob: Caller) -> None:
     keys.revoke(bob.key.pk)
 
     assert (bob.get("/usage").status_code, alice.get("/usage").status_code) == (401, 200)
 
 
-def test_a_session_opens_no_door_of_the_api(alice: Caller) -> None:
+def test_an_admin_session_does_not_authenticate_at_the_api(alice: Caller) -> None:
     client = Client(raise_request_exception=False)
     client.force_login(User.objects.create_superuser("root"))
 
@@ -205,7 +211,7 @@ LATIN = st.text(st.characters(max_codepoint=255), max_size=80)
     max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
 )
 @given(header=st.one_of(LATIN, LATIN.map("Bearer {}".format), LATIN.map("Bearer olg_{}".format)))
-def test_no_header_does_worse_than_a_401(db: None, header: str) -> None:
+def test_no_authentication_header_causes_a_500(db: None, header: str) -> None:
     assert ask(HTTP_AUTHORIZATION=header).status_code == 401
     assert ask(HTTP_X_API_KEY=header).status_code == 401
 
@@ -214,7 +220,7 @@ def test_no_header_does_worse_than_a_401(db: None, header: str) -> None:
 
 
 def add_keys(caller: Caller, count: int) -> None:
-    """Give the caller's user this many more keys, without hashing each."""
+    """Give the caller's user more keys, without hashing each."""
     rows = [
         ApiKey(
             digest=f"{n:0128}",
@@ -229,7 +235,9 @@ def add_keys(caller: Caller, count: int) -> None:
 
 
 @pytest.mark.parametrize("count", [10, 1000])
-def test_a_key_costs_one_query_among_many(alice: Caller, ollama: FakeOllama, count: int) -> None:
+def test_authentication_takes_one_query_however_many_keys_exist(
+    alice: Caller, ollama: FakeOllama, count: int
+) -> None:
     add_keys(alice, count)
     with CaptureQueriesContext(connection) as queries:
         assert alice.get("/api/version").status_code == 200
@@ -248,14 +256,14 @@ def test_a_key_is_found_by_the_index_on_its_digest(alice: Caller) -> None:
     assert "seq scan" not in plan and "scan accounts_apikey" not in plan
 
 
-def test_the_secret_stands_nowhere_in_the_row(alice: Caller) -> None:
+def test_the_secret_is_not_stored_in_the_row(alice: Caller) -> None:
     row = ApiKey.objects.filter(pk=alice.key.pk).values().get()
 
     assert alice.secret not in str(row) and alice.secret[10:40] not in str(row)
     assert row["last_four"] == alice.secret[-4:]
 
 
-# --- What a key may do ----------------------------------------------------------------------------
+# --- Scopes and models ----------------------------------------------------------------------------
 
 NEEDS = {
     "infer": [
@@ -273,22 +281,22 @@ NEEDS["models"] += [("delete", "/models/llama3")]
 
 
 @pytest.mark.parametrize("scope", NEEDS)
-def test_a_key_without_the_scope_is_refused(alice: Caller, ollama: FakeOllama, scope: str) -> None:
+def test_a_key_without_the_scope_is_rejected(alice: Caller, ollama: FakeOllama, scope: str) -> None:
     others = [other for other in NEEDS if other != scope]
     key, secret = keys.issue(alice.account, name="narrow", scopes=others)
     narrow = Caller(key, secret)
 
     for method, path in NEEDS[scope]:
-        answer = getattr(narrow, method)(path)
-        assert (answer.status_code, answer.json()["code"]) == (403, "forbidden")
+        response = getattr(narrow, method)(path)
+        assert (response.status_code, response.json()["code"]) == (403, "forbidden")
     assert ollama.requests == []
 
 
-def test_a_key_without_any_scope_may_nothing(alice: Caller, ollama: FakeOllama) -> None:
+def test_a_key_without_scopes_is_rejected_everywhere(alice: Caller, ollama: FakeOllama) -> None:
     key, secret = keys.issue(alice.account, name="none", scopes=[])
-    answers = [getattr(Caller(key, secret), m)(p) for all_ in NEEDS.values() for m, p in all_]
+    responses = [getattr(Caller(key, secret), m)(p) for all_ in NEEDS.values() for m, p in all_]
 
-    assert {answer.status_code for answer in answers} == {403} and ollama.requests == []
+    assert {response.status_code for response in responses} == {403} and ollama.requests == []
 
 
 ASKED_FOR_MISTRAL = {
@@ -309,7 +317,7 @@ ASKED_FOR_MISTRAL = {
 
 @pytest.fixture
 def narrow(alice: Caller) -> Caller:
-    """A key that may use llama3 only, spelled in an odd way."""
+    """A key that can use only llama3, in an unusual spelling."""
     key, secret = keys.issue(alice.account, name="narrow", allowed_models=["Library/LLAMA3"])
     return Caller(key, secret)
 
@@ -317,7 +325,7 @@ def narrow(alice: Caller) -> Caller:
 @pytest.mark.usefixtures("priced")
 @pytest.mark.parametrize("path", ["/generate", "/api/generate"])
 @pytest.mark.parametrize("body", ASKED_FOR_MISTRAL.values(), ids=ASKED_FOR_MISTRAL)
-def test_a_key_cannot_talk_its_way_to_another_model(
+def test_a_key_cannot_use_another_model_by_any_spelling(
     narrow: Caller, ollama: FakeOllama, path: str, body: bytes
 ) -> None:
     assert narrow.post(path, body).status_code in (400, 403)
@@ -326,7 +334,7 @@ def test_a_key_cannot_talk_its_way_to_another_model(
 
 @pytest.mark.usefixtures("priced")
 @pytest.mark.parametrize("spelled", ["llama3", "LLAMA3:latest", "library/llama3", "llama3:local"])
-def test_a_key_may_use_its_model_by_every_spelling(
+def test_a_key_can_use_its_model_by_every_spelling(
     narrow: Caller, ollama: FakeOllama, spelled: str
 ) -> None:
     assert narrow.post("/generate", model=spelled, prompt="hi").status_code == 200
@@ -334,11 +342,11 @@ def test_a_key_may_use_its_model_by_every_spelling(
 
 @pytest.mark.usefixtures("priced")
 @pytest.mark.parametrize("allowed", [["not a name"], ["gpt-oss:20b-cloud"], ["", "a/b/c/d"]])
-def test_a_key_for_names_that_are_none_may_use_no_model(
+def test_a_key_for_invalid_model_names_can_use_no_model(
     alice: Caller, ollama: FakeOllama, allowed: list[str]
 ) -> None:
     key, secret = keys.issue(alice.account, name="typo", allowed_models=allowed)
-    answer = Caller(key, secret).post("/generate", model="llama3", prompt="hi")
+    response = Caller(key, secret).post("/generate", model="llama3", prompt="hi")
 
-    assert answer.status_code == 403 and ollama.requests == []
+    assert response.status_code == 403 and ollama.requests == []
     assert Caller(key, secret).get("/models").json()["models"] == []

@@ -1,4 +1,4 @@
-"""Who has used a database connection gives it back; `tests/faults/test_pool.py` shows why."""
+"""Code returns its database connection to the pool; `tests/faults/test_pool.py` shows why."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ from accounts.models import ApiKey
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
-def answers(_request: HttpRequest) -> HttpResponse:
+def responds(_request: HttpRequest) -> HttpResponse:
     connection.ensure_connection()
     return HttpResponse()
 
@@ -23,8 +23,8 @@ def fails(_request: HttpRequest) -> HttpResponse:
     raise ValueError
 
 
-@pytest.mark.parametrize("view", [answers, fails])
-def test_an_answer_is_written_without_one(
+@pytest.mark.parametrize("view", [responds, fails])
+def test_a_response_is_written_without_a_database_connection(
     rf: RequestFactory, view: Callable[[HttpRequest], HttpResponse]
 ) -> None:
     try:
@@ -35,7 +35,7 @@ def test_an_answer_is_written_without_one(
     assert (connection.connection is not None) == (connection.vendor == "sqlite")
 
 
-def test_a_transaction_keeps_its_own() -> None:
+def test_a_transaction_keeps_its_connection() -> None:
     with transaction.atomic():
         ApiKey.objects.exists()
         release_connection()

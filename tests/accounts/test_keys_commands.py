@@ -21,7 +21,7 @@ pytestmark = pytest.mark.django_db
 
 
 def run(command: str, *args: str) -> tuple[str, str]:
-    """Return what a command writes: its output and its remarks."""
+    """Return what a command writes to standard output and standard error."""
     out, err = StringIO(), StringIO()
     call_command(command, *args, stdout=out, stderr=err)
     return out.getvalue(), err.getvalue()
@@ -58,14 +58,14 @@ def test_a_postpaid_account_has_no_wallet() -> None:
     assert statements.balance(Account.objects.get()) is None
 
 
-def test_two_accounts_of_like_names_have_two_owners() -> None:
+def test_two_accounts_with_similar_names_have_two_owners() -> None:
     run("create_account", "Acme")
     run("create_account", "ACME!")
 
     assert Membership.objects.values("user").distinct().count() == 2
 
 
-def test_a_name_without_letters_of_ours_still_makes_an_owner() -> None:
+def test_a_name_without_latin_letters_gets_an_owner() -> None:
     run("create_account", "株式会社")
 
     assert Membership.objects.get().user.username == "owner"
@@ -86,22 +86,22 @@ def test_a_name_without_letters_of_ours_still_makes_an_owner() -> None:
     ],
     ids=str,
 )
-def test_an_account_that_makes_no_sense_is_refused_whole(alice: Caller, args: list[str]) -> None:
+def test_invalid_options_create_no_account(alice: Caller, args: list[str]) -> None:
     with pytest.raises(CommandError):
         run("create_account", *args)
     assert Account.objects.count() == 1 and Membership.objects.count() == 1
 
 
-def test_the_books_balance_after_an_account_is_made() -> None:
+def test_the_books_balance_after_an_account_is_created() -> None:
     run("create_account", "Acme", "--credit", "0.000000000001")
 
-    assert not any(found for _check, found in reconciliation.differences())
+    assert not any(differences for _check, differences in reconciliation.differences())
 
 
 # --- issue_key ------------------------------------------------------------------------------------
 
 
-def test_standard_output_carries_the_key_and_nothing_else(alice: Caller) -> None:
+def test_only_the_key_is_written_to_standard_output(alice: Caller) -> None:
     out, err = run("issue_key", "Alice Ltd", "--name", "ci")
 
     assert re.fullmatch(r"olg_[0-9a-f]{64}\n", out)
@@ -109,7 +109,7 @@ def test_standard_output_carries_the_key_and_nothing_else(alice: Caller) -> None
     assert status_with(out.strip()) == 200
 
 
-def test_a_key_is_a_customers_unless_said(alice: Caller) -> None:
+def test_a_key_has_customer_scopes_by_default(alice: Caller) -> None:
     run("issue_key", "Alice Ltd", "--name", "ci")
 
     key = ApiKey.objects.get(name="ci")
@@ -117,7 +117,7 @@ def test_a_key_is_a_customers_unless_said(alice: Caller) -> None:
     assert key.user == alice.key.user
 
 
-def test_a_key_takes_scopes_models_and_a_lifetime(alice: Caller) -> None:
+def test_a_key_is_issued_with_scopes_models_and_a_lifetime(alice: Caller) -> None:
     limits = ["--scopes", "infer, models", "--models", "llama3, mistral:7b,", "--expires", "90d"]
     run("issue_key", "Alice Ltd", "--name", "ci", *limits)
 
@@ -128,7 +128,7 @@ def test_a_key_takes_scopes_models_and_a_lifetime(alice: Caller) -> None:
 
 
 @pytest.mark.usefixtures("priced")
-def test_a_model_that_is_not_for_sale_is_warned_of(alice: Caller) -> None:
+def test_a_model_without_a_price_causes_a_warning(alice: Caller) -> None:
     models = "LLAMA3, lama3, no!model, library/mistral:latest"
     out, err = run("issue_key", "Alice Ltd", "--name", "ci", "--models", models)
 
@@ -141,7 +141,9 @@ def test_a_model_that_is_not_for_sale_is_warned_of(alice: Caller) -> None:
     ("text", "span"),
     [("1h", timedelta(hours=1)), ("365d", timedelta(365)), ("99999w", timedelta(weeks=99999))],
 )
-def test_a_lifetime_is_hours_days_or_weeks(alice: Caller, text: str, span: timedelta) -> None:
+def test_a_lifetime_is_given_in_hours_days_or_weeks(
+    alice: Caller, text: str, span: timedelta
+) -> None:
     run("issue_key", "Alice Ltd", "--name", "ci", "--expires", text)
 
     left = ApiKey.objects.get(name="ci").expiry - timezone.now()
@@ -165,14 +167,14 @@ def test_a_lifetime_is_hours_days_or_weeks(alice: Caller, text: str, span: timed
     ],
     ids=str,
 )
-def test_a_key_that_makes_no_sense_is_not_issued(alice: Caller, args: list[str]) -> None:
+def test_invalid_options_issue_no_key(alice: Caller, args: list[str]) -> None:
     with pytest.raises(CommandError):
         run("issue_key", *args)
     assert ApiKey.objects.count() == 1
 
 
 @pytest.mark.parametrize("name", ["", " ", "x" * 101], ids=["empty", "blank", "long"])
-def test_a_key_needs_a_name_that_fits(alice: Caller, name: str) -> None:
+def test_a_key_needs_a_name_of_1_to_100_characters(alice: Caller, name: str) -> None:
     with pytest.raises(CommandError):
         run("issue_key", "Alice Ltd", "--name", name)
 
@@ -184,7 +186,7 @@ def test_an_account_without_an_owner_gets_no_key() -> None:
         run("issue_key", "Orphan", "--name", "ci")
 
 
-def test_two_keys_are_two_secrets(alice: Caller) -> None:
+def test_each_key_has_its_own_secret(alice: Caller) -> None:
     secrets = {run("issue_key", "Alice Ltd", "--name", "ci")[0] for _ in range(3)}
 
     assert len(secrets) == 3
@@ -193,7 +195,7 @@ def test_two_keys_are_two_secrets(alice: Caller) -> None:
 # --- revoke_key -----------------------------------------------------------------------------------
 
 
-def test_a_revoked_key_is_refused_from_its_next_request(alice: Caller) -> None:
+def test_a_revoked_key_is_rejected_with_its_next_request(alice: Caller) -> None:
     assert status_with(alice.secret) == 200
     out, _err = run("revoke_key", str(alice.key.pk))
 
@@ -211,19 +213,17 @@ def test_revoking_twice_keeps_the_first_date(alice: Caller) -> None:
 
 
 @pytest.mark.parametrize("number", ["0", "999999999", "x", ""])
-def test_a_key_that_is_not_there_cannot_be_revoked(number: Any) -> None:
+def test_an_unknown_key_cannot_be_revoked(number: Any) -> None:
     with pytest.raises(CommandError):
         run("revoke_key", number)
 
 
-# --- Slips of the keyboard ------------------------------------------------------------------------
+# --- Misspelled arguments -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", ["issue_key", "grant"])
 @pytest.mark.parametrize("slip", ["alice ltd", "Alice Lt", "ALICE LTD", "Alce Ltd"])
-def test_a_slip_of_an_accounts_name_is_answered_with_the_name(
-    alice: Caller, command: str, slip: str
-) -> None:
+def test_a_misspelled_account_gets_the_closest_name(alice: Caller, command: str, slip: str) -> None:
     more = ["--name", "ci"] if command == "issue_key" else ["5", "--reason", "x"]
 
     with pytest.raises(CommandError, match=r"Did you mean 'Alice Ltd'\?"):
@@ -232,7 +232,7 @@ def test_a_slip_of_an_accounts_name_is_answered_with_the_name(
         run(command, "Zorro", *more)
 
 
-def test_no_two_accounts_differ_by_case_alone(alice: Caller) -> None:
+def test_no_two_account_names_differ_in_case_alone(alice: Caller) -> None:
     with pytest.raises(CommandError, match="an account of this name already: Alice Ltd"):
         run("create_account", "alice LTD")
     with pytest.raises(IntegrityError), transaction.atomic():
@@ -240,25 +240,25 @@ def test_no_two_accounts_differ_by_case_alone(alice: Caller) -> None:
 
 
 @pytest.mark.parametrize("name", ["Acme\u202e", "Ac\u200bme", "Ac\x1bme", "Ac\nme"])
-def test_a_name_with_a_character_that_cannot_be_seen_is_refused(alice: Caller, name: str) -> None:
+def test_a_name_with_an_invisible_character_is_rejected(alice: Caller, name: str) -> None:
     for args in (["create_account", name], ["issue_key", "Alice Ltd", "--name", name]):
         with pytest.raises(CommandError, match="invisible"):
             run(*args)
 
 
-def test_models_without_commas_between_are_refused(alice: Caller) -> None:
+def test_models_separated_by_spaces_are_rejected(alice: Caller) -> None:
     with pytest.raises(CommandError, match="--models llama3,mistral"):
         run("issue_key", "Alice Ltd", "--name", "ci", "--models", "llama3 mistral")
 
 
 @pytest.mark.parametrize("email", ["notanemail", "a@b", "a b@example.com"])
-def test_an_address_that_is_none_is_refused(email: str) -> None:
+def test_an_invalid_email_is_rejected(email: str) -> None:
     with pytest.raises(CommandError, match="--email takes an address"):
         run("create_account", "Acme", "--email", email)
     assert not Account.objects.exists()
 
 
-def test_a_new_account_without_credit_is_told_what_comes_first() -> None:
+def test_a_new_account_without_credit_names_the_next_command() -> None:
     out, _err = run("create_account", "Acme")
     assert "manage.py grant 'Acme'" in out and "requests are rejected until then" in out
 

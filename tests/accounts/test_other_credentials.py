@@ -57,6 +57,6 @@ def test_api_key_is_another_name_of_x_api_key(alice: Caller) -> None:
 
 def test_a_key_in_the_query_is_rejected(alice: Caller) -> None:
     """Query strings are written to the logs of proxies."""
-    answer = Client().get(f"/usage?key={alice.secret}&api_key={alice.secret}")
+    response = Client().get(f"/usage?key={alice.secret}&api_key={alice.secret}")
 
-    assert answer.status_code == 401
+    assert response.status_code == 401

@@ -1,4 +1,4 @@
-"""Rows that are read by raw SQL are what the ORM would have read."""
+"""Rows read by raw SQL equal the rows that the ORM reads."""
 
 from datetime import timedelta
 
@@ -13,7 +13,7 @@ from tests.harness.callers import Caller
 pytestmark = pytest.mark.django_db
 
 
-def test_a_key_that_is_read_for_a_request_equals_the_one_of_the_orm(alice: Caller) -> None:
+def test_a_key_read_by_raw_sql_equals_the_one_of_the_orm(alice: Caller) -> None:
     Account.objects.filter(pk=alice.account.pk).update(isolate_prompts=False)
     _key, secret = keys.issue(
         alice.account, name="Expires", allowed_models=["llama3"], expires_in=timedelta(days=1)

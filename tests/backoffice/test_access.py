@@ -25,19 +25,19 @@ from tests.harness.backoffice import (
 from tests.harness.callers import Caller
 
 
-def test_a_key_opens_no_page_of_the_back_office(alice: Caller) -> None:
-    answer = alice.get("/admin/")
+def test_an_api_key_does_not_log_in_to_the_admin(alice: Caller) -> None:
+    response = alice.get("/admin/")
 
-    assert answer.status_code == 302
-    assert answer["Location"].startswith("/admin/login/")
+    assert response.status_code == 302
+    assert response["Location"].startswith("/admin/login/")
 
 
-def test_a_session_of_the_back_office_opens_no_api(admin_client: Client) -> None:
+def test_an_admin_session_is_rejected_by_the_api(admin_client: Client) -> None:
     assert admin_client.get("/admin/").status_code == 200
     assert admin_client.get("/usage").status_code == 401
 
 
-def test_staff_without_rights_are_refused(alice: Caller) -> None:
+def test_staff_without_permissions_get_a_403(alice: Caller) -> None:
     client = staff_client()
 
     assert client.get(ACCOUNTS).status_code == 403
@@ -46,7 +46,7 @@ def test_staff_without_rights_are_refused(alice: Caller) -> None:
     assert client.post(f"{ACCOUNTS}add/", {"name": "New", "username": "new"}).status_code == 403
 
 
-def test_who_may_change_accounts_may_not_issue_keys_by_that(alice: Caller) -> None:
+def test_permission_to_change_accounts_does_not_allow_issuing_keys(alice: Caller) -> None:
     client = staff_client("view_account", "change_account")
 
     page = client.get(f"{ACCOUNTS}{alice.account.pk}/change/")
@@ -57,7 +57,7 @@ def test_who_may_change_accounts_may_not_issue_keys_by_that(alice: Caller) -> No
     assert ApiKey.objects.count() == 1
 
 
-def test_the_menu_is_sorted_by_purpose_and_knows_nothing_of_knox(admin_client: Client) -> None:
+def test_the_menu_is_grouped_by_purpose_without_knox(admin_client: Client) -> None:
     page = admin_client.get("/admin/").content.decode()
 
     captions = re.findall(r'<span class="section">(\w+)</span>', page)
@@ -65,7 +65,7 @@ def test_the_menu_is_sorted_by_purpose_and_knows_nothing_of_knox(admin_client: C
     assert not [model for model in admin.site._registry if model._meta.app_label == "knox"]
 
 
-def test_staff_without_rights_see_and_move_no_money(alice: Caller) -> None:
+def test_staff_without_permissions_cannot_see_or_change_money(alice: Caller) -> None:
     client = Client()
     client.force_login(User.objects.create_user("clerk", is_staff=True))
 

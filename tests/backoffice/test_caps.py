@@ -31,14 +31,16 @@ def test_a_cap_is_added_for_an_account_and_for_a_key(admin_client: Client, alice
 
 
 @pytest.mark.parametrize("limit", ["", "-1", "1.5", "many"])
-def test_a_cap_of_tokens_is_a_whole_number(admin_client: Client, alice: Caller, limit: str) -> None:
+def test_a_token_cap_must_be_a_whole_number(
+    admin_client: Client, alice: Caller, limit: str
+) -> None:
     fields = {"account": alice.account.pk, "unit": "tokens", "limit": limit}
 
     assert "errornote" in text_of(admin_client.post(f"{BUDGETS}add/", fields))
     assert Budget.objects.count() == 1
 
 
-def test_a_cap_is_not_for_a_key_of_somebody_else(
+def test_a_cap_for_a_key_of_another_account_is_rejected(
     admin_client: Client, alice: Caller, charlie: Caller
 ) -> None:
     fields = {"account": alice.account.pk, "unit": "tokens", "limit": "1", "key": charlie.key.pk}
@@ -46,7 +48,7 @@ def test_a_cap_is_not_for_a_key_of_somebody_else(
     assert "another account" in text_of(admin_client.post(f"{BUDGETS}add/", fields))
 
 
-def test_changing_a_limit_leaves_what_requests_move_alone(
+def test_changing_a_limit_leaves_spent_and_held_unchanged(
     admin_client: Client, alice: Caller
 ) -> None:
     cap = ledger.open_budget(alice.account, **MONTHLY)
@@ -61,7 +63,7 @@ def test_changing_a_limit_leaves_what_requests_move_alone(
     assert LogEntry.objects.get().change_message == "Limit: 5,000 tokens."
 
 
-def test_every_limit_says_who_set_it(admin_client: Client, alice: Caller) -> None:
+def test_every_limit_change_names_its_author(admin_client: Client, alice: Caller) -> None:
     admin_client.post(
         f"{BUDGETS}add/", {"account": alice.account.pk, "unit": "tokens", "limit": "1000"}
     )

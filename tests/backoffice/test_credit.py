@@ -22,7 +22,7 @@ MONTHLY: dict[str, Any] = {"unit": Budget.Unit.TOKENS, "window": Budget.Window.M
 
 
 @pytest.mark.parametrize(("tick", "balance"), [({}, Decimal(0)), ({"postpaid": "on"}, None)])
-def test_an_account_opens_with_a_wallet_unless_postpaid(
+def test_a_new_account_has_a_wallet_unless_it_is_postpaid(
     admin_client: Client, tick: dict[str, str], balance: Decimal | None
 ) -> None:
     fields = {"name": "Dora Ltd", "username": "dora", **tick}
@@ -45,7 +45,7 @@ def test_the_page_of_an_account_shows_budgets_and_entries(
     assert "First credit" in page
 
 
-def test_credit_is_posted_once_with_who_and_why(admin_client: Client, alice: Caller) -> None:
+def test_credit_is_posted_with_its_author_and_reason(admin_client: Client, alice: Caller) -> None:
     add_credit(admin_client, alice.account)
 
     entry = Entry.objects.latest("pk")
@@ -56,7 +56,7 @@ def test_credit_is_posted_once_with_who_and_why(admin_client: Client, alice: Cal
     assert "Invoice 7" in LogEntry.objects.get().change_message
 
 
-def test_a_form_sent_twice_does_not_pay_twice(admin_client: Client, alice: Caller) -> None:
+def test_a_credit_form_submitted_twice_posts_one_entry(admin_client: Client, alice: Caller) -> None:
     after = Entry.objects.latest("pk").pk
     add_credit(admin_client, alice.account, after=after)
 
@@ -66,9 +66,7 @@ def test_a_form_sent_twice_does_not_pay_twice(admin_client: Client, alice: Calle
     assert statements.balance(alice.account) == Decimal("35.5")
 
 
-def test_a_payment_is_posted_once_whatever_form_it_comes_in(
-    admin_client: Client, alice: Caller
-) -> None:
+def test_a_reference_is_posted_once_by_any_form(admin_client: Client, alice: Caller) -> None:
     add_credit(admin_client, alice.account)
 
     again = add_credit(admin_client, alice.account, amount="12")
@@ -96,14 +94,14 @@ def test_only_a_top_up_needs_a_reference(admin_client: Client, alice: Caller) ->
         {"reference": "x" * 101},
     ],
 )
-def test_credit_with_a_mistake_moves_nothing(
+def test_an_invalid_credit_form_posts_nothing(
     admin_client: Client, alice: Caller, fields: dict[str, str]
 ) -> None:
     assert "errornote" in text_of(add_credit(admin_client, alice.account, **fields))
     assert Entry.objects.count() == 1
 
 
-def test_credit_makes_a_postpaid_account_prepaid_only_when_that_is_ticked(
+def test_credit_makes_an_account_prepaid_only_with_the_box_ticked(
     admin_client: Client,
 ) -> None:
     account = Account.objects.create(name="Postpaid Inc")
@@ -115,7 +113,7 @@ def test_credit_makes_a_postpaid_account_prepaid_only_when_that_is_ticked(
     assert statements.balance(account) == Decimal("10.5")
 
 
-def test_entries_can_only_be_read(admin_client: Client, alice: Caller) -> None:
+def test_entries_are_read_only(admin_client: Client, alice: Caller) -> None:
     entry = Entry.objects.get()
 
     assert "First credit" in text_of(

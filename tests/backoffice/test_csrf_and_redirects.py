@@ -1,4 +1,4 @@
-"""The back-office takes a form from its own pages alone, and leads to no other house."""
+"""The admin accepts forms from its own pages only, and does not redirect to other sites."""
 
 from typing import Any
 from uuid import uuid4
@@ -12,20 +12,20 @@ from accounts.models import Account, ApiKey
 from billing.models import Budget, Entry, ModelPrice
 from tests.harness.callers import Caller
 
-PASSWORD = "the operator's very own"
+PASSWORD = "a-Password-of-24-letters"
 TABLES: list[Any] = [Account, ApiKey, Budget, Entry, ModelPrice, User, LogEntry]
 
 
 @pytest.fixture
 def browser(db: None) -> Client:
-    """A browser of the operator's that keeps the rules, as a real one does."""
+    """The client of an operator, with CSRF checks as for a real browser."""
     client = Client(enforce_csrf_checks=True)
     client.force_login(User.objects.create_superuser("olga-the-operator"))
     return client
 
 
 def forms(alice: Caller) -> dict[str, dict[str, Any]]:
-    """Every form that writes, filled in so that it would."""
+    """Return every form that writes, by URL, with valid values."""
     account, key = f"/admin/accounts/account/{alice.account.pk}/", alice.key.pk
     issued = {"name": "x", "scopes": ["infer"], "expires": "90", "form_nonce": str(uuid4())}
     newest = Entry.objects.latest("pk").pk
@@ -46,7 +46,7 @@ def rows() -> list[Any]:
     return [list(table.objects.order_by("pk").values()) for table in TABLES]
 
 
-def test_a_form_without_its_token_writes_nothing(browser: Client, alice: Caller) -> None:
+def test_a_form_without_a_csrf_token_writes_nothing(browser: Client, alice: Caller) -> None:
     before = rows()
 
     for address, fields in forms(alice).items():
@@ -57,7 +57,7 @@ def test_a_form_without_its_token_writes_nothing(browser: Client, alice: Caller)
 @pytest.mark.parametrize(
     "origin", ["https://evil.example", "http://testserver.evil.example", "null"]
 )
-def test_a_form_of_another_origin_writes_nothing(
+def test_a_form_from_another_origin_writes_nothing(
     browser: Client, alice: Caller, origin: str
 ) -> None:
     browser.get("/admin/accounts/account/add/")
@@ -65,13 +65,13 @@ def test_a_form_of_another_origin_writes_nothing(
     before = rows()
 
     for address, fields in forms(alice).items():
-        answer = browser.post(address, {**fields, **token}, headers={"Origin": origin})
-        assert answer.status_code == 403, address
+        response = browser.post(address, {**fields, **token}, headers={"Origin": origin})
+        assert response.status_code == 403, address
     assert rows() == before
 
 
-def test_the_same_forms_of_our_own_pages_do(browser: Client, alice: Caller) -> None:
-    """Else the two above would prove nothing."""
+def test_the_same_forms_from_our_pages_write(browser: Client, alice: Caller) -> None:
+    """Otherwise the two tests above would prove nothing."""
     browser.get("/admin/accounts/account/add/")
     token = {"csrfmiddlewaretoken": browser.cookies["csrftoken"].value}
 
@@ -90,7 +90,7 @@ def test_the_same_forms_of_our_own_pages_do(browser: Client, alice: Caller) -> N
         *(" https://evil.example", "\x08//evil.example", "https://testserver@evil.example", ""),
     ],
 )
-def test_logging_in_leads_to_no_other_house(db: None, next_page: str) -> None:
+def test_login_does_not_redirect_to_another_site(db: None, next_page: str) -> None:
     User.objects.create_superuser("olga", password=PASSWORD)
     fields = {"username": "olga", "password": PASSWORD}
 
@@ -100,7 +100,7 @@ def test_logging_in_leads_to_no_other_house(db: None, next_page: str) -> None:
     assert by_form["Location"] == by_address["Location"] == "/admin/"
 
 
-def test_logging_in_leads_on_to_the_page_that_was_asked_for(db: None) -> None:
+def test_login_redirects_to_the_requested_page(db: None) -> None:
     User.objects.create_superuser("olga", password=PASSWORD)
     page = "/admin/billing/modelprice/?state=past"
     fields = {"username": "olga", "password": PASSWORD, "next": page}

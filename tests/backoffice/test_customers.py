@@ -17,7 +17,7 @@ from tests.harness.backoffice import (
 from tests.harness.callers import Caller, new_caller
 
 
-def test_the_list_takes_the_same_number_of_queries_however_long_it_is(
+def test_the_number_of_queries_of_the_list_is_constant(
     admin_client: Client, alice: Caller, django_assert_max_num_queries: DjangoAssertNumQueries
 ) -> None:
     for number in range(20):
@@ -30,15 +30,13 @@ def test_the_list_takes_the_same_number_of_queries_however_long_it_is(
     assert b"25.00" in page.content
 
 
-def test_the_list_counts_keys_in_force_only(
-    admin_client: Client, alice: Caller, bob: Caller
-) -> None:
+def test_the_list_counts_valid_keys(admin_client: Client, alice: Caller, bob: Caller) -> None:
     keys.revoke(bob.key.pk)
 
     assert b'field-number_keys">1<' in admin_client.get(ACCOUNTS).content
 
 
-def test_an_account_is_added_with_a_new_owner(admin_client: Client) -> None:
+def test_an_account_is_created_with_a_new_owner(admin_client: Client) -> None:
     admin_client.post(
         f"{ACCOUNTS}add/", {"name": "Dora Ltd", "username": "dora", "email": "d@x.org"}
     )
@@ -49,7 +47,7 @@ def test_an_account_is_added_with_a_new_owner(admin_client: Client) -> None:
     assert not owner.has_usable_password()
 
 
-def test_an_account_is_added_with_somebody_who_is_here(admin_client: Client, alice: Caller) -> None:
+def test_an_account_is_created_with_an_existing_user(admin_client: Client, alice: Caller) -> None:
     admin_client.post(f"{ACCOUNTS}add/", {"name": "Second Ltd", "user": alice.key.user.pk})
 
     assert customers.owner_of(Account.objects.get(name="Second Ltd")) == alice.key.user
@@ -64,7 +62,7 @@ def test_an_account_is_added_with_somebody_who_is_here(admin_client: Client, ali
         {"name": "Odd Ltd", "username": "no spaces please"},
     ],
 )
-def test_an_account_needs_a_name_of_its_own_and_one_owner(
+def test_an_account_needs_a_unique_name_and_one_owner(
     admin_client: Client, alice: Caller, fields: dict[str, str]
 ) -> None:
     page = admin_client.post(f"{ACCOUNTS}add/", fields)
@@ -74,7 +72,7 @@ def test_an_account_needs_a_name_of_its_own_and_one_owner(
     assert Account.objects.count() == 1
 
 
-def test_nobody_can_delete_an_account_or_a_key(admin_client: Client, alice: Caller) -> None:
+def test_accounts_and_keys_cannot_be_deleted(admin_client: Client, alice: Caller) -> None:
     assert (
         admin_client.post(f"{ACCOUNTS}{alice.account.pk}/delete/", {"post": "yes"}).status_code
         == 403
@@ -84,11 +82,11 @@ def test_nobody_can_delete_an_account_or_a_key(admin_client: Client, alice: Call
         assert b"delete_selected" not in admin_client.get(page).content
 
 
-def test_suspending_an_account_shuts_its_keys_out(admin_client: Client, alice: Caller) -> None:
+def test_keys_of_a_suspended_account_are_rejected(admin_client: Client, alice: Caller) -> None:
     chosen = {"action": "suspend", "_selected_action": [alice.account.pk]}
     page = admin_client.post(ACCOUNTS, chosen)
-    asked = page.content.decode()
-    assert "Alice Ltd: 1 valid key" in asked and "cancelled within a second" in asked
+    text = page.content.decode()
+    assert "Alice Ltd: 1 valid key" in text and "cancelled within a second" in text
     assert alice.get("/usage").status_code == 200
 
     admin_client.post(ACCOUNTS, {**chosen, "confirmed": "yes"})
@@ -118,7 +116,7 @@ def members(caller: Caller, **fields: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("change", [{"DELETE": "on"}, {"role": "member"}])
-def test_an_account_keeps_an_owner(
+def test_the_last_owner_of_an_account_cannot_be_removed(
     admin_client: Client, alice: Caller, change: dict[str, str]
 ) -> None:
     page = admin_client.post(f"{ACCOUNTS}{alice.account.pk}/change/", members(alice, **change))
@@ -127,7 +125,7 @@ def test_an_account_keeps_an_owner(
     assert customers.owner_of(alice.account)
 
 
-def test_who_is_removed_leaves_keys_that_work_and_the_page_says_so(
+def test_removing_a_member_warns_of_keys_that_stay_valid(
     admin_client: Client, alice: Caller, bob: Caller
 ) -> None:
     mine, his = alice.account.memberships.order_by("pk")
@@ -146,13 +144,18 @@ def members_of(caller: Caller, rows: dict[Membership, dict[str, str]]) -> dict[s
         "memberships-INITIAL_FORMS": len(rows),
     }
     for number, (row, more) in enumerate(rows.items()):
-        said = {"id": row.pk, "account": row.account_id, "user": row.user_id, "role": row.role}
-        for name, value in {**said, **more}.items():
+        member = {
+            "id": row.pk,
+            "account": row.account_id,
+            "user": row.user_id,
+            "role": row.role,
+        }
+        for name, value in {**member, **more}.items():
             fields[f"memberships-{number}-{name}"] = value
     return fields
 
 
-def test_a_suspended_account_is_activated_by_its_own_page(
+def test_the_page_of_a_suspended_account_has_a_button_to_activate_it(
     admin_client: Client, alice: Caller
 ) -> None:
     page = f"{ACCOUNTS}{alice.account.pk}/change/"
@@ -172,7 +175,7 @@ UNSEEN = {
 
 
 @pytest.mark.parametrize("name", UNSEEN.values(), ids=UNSEEN)
-def test_a_name_with_a_character_that_cannot_be_seen_is_refused(
+def test_a_name_with_an_invisible_character_is_rejected(
     admin_client: Client, alice: Caller, name: str
 ) -> None:
     page = admin_client.post(f"{ACCOUNTS}add/", {"name": name, "username": "new"})
@@ -185,7 +188,7 @@ def test_a_name_with_a_character_that_cannot_be_seen_is_refused(
     assert "invisible" in page.content.decode() and ApiKey.objects.count() == 1
 
 
-def test_no_two_accounts_differ_by_case_alone(admin_client: Client, alice: Caller) -> None:
+def test_no_two_account_names_differ_in_case_alone(admin_client: Client, alice: Caller) -> None:
     page = admin_client.post(f"{ACCOUNTS}add/", {"name": "ALICE ltd", "username": "new"})
     assert "There is an account of this name already: Alice Ltd." in page.content.decode()
 

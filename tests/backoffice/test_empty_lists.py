@@ -16,7 +16,7 @@ from tests.harness.backoffice import (
 
 
 @pytest.mark.parametrize("address", [BUDGETS, ENTRIES, USAGE, HOLDS, DAYS])
-def test_every_empty_list_says_what_fills_it(admin_client: Client, address: str) -> None:
+def test_every_empty_list_says_how_to_fill_it(admin_client: Client, address: str) -> None:
     page = text_of(admin_client.get(address))
 
     assert re.search(r'class="nothing">\s*\w+', page)

@@ -1,4 +1,4 @@
-"""Whatever is written into a name, the pages of the back-office show it and never run it."""
+"""The pages of the back-office escape every name, and load only files of the gateway."""
 
 import html
 import re
@@ -27,12 +27,12 @@ EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{7*7}}"
 
 
 class Page(HTMLParser):
-    """Collects what a page would run or load, other than files of our own."""
+    """Collects the scripts and files that a page would run or load from elsewhere."""
 
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, response: Any) -> None:
         super().__init__()
         self.foreign: list[Any] = []
-        self.feed(answer.content.decode())
+        self.feed(response.content.decode())
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = {name: value or "" for name, value in attrs}
@@ -46,22 +46,24 @@ class Page(HTMLParser):
 
 @pytest.fixture
 def evil(db: None) -> Caller:
-    """A customer who puts a script wherever something can be put."""
+    """A customer with a script in every text field."""
     owner = User.objects.create(username=EVIL[:150], email=EVIL, first_name=EVIL, is_staff=True)
     Group.objects.create(name=EVIL)
     account = Account.objects.create(name=EVIL)
-    Membership.objects.create(account=account, user=owner, role="owner")
+    # With a second owner, so that the page that deletes the first one is shown.
+    for user in (owner, User.objects.create_user("second")):
+        Membership.objects.create(account=account, user=user, role="owner")
     for unit, window in (("money", "total"), ("tokens", "month")):
         ledger.open_budget(account, Budget.Unit(unit), Budget.Window(window))
     ledger.set_limit(Budget.objects.get(unit="tokens"), 1000)
     key, secret = keys.issue(account, name=EVIL, allowed_models=[EVIL], scopes=[EVIL, "infer"])
     ledger.post(account, Decimal(5), kind=Entry.Kind.GRANT, reason=EVIL, by=owner)
-    asked(Caller(key, secret), owner)
+    add_usage(Caller(key, secret), owner)
     return Caller(key, secret)
 
 
-def asked(caller: Caller, by: User) -> None:
-    """Leave a hold, a usage row and a day of a model whose name nobody would believe."""
+def add_usage(caller: Caller, by: User) -> None:
+    """Add a hold, a usage row and a day of a model with a script in its name."""
     now = timezone.now()
     price = ModelPrice.objects.create(
         model=EVIL,
@@ -81,17 +83,19 @@ def asked(caller: Caller, by: User) -> None:
 
 
 def crawl(browser: Client, *start: str) -> dict[str, Any]:
-    """Return every page of the back-office that links lead to, by address."""
+    """Return every page of the back-office that links lead to, by URL."""
     waiting = ["/admin/", *start]
-    found: dict[str, Any] = {}
-    while waiting and len(found) < 150:
-        address = waiting.pop()
-        found[address] = browser.get(address)
-        if found[address].status_code == 200 and not found[address].streaming:
-            page = found[address].content.decode()
+    pages_by_url: dict[str, Any] = {}
+    while waiting and len(pages_by_url) < 150:
+        url = waiting.pop()
+        pages_by_url[url] = browser.get(url)
+        if pages_by_url[url].status_code == 200 and not pages_by_url[url].streaming:
+            page = pages_by_url[url].content.decode()
             links = [html.unescape(link) for link in re.findall(r'href="(/admin/[^"#]*)"', page)]
-            waiting += [link for link in links if link not in {*found, *waiting, "/admin/logout/"}]
-    return found
+            waiting += [
+                link for link in links if link not in {*pages_by_url, *waiting, "/admin/logout/"}
+            ]
+    return pages_by_url
 
 
 @pytest.fixture
@@ -100,23 +104,23 @@ def pages(admin_client: Client, evil: Caller, ollama: FakeOllama) -> dict[str, A
     return crawl(admin_client, f"/admin/billing/hold/{hold}/change/", "/admin/password_change/")
 
 
-def test_a_script_in_a_name_is_shown_and_never_run(pages: dict[str, Any]) -> None:
-    shown = [address for address, page in pages.items() if b"&lt;script&gt;" in page.content]
+def test_a_script_in_a_name_is_escaped_on_every_page(pages: dict[str, Any]) -> None:
+    shown = [url for url, page in pages.items() if b"&lt;script&gt;" in page.content]
 
     assert len(pages) > 30 and UsageDaily.objects.exists()
     for part in ("account", "apikey", "modelprice", "entry", "budget", "hold", "tokenusage"):
-        assert [address for address in shown if f"/{part}/" in address], part
-    for address, page in pages.items():
-        assert page.status_code == 200, address
-        assert not Page(page).foreign, address
+        assert [url for url in shown if f"/{part}/" in url], part
+    for url, page in pages.items():
+        assert page.status_code == 200, url
+        assert not Page(page).foreign, url
         assert b"}49" not in page.content and b">49" not in page.content
 
 
-def test_nor_by_the_pages_that_answer_a_form(admin_client: Client, evil: Caller) -> None:
+def test_a_script_in_a_form_is_escaped_in_the_response(admin_client: Client, evil: Caller) -> None:
     account = f"/admin/accounts/account/{evil.account.pk}/"
     issued = {"name": EVIL, "scopes": ["infer"], "expires": "90", "allowed_models": EVIL}
     nonce = {"form_nonce": "0190b8a2-7c3e-7d4a-9f10-2b3c4d5e6f70", "allowed_models": ""}
-    answers = [
+    responses = [
         admin_client.post(f"{account}issue-key/", issued),
         admin_client.post(f"{account}issue-key/", {**issued, **nonce}),
         admin_client.post(f"{account}issue-key/", {**issued, **nonce}),
@@ -130,19 +134,19 @@ def test_nor_by_the_pages_that_answer_a_form(admin_client: Client, evil: Caller)
         Client().get("/admin/login/", {"next": EVIL}),
     ]
 
-    for answer in answers:
-        assert not Page(answer).foreign
+    for response in responses:
+        assert not Page(response).foreign
 
 
-# --- What a browser is told ----------------------------------------------------------------------
+# --- Content-Security-Policy ----------------------------------------------------------------------
 
 
-def policy_of(answer: Any) -> dict[str, str]:
-    parts = answer["Content-Security-Policy"].split("; ")
+def policy_of(response: Any) -> dict[str, str]:
+    parts = response["Content-Security-Policy"].split("; ")
     return {name: rule for name, _space, rule in (part.partition(" ") for part in parts)}
 
 
-def test_every_page_runs_files_of_our_own_alone(pages: dict[str, Any], client: Client) -> None:
+def test_every_page_loads_only_our_own_files(pages: dict[str, Any], client: Client) -> None:
     for page in [*pages.values(), client.get("/admin/login/"), client.get("/admin/")]:
         policy = policy_of(page)
         assert policy["default-src"] == policy["form-action"] == "'self'"
@@ -153,14 +157,14 @@ def test_every_page_runs_files_of_our_own_alone(pages: dict[str, Any], client: C
 
 
 @pytest.mark.usefixtures("priced")
-def test_an_answer_of_the_api_runs_nothing(alice: Caller, ollama: FakeOllama) -> None:
+def test_responses_of_the_api_allow_no_scripts(alice: Caller, ollama: FakeOllama) -> None:
     body = {"model": "llama3", "prompt": "hi"}
-    answers = [
+    responses = [
         *(alice.post("/generate", {**body, "stream": stream}) for stream in (True, False)),
         *(alice.get(path) for path in ("/usage", "/models", "/nowhere", "/", "/healthz")),
         *(Client().get(path) for path in ("/usage", "/static/nothing.js")),
     ]
 
-    for answer in answers:
-        assert policy_of(answer) == {"default-src": "'none'", "frame-ancestors": "'none'"}
-        assert answer["X-Content-Type-Options"] == "nosniff"
+    for response in responses:
+        assert policy_of(response) == {"default-src": "'none'", "frame-ancestors": "'none'"}
+        assert response["X-Content-Type-Options"] == "nosniff"

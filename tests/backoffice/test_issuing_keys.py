@@ -22,9 +22,7 @@ from tests.harness.callers import Caller, set_price
 SECRET = re.compile(r"olg_[0-9a-f]{64}")
 
 
-def test_a_key_is_shown_in_the_answer_that_issues_it_and_works(
-    admin_client: Client, alice: Caller
-) -> None:
+def test_the_response_that_issues_a_key_shows_it(admin_client: Client, alice: Caller) -> None:
     page = issue(admin_client, alice.account)
 
     secret = SECRET.findall(page.content.decode())[0]
@@ -35,7 +33,7 @@ def test_a_key_is_shown_in_the_answer_that_issues_it_and_works(
     assert Client().get("/usage", headers={"x-api-key": secret}).status_code == 200
 
 
-def test_the_secret_is_kept_nowhere(
+def test_the_secret_is_stored_nowhere(
     admin_client: Client, alice: Caller, caplog: pytest.LogCaptureFixture
 ) -> None:
     page = issue(admin_client, alice.account)
@@ -55,9 +53,7 @@ def test_the_secret_is_kept_nowhere(
     assert not [text for text in kept if secret in text]
 
 
-def test_a_form_sent_twice_issues_one_key_and_shows_no_secret(
-    admin_client: Client, alice: Caller
-) -> None:
+def test_a_key_form_submitted_twice_issues_one_key(admin_client: Client, alice: Caller) -> None:
     nonce = str(uuid4())
     issue(admin_client, alice.account, form_nonce=nonce)
 
@@ -68,7 +64,7 @@ def test_a_form_sent_twice_issues_one_key_and_shows_no_secret(
     assert ApiKey.objects.filter(name="laptop").count() == 1
 
 
-def test_every_form_has_a_nonce_of_its_own(admin_client: Client, alice: Caller) -> None:
+def test_every_key_form_has_its_own_nonce(admin_client: Client, alice: Caller) -> None:
     address = f"{ACCOUNTS}{alice.account.pk}/issue-key/"
     pages = [admin_client.get(address).content.decode() for _ in range(2)]
 
@@ -77,7 +73,7 @@ def test_every_form_has_a_nonce_of_its_own(admin_client: Client, alice: Caller) 
     assert ApiKey.objects.count() == 1
 
 
-def test_a_key_expires_in_90_days_unless_said(admin_client: Client, alice: Caller) -> None:
+def test_a_key_expires_in_90_days_by_default(admin_client: Client, alice: Caller) -> None:
     page = admin_client.get(f"{ACCOUNTS}{alice.account.pk}/issue-key/")
     assert b'<option value="90" selected>' in page.content
 
@@ -89,7 +85,7 @@ def test_a_key_expires_in_90_days_unless_said(admin_client: Client, alice: Calle
     assert second.expiry is None
 
 
-def test_an_operator_may_give_every_scope_and_limit_the_models(
+def test_a_superuser_can_grant_every_scope_and_limit_the_models(
     admin_client: Client, alice: Caller
 ) -> None:
     issue(
@@ -101,7 +97,7 @@ def test_an_operator_may_give_every_scope_and_limit_the_models(
     assert key.allowed_models == ["llama3:latest", "mistral:latest", "acme/m:7b"]
 
 
-def test_who_issues_keys_may_not_give_models_away_by_that(alice: Caller) -> None:
+def test_permission_to_issue_keys_does_not_allow_the_models_scope(alice: Caller) -> None:
     client = staff_client("view_account", "add_apikey")
 
     page = client.get(f"{ACCOUNTS}{alice.account.pk}/issue-key/").content
@@ -113,7 +109,7 @@ def test_who_issues_keys_may_not_give_models_away_by_that(alice: Caller) -> None
     assert ApiKey.objects.latest("pk").scopes == ["infer", "usage"]
 
 
-def test_who_may_give_models_away_is_offered_it(alice: Caller) -> None:
+def test_the_models_scope_is_offered_with_its_permission(alice: Caller) -> None:
     client = staff_client("view_account", "add_apikey", "grant_models_scope")
 
     assert b'value="models"' in client.get(f"{ACCOUNTS}{alice.account.pk}/issue-key/").content
@@ -132,7 +128,7 @@ def test_who_may_give_models_away_is_offered_it(alice: Caller) -> None:
         {"form_nonce": "x"},
     ],
 )
-def test_a_form_with_a_mistake_issues_nothing(
+def test_an_invalid_form_issues_no_key(
     admin_client: Client, alice: Caller, fields: dict[str, Any]
 ) -> None:
     page = issue(admin_client, alice.account, **fields)
@@ -147,14 +143,14 @@ def test_an_account_without_an_owner_gets_no_key(admin_client: Client, alice: Ca
     assert b"has no owner" in issue(admin_client, alice.account).content
 
 
-def test_there_is_no_key_for_an_account_that_is_not_there(
-    admin_client: Client, alice: Caller
-) -> None:
+def test_issuing_a_key_for_an_unknown_account_is_a_404(admin_client: Client, alice: Caller) -> None:
     assert admin_client.get(f"{ACCOUNTS}999/issue-key/").status_code == 404
     assert admin_client.post(f"{ACCOUNTS}x/issue-key/", key_form()).status_code == 404
 
 
-def test_a_key_for_a_model_that_is_not_sold_says_so(admin_client: Client, alice: Caller) -> None:
+def test_issuing_a_key_warns_of_a_model_without_a_price(
+    admin_client: Client, alice: Caller
+) -> None:
     set_price("llama3", "0.002")
 
     page = issue(admin_client, alice.account, allowed_models="lama3, llama3").content.decode()

@@ -13,9 +13,7 @@ from tests.harness.backoffice import (
 from tests.harness.callers import Caller
 
 
-def test_neither_list_nor_page_of_keys_shows_what_authenticates(
-    admin_client: Client, alice: Caller
-) -> None:
+def test_pages_of_keys_do_not_show_digests(admin_client: Client, alice: Caller) -> None:
     for address in (KEYS, f"{KEYS}{alice.key.pk}/change/", f"{ACCOUNTS}{alice.account.pk}/change/"):
         page = admin_client.get(address).content.decode()
         assert f"…{alice.key.last_four}" in page
@@ -42,7 +40,7 @@ def test_renaming_a_key_cannot_undo_a_revocation(alice: Caller) -> None:
     assert ApiKey.objects.get().revoked_at is not None
 
 
-def test_a_key_is_revoked_after_a_second_look(admin_client: Client, alice: Caller) -> None:
+def test_a_key_is_revoked_after_confirmation(admin_client: Client, alice: Caller) -> None:
     chosen = {"action": "revoke_selected", "_selected_action": [alice.key.pk]}
 
     question = admin_client.post(KEYS, chosen)
@@ -53,7 +51,7 @@ def test_a_key_is_revoked_after_a_second_look(admin_client: Client, alice: Calle
     assert alice.get("/usage").status_code == 401
 
 
-def test_who_may_only_look_cannot_revoke(alice: Caller) -> None:
+def test_permission_to_view_keys_does_not_allow_revoking(alice: Caller) -> None:
     chosen = {"action": "revoke_selected", "_selected_action": [alice.key.pk], "confirmed": "yes"}
 
     staff_client("view_apikey").post(KEYS, chosen)
@@ -62,7 +60,7 @@ def test_who_may_only_look_cannot_revoke(alice: Caller) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "found"),
+    ("query", "is_listed"),
     [
         ("state=valid", True),
         ("state=revoked", False),
@@ -75,15 +73,15 @@ def test_who_may_only_look_cannot_revoke(alice: Caller) -> None:
         ("q={last_four}", True),
     ],
 )
-def test_keys_are_found_by_state_scope_and_name(
-    admin_client: Client, alice: Caller, query: str, found: bool
+def test_the_list_of_keys_filters_by_state_scope_and_name(
+    admin_client: Client, alice: Caller, query: str, is_listed: bool
 ) -> None:
-    said = query.format(account=alice.account.pk, last_four=alice.key.last_four)
+    parameters = query.format(account=alice.account.pk, last_four=alice.key.last_four)
 
-    page = admin_client.get(f"{KEYS}?{said}")
+    page = admin_client.get(f"{KEYS}?{parameters}")
 
     assert page.status_code == 200
-    assert (f"{KEYS}{alice.key.pk}/change/" in page.content.decode()) == found
+    assert (f"{KEYS}{alice.key.pk}/change/" in page.content.decode()) == is_listed
 
 
 def test_a_revocation_says_what_happens_to_running_responses(

@@ -1,4 +1,4 @@
-"""Logging in to the back-office: a password cannot be guessed, nobody else is locked out."""
+"""Login attempts to the admin are limited, without locking out other users."""
 
 import re
 import threading
@@ -34,7 +34,7 @@ def operators(db: None) -> None:
 
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every password that was looked at."""
+    """Every password that was checked."""
     seen: list[str] = []
     encode = MD5PasswordHasher.encode
 
@@ -48,7 +48,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Time stands still, until it is moved on."""
+    """Stop the clock; the fixture moves it forward."""
     at = [timezone.now()]
     monkeypatch.setattr(timezone, "now", lambda: at[-1])
 
@@ -64,36 +64,38 @@ def log_in(name: str, password: str = PASSWORD, address: str = "10.0.0.1", **mor
 
 
 def guess(name: str, times: int, address: str = "10.0.0.{}", **more: Any) -> list[str]:
-    """Return the pages that wrong passwords lead to; each number is another address."""
-    answers = [log_in(name, f"wrong {n}", address.format(n), **more) for n in range(times)]
-    return [answer.content.decode() for answer in answers]
+    """Return the pages after wrong passwords, each from another address."""
+    responses = [log_in(name, f"wrong {n}", address.format(n), **more) for n in range(times)]
+    return [response.content.decode() for response in responses]
 
 
-def is_in(answer: Any) -> bool:
-    return bool(answer.status_code == 302 and answer["Location"] == "/admin/")
+def is_in(response: Any) -> bool:
+    return bool(response.status_code == 302 and response["Location"] == "/admin/")
 
 
-# --- Guessing ------------------------------------------------------------------------------------
+# --- Guessing passwords ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("name", "times"), [("olga", 100), ("nobody", 20)])
-def test_of_a_hundred_guesses_a_few_are_looked_at(hashed: list[str], name: str, times: int) -> None:
+def test_of_a_hundred_guesses_only_a_few_are_checked(
+    hashed: list[str], name: str, times: int
+) -> None:
     pages = guess(name, times, address="10.0.0.1")
 
     assert len(hashed) == FREE + 1
     assert [WAIT in page for page in pages] == [n > FREE for n in range(times)]
 
 
-def test_a_password_that_is_right_is_not_looked_at_either_while_one_has_to_wait(
+def test_the_right_password_is_not_checked_during_a_wait(
     hashed: list[str],
 ) -> None:
     guess("olga", FREE + 1, address="10.0.0.1")
-    answer = log_in("olga")
+    response = log_in("olga")
 
-    assert WAIT in answer.content.decode() and PASSWORD not in hashed
+    assert WAIT in response.content.decode() and PASSWORD not in hashed
 
 
-def test_a_forwarded_address_makes_nobody_somebody_else(hashed: list[str]) -> None:
+def test_forged_forwarding_headers_do_not_reset_the_count(hashed: list[str]) -> None:
     for number in range(20):
         forged = {"X-Forwarded-For": f"10.1.1.{number}", "Forwarded": f"for=10.1.1.{number}"}
         log_in("olga", "wrong", headers=forged)
@@ -101,13 +103,13 @@ def test_a_forwarded_address_makes_nobody_somebody_else(hashed: list[str]) -> No
     assert len(hashed) == FREE + 1
 
 
-def test_from_many_addresses_a_name_can_be_guessed_at_a_little_longer(hashed: list[str]) -> None:
+def test_guesses_from_many_addresses_have_a_higher_limit(hashed: list[str]) -> None:
     guess("olga", login_guard.FREE_FROM_ANYWHERE + 10)
 
     assert len(hashed) == login_guard.FREE_FROM_ANYWHERE + 1
 
 
-def test_an_address_cannot_try_name_after_name(hashed: list[str]) -> None:
+def test_an_address_is_limited_over_all_usernames(hashed: list[str]) -> None:
     for number in range(login_guard.FREE_OF_ADDRESS + 20):
         log_in(f"name {number}", "wrong")
 
@@ -115,7 +117,7 @@ def test_an_address_cannot_try_name_after_name(hashed: list[str]) -> None:
     assert is_in(log_in("olga", address="10.9.9.9"))
 
 
-def test_who_has_been_here_is_not_made_to_wait_for_others_at_this_address() -> None:
+def test_a_known_user_does_not_wait_for_others_at_the_address() -> None:
     assert is_in(log_in("olga"))
     for number in range(login_guard.FREE_OF_ADDRESS + 5):
         log_in(f"name {number}", "wrong")
@@ -124,9 +126,7 @@ def test_who_has_been_here_is_not_made_to_wait_for_others_at_this_address() -> N
     assert WAIT in log_in("otto").content.decode()
 
 
-def test_behind_our_proxy_the_address_is_the_one_that_it_saw(
-    settings: Any, hashed: list[str]
-) -> None:
+def test_behind_a_proxy_its_last_forwarded_address_counts(settings: Any, hashed: list[str]) -> None:
     settings.BEHIND_TLS_PROXY = True
     for number in range(20):
         log_in("olga", "wrong", headers={"X-Forwarded-For": f"6.6.6.{number}, 203.0.113.9"})
@@ -136,37 +136,37 @@ def test_behind_our_proxy_the_address_is_the_one_that_it_saw(
     assert WAIT in log_in("olga", headers={"X-Forwarded-For": "203.0.113.9"}).content.decode()
 
 
-def test_a_known_name_and_an_unknown_one_read_the_same() -> None:
+def test_known_and_unknown_usernames_get_the_same_page() -> None:
     olga, nobody = guess("olga", FREE + 2, "10.0.0.1"), guess("nobody", FREE + 2, "10.0.0.1")
 
     same = [re.sub(r'value="[^"]*"|\d+ seconds', "", page) for page in olga]
     assert same == [re.sub(r'value="[^"]*"|\d+ seconds', "", page) for page in nobody]
 
 
-def test_another_spelling_of_a_name_is_no_new_chance(hashed: list[str]) -> None:
+def test_another_spelling_of_a_username_is_counted_together(hashed: list[str]) -> None:
     for name in ("olga", "\uff4flga", " olga", "olga ") * 10:
         log_in(name, "wrong")
 
     assert len(hashed) == FREE + 1
 
 
-# --- Coming in all the same ----------------------------------------------------------------------
+# --- Logging in despite other attempts ------------------------------------------------------------
 
 
-def test_the_second_operator_gets_in_from_the_same_address() -> None:
+def test_another_operator_can_log_in_from_the_same_address() -> None:
     guess("olga", 30, address="10.0.0.1")
 
     assert is_in(log_in("otto"))
 
 
-def test_who_has_been_here_gets_in_whatever_is_tried_elsewhere() -> None:
+def test_a_known_user_can_log_in_despite_guesses_from_elsewhere() -> None:
     assert is_in(log_in("olga", address="10.9.9.9"))
     assert WAIT in guess("olga", login_guard.FREE_FROM_ANYWHERE + 5)[-1]
 
     assert is_in(log_in("olga", address="10.9.9.9"))
 
 
-def test_the_right_password_opens_again_after_the_wait(clock: Callable[..., None]) -> None:
+def test_the_right_password_is_accepted_after_the_wait(clock: Callable[..., None]) -> None:
     guess("olga", FREE + 1, address="10.0.0.1")
     clock(seconds=2)
 
@@ -174,7 +174,7 @@ def test_the_right_password_opens_again_after_the_wait(clock: Callable[..., None
     assert WAIT not in guess("olga", FREE, address="10.0.0.1")[-1]
 
 
-def test_each_wait_is_longer_up_to_a_quarter_of_an_hour(clock: Callable[..., None]) -> None:
+def test_each_wait_doubles_up_to_15_minutes(clock: Callable[..., None]) -> None:
     waits: list[float] = []
     for _ in range(2 * FREE + 20):
         while wait := login_guard.check_attempt("olga", "10.0.0.1"):
@@ -185,16 +185,16 @@ def test_each_wait_is_longer_up_to_a_quarter_of_an_hour(clock: Callable[..., Non
     assert waits == sorted(waits) and waits[-1] == 15 * 60
 
 
-def test_a_wait_is_told_in_words() -> None:
+def test_the_page_names_the_wait() -> None:
     page = guess("olga", FREE + 2, address="10.0.0.1")[-1]
 
     assert re.search(r"Wait \d seconds, then try again\.", page)
 
 
-# --- Where it is counted -------------------------------------------------------------------------
+# --- How attempts are stored ----------------------------------------------------------------------
 
 
-def test_no_name_is_written_down() -> None:
+def test_usernames_and_addresses_are_stored_as_digests() -> None:
     guess("my password, typed where the name belongs", 1)
 
     rows: list[Any] = list(LoginCount.objects.values())
@@ -217,7 +217,7 @@ def test_the_table_stays_small(monkeypatch: pytest.MonkeyPatch, clock: Callable[
 
 
 @pytest.mark.django_db(transaction=True)
-def test_of_many_guesses_at_once_no_more_get_through(hashed: list[str]) -> None:
+def test_concurrent_guesses_do_not_pass_the_limit(hashed: list[str]) -> None:
     def run() -> None:
         log_in("olga", "wrong")
         connection.close()
@@ -232,7 +232,7 @@ def test_of_many_guesses_at_once_no_more_get_through(hashed: list[str]) -> None:
 
 
 @pytest.mark.django_db(transaction=True)
-def test_all_processes_count_together(clock: Callable[..., None]) -> None:
+def test_all_processes_share_the_counts(clock: Callable[..., None]) -> None:
     for _ in range(FREE + 20):
         wait = login_guard.check_attempt("olga", "127.0.0.1") or timedelta(0)
         clock(seconds=wait.total_seconds())

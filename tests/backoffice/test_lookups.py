@@ -1,4 +1,4 @@
-"""What the address of a list may ask for: what its own links do, and no column that it hides."""
+"""The URL of a list accepts the lookups of its links, and none of a hidden column."""
 
 import html
 import re
@@ -22,7 +22,7 @@ def list_of(model_admin: Any) -> str:
 
 
 def shown(model_admin: Any) -> set[str]:
-    """Return the names of the columns that a list or a page shows, filters or is linked by."""
+    """Return the names of the columns that a list or a page shows, filters or accepts in links."""
     request = RequestFactory().get("/")
     request.user = User(is_superuser=True)
     fields = flatten_fieldsets(model_admin.get_fieldsets(request, model_admin.model()))
@@ -38,22 +38,22 @@ def hidden(model_admin: Any) -> Iterator[str]:
             yield field.name
 
 
-def test_the_walk_knows_what_is_hidden() -> None:
-    found = {model_admin.opts.label: set(hidden(model_admin)) for model_admin in ADMINS}
+def test_hidden_columns_include_digests_and_passwords() -> None:
+    hidden_by_model = {model_admin.opts.label: set(hidden(model_admin)) for model_admin in ADMINS}
 
-    assert {"digest", "token_key", "form_nonce"} <= found["accounts.ApiKey"]
-    assert "password" in found["auth.User"]
+    assert {"digest", "token_key", "form_nonce"} <= hidden_by_model["accounts.ApiKey"]
+    assert "password" in hidden_by_model["auth.User"]
 
 
 @pytest.mark.parametrize("model_admin", ADMINS, ids=str)
 @pytest.mark.parametrize("kind", ["startswith", "gte", "exact", "regex", "isnull"])
-def test_no_list_can_be_asked_about_a_column_it_hides(
+def test_no_list_accepts_a_lookup_of_a_hidden_column(
     admin_client: Client, alice: Caller, model_admin: Any, kind: str
 ) -> None:
     for name in hidden(model_admin):
         for lookup in (name, f"{name}__{kind}"):
-            answer = admin_client.get(list_of(model_admin), {lookup: "1"})
-            assert answer.status_code == 400, lookup
+            response = admin_client.get(list_of(model_admin), {lookup: "1"})
+            assert response.status_code == 400, lookup
 
 
 @pytest.mark.parametrize(
@@ -63,16 +63,14 @@ def test_no_list_can_be_asked_about_a_column_it_hides(
         *("account__name__contains", "account__keys__digest__gt", "scopes__0", "id__gt", "pk__in"),
     ],
 )
-def test_a_list_of_keys_answers_no_riddles(
-    admin_client: Client, alice: Caller, lookup: str
-) -> None:
+def test_the_list_of_keys_rejects_lookups(admin_client: Client, alice: Caller, lookup: str) -> None:
     address = "/admin/accounts/apikey/"
 
     assert admin_client.get(address, {lookup: alice.key.token_key}).status_code == 400
 
 
 @pytest.mark.parametrize("lookup", ["auth_token_set__digest__gt", "password__startswith"])
-def test_a_list_of_users_answers_none_either(
+def test_the_list_of_users_rejects_lookups(
     admin_client: Client, alice: Caller, lookup: str
 ) -> None:
     assert admin_client.get("/admin/auth/user/", {lookup: "a"}).status_code == 400

@@ -1,4 +1,4 @@
-"""Nobody gives themselves rights, and whoever did something stays on record."""
+"""Operators cannot grant themselves permissions, and users named in records are kept."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ PASSWORD = "a-Password-of-24-letters"
 
 @pytest.fixture
 def hr(db: None) -> User:
-    """May see and change users, and groups."""
+    """A staff user with permission to change users and groups."""
     user = User.objects.create_user("hr", is_staff=True)
     names = ["view_user", "change_user", "add_user", "delete_user"]
     names += ["view_group", "change_group", "add_group", "delete_group"]
@@ -35,12 +35,12 @@ def browser(hr: User) -> Client:
 
 
 def change(client: Client, user: User, **fields: Any) -> Any:
-    said = {"username": user.username, "is_active": "on", **fields}
-    said |= {"date_joined_0": "2026-11-01", "date_joined_1": "00:00:00"}
-    return client.post(f"{USERS}{user.pk}/change/", said)
+    form = {"username": user.username, "is_active": "on", **fields}
+    form |= {"date_joined_0": "2026-11-01", "date_joined_1": "00:00:00"}
+    return client.post(f"{USERS}{user.pk}/change/", form)
 
 
-def test_who_changes_users_gives_nobody_rights(browser: Client, hr: User) -> None:
+def test_permission_to_change_users_does_not_grant_permissions(browser: Client, hr: User) -> None:
     bob, rights = User.objects.create_user("bob"), Permission.objects.get(codename="add_entry")
     group = Group.objects.create(name="everything")
 
@@ -55,7 +55,7 @@ def test_who_changes_users_gives_nobody_rights(browser: Client, hr: User) -> Non
     assert not bob.is_staff
 
 
-def test_who_changes_users_does_not_touch_a_superuser(browser: Client) -> None:
+def test_permission_to_change_users_excludes_superusers(browser: Client) -> None:
     root = User.objects.create_superuser("root", password=PASSWORD)
 
     assert change(browser, root, first_name="Changed").status_code == 403
@@ -66,46 +66,46 @@ def test_who_changes_users_does_not_touch_a_superuser(browser: Client) -> None:
     assert root.is_active and root.first_name == ""
 
 
-def test_who_changes_users_sets_no_password(browser: Client, hr: User) -> None:
+def test_permission_to_change_users_does_not_set_passwords(browser: Client, hr: User) -> None:
     root = User.objects.create_superuser("root", password=PASSWORD)
     bob = User.objects.create_user("bob")
 
     for user in (root, bob, hr):
-        said = {"password1": PASSWORD, "password2": PASSWORD, "usable_password": "true"}
-        assert browser.post(f"{USERS}{user.pk}/password/", said).status_code == 403
+        form = {"password1": PASSWORD, "password2": PASSWORD, "usable_password": "true"}
+        assert browser.post(f"{USERS}{user.pk}/password/", form).status_code == 403
     assert browser.get("/admin/password_change/").status_code == 200
 
 
-def test_who_changes_groups_gives_them_no_rights(browser: Client) -> None:
+def test_permission_to_change_groups_does_not_grant_permissions(browser: Client) -> None:
     group = Group.objects.create(name="hr")
     rights = Permission.objects.get(codename="add_entry")
 
-    said = {"name": "hr", "permissions": [rights.pk]}
-    assert browser.post(f"/admin/auth/group/{group.pk}/change/", said).status_code == 403
-    assert browser.post("/admin/auth/group/add/", said).status_code == 403
+    form = {"name": "hr", "permissions": [rights.pk]}
+    assert browser.post(f"/admin/auth/group/{group.pk}/change/", form).status_code == 403
+    assert browser.post("/admin/auth/group/add/", form).status_code == 403
     assert not group.permissions.exists()
 
 
-def test_a_superuser_gives_rights_and_passwords(admin_client: Client) -> None:
+def test_a_superuser_grants_permissions_and_sets_passwords(admin_client: Client) -> None:
     bob = User.objects.create_user("bob")
 
     assert change(admin_client, bob, is_staff="on", is_superuser="on").status_code == 302
-    said = {"password1": PASSWORD, "password2": PASSWORD, "usable_password": "true"}
-    assert admin_client.post(f"{USERS}{bob.pk}/password/", said).status_code == 302
+    form = {"password1": PASSWORD, "password2": PASSWORD, "usable_password": "true"}
+    assert admin_client.post(f"{USERS}{bob.pk}/password/", form).status_code == 302
 
     bob.refresh_from_db()
     assert bob.is_superuser and bob.check_password(PASSWORD)
 
 
-# --- Whoever acted stays --------------------------------------------------------------------------
+# --- Deleting and deactivating users --------------------------------------------------------------
 
 
 def act(client: Client, action: str, *users: User) -> Any:
-    said = {"action": action, "_selected_action": [user.pk for user in users]}
-    return client.post(USERS, said, follow=True)
+    form = {"action": action, "_selected_action": [user.pk for user in users]}
+    return client.post(USERS, form, follow=True)
 
 
-def test_an_operator_who_acted_is_not_deleted(admin_client: Client, alice: Caller) -> None:
+def test_a_user_named_in_the_log_is_not_deleted(admin_client: Client, alice: Caller) -> None:
     temp = User.objects.create_superuser("temp")
     client = Client()
     client.force_login(temp)
@@ -126,7 +126,7 @@ def test_an_operator_who_acted_is_not_deleted(admin_client: Client, alice: Calle
     assert LimitChange.objects.latest("pk").changed_by == temp
 
 
-def test_an_operator_who_acted_is_deactivated(admin_client: Client) -> None:
+def test_a_user_named_in_the_log_can_be_deactivated(admin_client: Client) -> None:
     temp = User.objects.create_superuser("temp")
 
     page = act(admin_client, "deactivate", temp)
@@ -136,7 +136,7 @@ def test_an_operator_who_acted_is_deactivated(admin_client: Client) -> None:
     assert LogEntry.objects.latest("pk").object_repr == "temp"
 
 
-def test_somebody_who_never_acted_is_deleted(admin_client: Client) -> None:
+def test_a_user_not_named_in_the_log_is_deleted(admin_client: Client) -> None:
     bob = User.objects.create_user("bob")
 
     admin_client.post(f"{USERS}{bob.pk}/delete/", {"post": "yes"})
@@ -158,13 +158,13 @@ def test_deleting_a_user_keeps_an_owner_for_each_account(
     assert [row.user for row in account.memberships.all()] == [owner]
 
 
-def test_a_key_says_who_issued_it(admin_client: Client, alice: Caller) -> None:
+def test_a_key_names_the_operator_who_issued_it(admin_client: Client, alice: Caller) -> None:
     assert alice.key.author.startswith("command (") and alice.key.issued_by is None
-    said = {"name": "laptop", "scopes": ["infer"], "expires": "90"}
+    form = {"name": "laptop", "scopes": ["infer"], "expires": "90"}
     nonce = "0190e0d4-0000-7000-8000-000000000001"
 
     admin_client.post(
-        f"/admin/accounts/account/{alice.account.pk}/issue-key/", {**said, "form_nonce": nonce}
+        f"/admin/accounts/account/{alice.account.pk}/issue-key/", {**form, "form_nonce": nonce}
     )
 
     key = ApiKey.objects.latest("pk")

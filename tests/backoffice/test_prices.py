@@ -18,24 +18,24 @@ from tests.harness.backoffice import (
 from tests.harness.callers import set_price
 
 
-def test_a_price_is_scheduled_under_its_canonical_name_and_by_whom(admin_client: Client) -> None:
-    answer = schedule(admin_client, output_per_1k="0.004")
+def test_a_price_has_the_canonical_name_and_its_author(admin_client: Client) -> None:
+    response = schedule(admin_client, output_per_1k="0.004")
 
     price = ModelPrice.objects.get()
-    assert answer.status_code == 302
+    assert response.status_code == 302
     assert price.model == "llama3:latest"
     assert (price.prompt_price, price.completion_price) == (2_000_000, 4_000_000)
     assert str(price.created_by) == "olga-the-operator"
     assert price_book.effective_price("llama3:latest", timezone.now()) == price
 
 
-def test_output_costs_as_input_unless_said(admin_client: Client) -> None:
+def test_output_costs_the_same_as_input_by_default(admin_client: Client) -> None:
     schedule(admin_client)
 
     assert ModelPrice.objects.get().completion_price == 2_000_000
 
 
-def test_a_price_may_begin_later(admin_client: Client) -> None:
+def test_a_price_can_start_later(admin_client: Client) -> None:
     schedule(admin_client, effective_from_0="2190-01-31", effective_from_1="08:00:00")
 
     assert ModelPrice.objects.get().effective_from == datetime(2190, 1, 31, 8, tzinfo=UTC)
@@ -52,7 +52,7 @@ def test_a_price_may_begin_later(admin_client: Client) -> None:
         ({"effective_from_0": "2001-01-01", "effective_from_1": "00:00"}, "start in the past"),
     ],
 )
-def test_what_the_price_book_refuses_is_said_on_the_form(
+def test_an_invalid_price_is_explained_on_the_form(
     admin_client: Client, fields: dict[str, str], message: str
 ) -> None:
     assert message in text_of(schedule(admin_client, **fields))
@@ -70,7 +70,7 @@ def test_the_list_filters_past_and_effective_prices(admin_client: Client) -> Non
     assert ">0.003<" in effective and ">3.00<" in effective and ">0.002<" not in effective
 
 
-def test_a_price_can_only_be_read_and_begins_the_form_of_its_next_version(
+def test_a_price_is_read_only_and_links_to_a_form_for_its_next_version(
     admin_client: Client, priced: ModelPrice
 ) -> None:
     page = text_of(admin_client.get(f"{PRICES}{priced.pk}/change/"))
@@ -83,7 +83,7 @@ def test_a_price_can_only_be_read_and_begins_the_form_of_its_next_version(
     assert admin_client.post(f"{PRICES}{priced.pk}/delete/", {"post": "yes"}).status_code == 403
 
 
-def test_installed_models_without_a_price_wait_for_one(
+def test_the_list_names_installed_models_without_a_price(
     admin_client: Client, ollama: FakeOllama
 ) -> None:
     set_price("llama3", "0.002")
@@ -95,7 +95,7 @@ def test_installed_models_without_a_price_wait_for_one(
     assert "llama3%3Alatest" not in waiting
 
 
-def test_the_waiting_box_says_so_when_ollama_cannot_be_reached(admin_client: Client) -> None:
+def test_the_list_says_when_ollama_cannot_be_reached(admin_client: Client) -> None:
     assert "Ollama cannot be reached" in text_of(admin_client.get(PRICES))
 
 

@@ -1,4 +1,4 @@
-"""The lists of tables that grow with every request: quick, read-only, and without gaps."""
+"""Lists of tables that grow with every request: fast, read-only and without gaps."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -57,7 +57,7 @@ def hold_row(row: TokenUsage, state: str) -> Hold:
 
 @pytest.fixture
 def many(alice: Caller, priced: ModelPrice) -> list[TokenUsage]:
-    """Rows of three days; one in a thousand was left by its client and holds still."""
+    """Rows of three days. One in a thousand has a client that disconnected, and an open hold."""
     start = timezone.now().replace(hour=0, minute=0) - timedelta(days=2)
     pause = (timezone.now() - start) / ROWS
     outcomes = ["client_left", *["complete"] * 999]
@@ -76,9 +76,9 @@ def queries_of(client: Client, address: str) -> tuple[str, list[str]]:
     with CaptureQueriesContext(connection) as queries:
         page = text_of(client.get(address))
     about = ("token_usages", "billing_hold", "billing_usagedaily")
-    asked = [query["sql"] for query in queries.captured_queries]
-    assert len(asked) <= 4
-    return page, [sql for sql in asked if any(table in sql for table in about)]
+    statements = [query["sql"] for query in queries.captured_queries]
+    assert len(statements) <= 4
+    return page, [sql for sql in statements if any(table in sql for table in about)]
 
 
 def rows_on(page: str) -> int:
@@ -106,20 +106,20 @@ ADDRESSES = [
 
 
 @pytest.mark.parametrize("address", ADDRESSES)
-def test_a_page_counts_nothing_and_sorts_nothing(
+def test_a_page_runs_one_query_without_count_or_sort(
     admin_client: Client, many: list[TokenUsage], address: str
 ) -> None:
     row = many[ROWS // 2]
     yesterday = timezone.now().date() - timedelta(days=1)
-    said = {"account": row.account_id, "middle": row.pk, "id": row.request_id}
+    query = {"account": row.account_id, "middle": row.pk, "id": row.request_id}
 
-    _page, asked = queries_of(admin_client, address.format(yesterday=yesterday, **said))
+    _page, statements = queries_of(admin_client, address.format(yesterday=yesterday, **query))
 
-    assert len(asked) == 1
-    assert "COUNT(" not in asked[0]
-    assert "LIMIT 51" in asked[0]
+    assert len(statements) == 1
+    assert "COUNT(" not in statements[0]
+    assert "LIMIT 51" in statements[0]
     if connection.vendor == "sqlite":
-        assert "TEMP B-TREE" not in (plan := plan_of(asked[0]))
+        assert "TEMP B-TREE" not in (plan := plan_of(statements[0]))
         assert address in (USAGE, f"{USAGE}?o=6.-7", HOLDS, DAYS) or "USING" in plan
 
 
@@ -132,7 +132,7 @@ def plan_of(sql: str) -> str:
 
 
 @pytest.mark.parametrize("list_of", [USAGE, HOLDS])
-def test_pages_follow_one_another_without_a_gap(
+def test_pages_follow_each_other_without_gaps(
     admin_client: Client, many: list[TokenUsage], list_of: str
 ) -> None:
     seen: list[str] = []
@@ -148,36 +148,32 @@ def test_pages_follow_one_another_without_a_gap(
     assert len(seen) == len(set(seen)) == ROWS
 
 
-def test_filters_look_at_today_unless_another_day_is_chosen(
-    admin_client: Client, many: list[TokenUsage]
-) -> None:
+def test_filters_default_to_today(admin_client: Client, many: list[TokenUsage]) -> None:
     day = many[0].day
 
     assert rows_on(text_of(admin_client.get(f"{USAGE}?outcome__exact=client_left"))) == 0
     assert rows_on(text_of(admin_client.get(f"{USAGE}?outcome__exact=client_left&day={day}"))) == 1
 
 
-def test_open_holds_are_found_however_old_they_are(
-    admin_client: Client, many: list[TokenUsage]
-) -> None:
+def test_open_holds_of_any_age_are_listed(admin_client: Client, many: list[TokenUsage]) -> None:
     assert rows_on(text_of(admin_client.get(f"{HOLDS}?state=open"))) == 2
 
 
-def test_a_request_is_found_by_its_id_whatever_else_is_filtered(
+def test_a_request_is_found_by_its_id_despite_other_filters(
     admin_client: Client, many: list[TokenUsage]
 ) -> None:
-    wanted = many[0].request_id
+    request_id = many[0].request_id
 
-    for said in (f"?q={wanted}", f"?q=+{str(wanted).upper()}+&outcome__exact=client_left"):
-        assert rows_on(text_of(admin_client.get(f"{USAGE}{said}"))) == 1
-    assert rows_on(text_of(admin_client.get(f"{HOLDS}?q={wanted}"))) == 1
+    for query in (f"?q={request_id}", f"?q=+{str(request_id).upper()}+&outcome__exact=client_left"):
+        assert rows_on(text_of(admin_client.get(f"{USAGE}{query}"))) == 1
+    assert rows_on(text_of(admin_client.get(f"{HOLDS}?q={request_id}"))) == 1
 
 
-@pytest.mark.parametrize("said", ["abc", "%00", "0190b8a2-7c3e-7d4a-9f10", "☃", "1' OR '1'='1"])
-def test_what_is_no_request_id_finds_nothing_and_says_so(
-    admin_client: Client, alice: Caller, said: str
+@pytest.mark.parametrize("query", ["abc", "%00", "0190b8a2-7c3e-7d4a-9f10", "☃", "1' OR '1'='1"])
+def test_an_invalid_request_id_finds_nothing_and_is_explained(
+    admin_client: Client, alice: Caller, query: str
 ) -> None:
-    page = text_of(admin_client.get(USAGE, {"q": said}))
+    page = text_of(admin_client.get(USAGE, {"q": query}))
 
     assert "A request id looks like" in page or "Null characters" in page
     assert rows_on(page) == 0
@@ -185,19 +181,17 @@ def test_what_is_no_request_id_finds_nothing_and_says_so(
 
 @pytest.mark.parametrize("day", ["x", "2026-99-01", "0001-01-01", "9999-12-31", ""])
 @pytest.mark.parametrize("address", [USAGE, HOLDS, DAYS])
-def test_a_day_that_is_none_is_no_error(admin_client: Client, address: str, day: str) -> None:
+def test_an_invalid_day_is_not_an_error(admin_client: Client, address: str, day: str) -> None:
     assert admin_client.get(address, {"day": day}).status_code == 200
 
 
 @pytest.mark.parametrize("address", [USAGE, HOLDS])
-def test_a_page_that_is_none_leads_back(admin_client: Client, address: str) -> None:
+def test_an_invalid_page_leads_back_to_the_list(admin_client: Client, address: str) -> None:
     assert admin_client.get(f"{address}?pk__lt=x", follow=True).status_code == 200
     assert admin_client.get(f"{address}?p=99999").status_code == 200
 
 
-def test_nothing_of_usage_can_be_added_changed_or_deleted(
-    admin_client: Client, many: list[TokenUsage]
-) -> None:
+def test_usage_and_holds_are_read_only(admin_client: Client, many: list[TokenUsage]) -> None:
     row = many[0]
     for address in (f"{USAGE}{row.pk}/", f"{HOLDS}{row.request_id}/"):
         page = text_of(admin_client.get(f"{address}change/"))

@@ -8,7 +8,7 @@ import pytest
 
 from billing.models import Hold, TokenUsage
 from tests.faults.conftest import BOTH_WAYS, RunningGateway, nothing_happened
-from tests.gateway.test_malformed import addresses
+from tests.harness.urls import paths
 
 pytestmark = BOTH_WAYS
 
@@ -147,7 +147,7 @@ def test_no_other_method_does_anything_on_any_route(
     gateway: RunningGateway, key: str, method: str
 ) -> None:
     found: Counter[int] = Counter()
-    for path in sorted(set(addresses())):
+    for path in sorted(set(paths())):
         with gateway.client() as client:
             client.request(method, path, b"{}" if method != "HEAD" else b"", key=key)
             found[client.read_head().status] += 1
