@@ -120,7 +120,7 @@ def set_right(gateway: RunningGateway) -> None:
     gateway.ollama.reset()
 
 
-def books_balance(seconds: float = 10.0) -> None:
+def books_balance(seconds: float = 30.0) -> None:
     """Every hold ends within some seconds, with one usage row each, and every sum is right."""
     eventually(lambda: not Hold.objects.filter(state="open").exists(), seconds)
     assert TokenUsage.objects.count() == Hold.objects.count()
@@ -244,7 +244,7 @@ def nothing_happened(gateway: RunningGateway) -> bool:
     return gateway.ollama.requests == [] and not Hold.objects.exists()
 
 
-def the_row(seconds: float = 10.0) -> TokenUsage:
+def the_row(seconds: float = 30.0) -> TokenUsage:
     """Return the only usage row, waiting for it."""
     eventually(TokenUsage.objects.exists, seconds)
     return TokenUsage.objects.get()

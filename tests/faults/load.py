@@ -31,7 +31,7 @@ class Streams:
         for thread in self._threads:
             thread.start()
         # Other clients may send requests meanwhile.
-        until(lambda: numbers_in(deployment.ollama.requests[before:]).issuperset(numbers), 20)
+        until(lambda: numbers_in(deployment.ollama.requests[before:]).issuperset(numbers), 60)
 
     def wait(self) -> list[Seen]:
         for thread in self._threads:

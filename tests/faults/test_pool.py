@@ -123,7 +123,7 @@ def others_are_served(deployment: Deployment, server: Gunicorn, beside: str) -> 
     taken = [ask_usage(server.url, deployment.key) for _ in range(30)]
     print(f"\npool of 2, {beside}: /usage in {percentile(taken, 50) * 1000:.0f} ms (p50),", end="")
     print(f" {max(taken) * 1000:.0f} ms at most", end=" ")
-    assert max(taken) < 2
+    assert max(taken) < 10
 
 
 def ask_usage(url: str, key: str) -> float:

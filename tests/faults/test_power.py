@@ -56,7 +56,7 @@ def stopped(server: Gunicorn) -> Iterator[None]:
     try:
         for pid in pids:
             os.kill(pid, signal.SIGSTOP)
-        until(lambda: all(is_stopped(pid) for pid in pids), 5)
+        until(lambda: all(is_stopped(pid) for pid in pids), 60)
         yield
     finally:
         for pid in pids:
@@ -107,7 +107,7 @@ def test_the_files_on_disk_at_any_moment_are_enough_to_recover() -> None:
         with deployment.gateway("tests.faults.faulty_wsgi", **more) as server:
             shape = lambda: (dice.randint(1, 20), dice.choice([0, 0.005, 0.03]))  # noqa: E731
             with Drivers(lambda: server.url, deployment.key, 8, shape) as drivers:
-                until(lambda: len(drivers.seen) > 8, 20)
+                until(lambda: len(drivers.seen) > 8, 60)
                 for number in range(COPIES):
                     time.sleep(dice.uniform(0.1, 0.8))
                     with stopped(server):

@@ -72,7 +72,7 @@ def test_many_processes_that_replay_one_journal_at_once_bill_it_once() -> None:
             deployment.gateway(GATEWAY_WORKERS="4") as other,
         ):
             began = time.monotonic()
-            until(lambda: not deployment.journal_lines(), 15)
+            until(lambda: not deployment.journal_lines(), 60)
             took = time.monotonic() - began
             deployment.books_balance(SETTLED_WITHIN)
             logs = one.log() + other.log()

@@ -101,7 +101,7 @@ class Deployment:
             settled = manage(self.env, "settle_holds")
             assert settled.returncode == 0, settled.stderr
 
-    def books_balance(self, seconds: float = 30.0) -> float:
+    def books_balance(self, seconds: float = 60.0) -> float:
         """Wait until every hold has ended; return how long. Then every sum is right."""
         began = time.monotonic()
         until(lambda: not self.open_holds(), seconds)
@@ -173,7 +173,7 @@ def _key_in(issued: subprocess.CompletedProcess[str]) -> str:
     return next(word for word in issued.stdout.split() if word.startswith("olg_"))
 
 
-def until(condition: Callable[[], Any], seconds: float = 10.0) -> Any:
+def until(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     """Wait until a condition is true and return its value; fail after some seconds."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):

@@ -57,7 +57,7 @@ def gateway_env(ollama: FakeOllama, **more: str) -> dict[str, str]:
     }
 
 
-def eventually(condition: Callable[[], Any], seconds: float = 5.0) -> Any:
+def eventually(condition: Callable[[], Any], seconds: float = 30.0) -> Any:
     """Wait until a condition is true and return its value; fail after some seconds."""
     deadline = time.monotonic() + seconds
     while not (result := condition()):

@@ -23,8 +23,8 @@ from typing import Any, NoReturn, Self
 import psycopg
 from psycopg import sql
 
-START_TIMEOUT = 20.0
-STOP_TIMEOUT = 10.0
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 30.0
 # PostgreSQL refuses to run as root, so root lends it to this user.
 UNPRIVILEGED = "nobody"
 SETTINGS = {
