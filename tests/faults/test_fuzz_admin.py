@@ -37,7 +37,7 @@ RIGHTS = {"is_active": True, "is_staff": True, "is_superuser": True}
 
 
 @dataclass
-class Office:
+class Backoffice:
     """The admin with a row in each of its lists, and an operator who may do everything."""
 
     errors: LastError
@@ -75,12 +75,12 @@ class Office:
 
 
 @pytest.fixture
-def office(careless: None, errors: LastError, ollama: FakeOllama, priced: Any) -> Office:
+def backoffice(careless: None, errors: LastError, ollama: FakeOllama, priced: Any) -> Backoffice:
     alice = new_caller("Alice", "1000000")
     assert alice.post("/generate", model="llama3", prompt="hi").status_code == 200
     Group.objects.create(name="Clerks")
     rows = {page.path: str(first_of(page)) for page in PAGES}
-    return Office(errors, rows)
+    return Backoffice(errors, rows)
 
 
 def first_of(page: Page) -> Any:
@@ -90,38 +90,40 @@ def first_of(page: Page) -> Any:
     return 1 if found is None else found.pk
 
 
-def test_every_page_is_visited(office: Office) -> None:
-    statuses = {page.path: office.try_one("plain", page.path, visit(page)).status for page in PAGES}
+def test_every_page_is_visited(backoffice: Backoffice) -> None:
+    statuses = {
+        page.path: backoffice.try_one("plain", page.path, visit(page)).status for page in PAGES
+    }
 
-    assert not office.run.failed, office.run.failed
+    assert not backoffice.run.failed, backoffice.run.failed
     lists = {status for path, status in statuses.items() if path.count("/") == 4}
     assert lists == {200} and UsageDaily.objects.exists() and Budget.objects.exists()
     assert max(statuses.values()) < 500
 
 
 @pytest.mark.skipif("FUZZ_ONE" in os.environ, reason="one was asked for")
-def test_no_input_of_the_admin_makes_a_5xx(office: Office) -> None:
-    office.read_forms()
+def test_no_input_of_the_admin_makes_a_5xx(backoffice: Backoffice) -> None:
+    backoffice.read_forms()
     began, shown = time.monotonic(), 0
 
     for n in range(NUMBER):
         name = f"{SEED}-admin-{n}"
-        sent = office.make(name)
-        shown += office.try_one(name, sent.route.path, sent).status == 200
+        sent = backoffice.make(name)
+        shown += backoffice.try_one(name, sent.route.path, sent).status == 200
 
-    office.run.seconds = time.monotonic() - began
-    figure(f"P19 {office.run}")
-    assert not office.run.failed, "\n\n".join(office.run.failed.values())
+    backoffice.run.seconds = time.monotonic() - began
+    figure(f"P19 {backoffice.run}")
+    assert not backoffice.run.failed, "\n\n".join(backoffice.run.failed.values())
     assert shown * 100 >= NUMBER * SHOWN, "the login alone was tried"
     books_balance()
 
 
 @pytest.mark.skipif("FUZZ_ONE" not in os.environ, reason="makes one again: FUZZ_ONE=19-admin-7")
-def test_one_request_again(office: Office) -> None:
-    office.read_forms()
-    sent = office.make(os.environ["FUZZ_ONE"])
+def test_one_request_again(backoffice: Backoffice) -> None:
+    backoffice.read_forms()
+    sent = backoffice.make(os.environ["FUZZ_ONE"])
 
-    answer = office.try_one("one", sent.route.path, sent)
+    answer = backoffice.try_one("one", sent.route.path, sent)
 
     print(f"\nit was answered {answer.status}")
-    assert not office.run.failed, "\n".join(office.run.failed.values())
+    assert not backoffice.run.failed, "\n".join(backoffice.run.failed.values())

@@ -143,7 +143,7 @@ def test_five_hundred_silent_connections_slow_down_no_other_client(
     eventually(lambda: open_files(pid) <= before)
 
 
-@pytest.mark.parametrize("body", [False, True], ids=["B9 half a head", "B10 half a body"])
+@pytest.mark.parametrize("body", [False, True], ids=["half a head", "half a body"])
 def test_half_requests_delay_others_for_two_seconds_at_most(
     gateway: RunningGateway, key: str, body: bool
 ) -> None:

@@ -173,14 +173,14 @@ def test_a_cut_on_the_wire_never_looks_complete(
 
 
 BROKEN_ENDS = {
-    "A9 the end between two lines": [Close()],
-    "A10 half a last line": [Raw(b'{"done":tr'), Close()],
-    "A10 half a last line, properly ended": [Raw(b'{"done":tr')],
-    "A13 not JSON": [Line(b"<html>")],
-    "A13 not UTF-8": [Line(b'{"response":"\xc3\x28","done":true}')],
-    "A13 NaN": [Line(b'{"response":NaN}')],
-    "A13 nested without end": [Line(b'{"response":' + b"[" * 100_000)],
-    "A13 done is text": [Line(b'{"response":"","done":"true"}'), Close()],
+    "the end between two lines": [Close()],
+    "half a last line": [Raw(b'{"done":tr'), Close()],
+    "half a last line, properly ended": [Raw(b'{"done":tr')],
+    "not JSON": [Line(b"<html>")],
+    "not UTF-8": [Line(b'{"response":"\xc3\x28","done":true}')],
+    "NaN": [Line(b'{"response":NaN}')],
+    "nested without end": [Line(b'{"response":' + b"[" * 100_000)],
+    "done is text": [Line(b'{"response":"","done":"true"}'), Close()],
     "a chunk size that is none": [Wire(b"zz\r\n\r\n")],
     "a chunk longer than what comes": [Wire(b"ffff\r\nx")],
 }
