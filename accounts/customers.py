@@ -50,7 +50,7 @@ def create_owner(username: str, email: str = "") -> User:
 
 
 def free_username(account_name: str) -> str:
-    """Return a username that nobody has, made from an account's name."""
+    """Return an unused username, made from an account's name."""
     decomposed = unicodedata.normalize("NFKD", account_name)
     letters = decomposed.encode("ascii", "ignore").decode().lower()
     stem = re.sub(r"[^a-z0-9]+", "-", letters).strip("-")[:100] or "owner"

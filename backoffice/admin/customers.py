@@ -165,7 +165,7 @@ class AccountAdmin(BackofficeAdmin):
         if count := issued.usable(timezone.now()).count():
             text = (
                 f"Keys issued for {member.user} that are still valid, because they belong to the "
-                f"account: {count}. Revoke the ones that nobody else uses, under API keys."
+                f"account: {count}. Revoke the ones that are no longer needed, under API keys."
             )
             self.message_user(request, text, messages.WARNING)
 

@@ -106,13 +106,13 @@ def test_only_models_are_named_in_a_url() -> None:
 
 TABLES: list[type[Model]] = [ApiKey, Hold, TokenUsage, Budget, Account, Membership]
 # What a request may say, and a table happens to call the same.
-SAID = {"model", "name", "user", "prompt_tokens"}
+SENT_FIELDS = {"model", "name", "user", "prompt_tokens"}
 CHANGING = {"id", "request_id", "started_at", "settled_at", "day"}
 
 
 def columns() -> set[str]:
     fields = [field for table in TABLES for field in table._meta.concrete_fields]
-    return {name for field in fields for name in (field.name, field.attname)} - SAID
+    return {name for field in fields for name in (field.name, field.attname)} - SENT_FIELDS
 
 
 def forged(charlie: Caller) -> dict[str, Any]:
