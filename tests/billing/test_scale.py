@@ -135,7 +135,7 @@ def test_a_cap_above_the_highest_limit_is_rejected(charlie: Caller, admin_client
 
     page = admin_client.post("/admin/billing/budget/add/", fields)
 
-    assert page.status_code == 200 and b"A limit is from 0 to 9,000,000." in page.content
+    assert page.status_code == 200 and b"Enter a limit from 0 to 9,000,000." in page.content
 
 
 def spend(
