@@ -1,4 +1,4 @@
-"""P25: whether an account can find out by timing what another asked.
+"""P25: whether an account can find out from response times what another account sent.
 
 The embedded model server with its real model, behind a real gateway: the fake one has no prompt
 cache. It keeps the last prompt of each of its slots. A real Ollama keeps more, for longer.
@@ -73,7 +73,7 @@ def asking(server: Gunicorn) -> Ask:
 
 
 def one_round(ask: Ask, dice: random.Random, alice: str, bob: str) -> tuple[float, float, float]:
-    """Return how long Bob waits for an unknown text and for Alice's, and Alice for her own again.
+    """Return Bob's times for an unknown text and for Alice's, and Alice's for her own text again.
 
     Which of Bob's two comes first changes, so that neither has the warmer machine.
     """
@@ -93,7 +93,7 @@ def text(dice: random.Random) -> str:
 def ratio(
     promise: str, rounds: list[tuple[float, float, float]], which: int, low: float, high: float
 ) -> Figure:
-    """The median of one time, beside that of an unknown text."""
+    """The median of one time, divided by that of an unknown text."""
     unknown = statistics.median(one[0] for one in rounds) / 1e6
     found = statistics.median(one[which] for one in rounds) / 1e6
     measured = f"{found:.0f} ms : {unknown:.0f} ms = {found / unknown:.2f}"

@@ -53,7 +53,7 @@ class Load:
 
 @dataclass
 class Measured:
-    """Seconds of each good request: to its first part and to its end; and how many failed."""
+    """Seconds of each successful request to its first chunk and to its end; failed requests."""
 
     first: list[float] = field(default_factory=list)
     whole: list[float] = field(default_factory=list)
@@ -65,7 +65,7 @@ class Measured:
 
 
 class Failed(Exception):
-    """A response that is not good."""
+    """A failed response."""
 
 
 async def drive(load: Load) -> Measured:
@@ -77,7 +77,7 @@ async def drive(load: Load) -> Measured:
 
 
 async def _client(load: Load, left: Iterator[int], found: Measured) -> None:
-    """Send requests one after the other while there are any left."""
+    """Send requests one after another until none is left."""
     place, request = urlsplit(load.url), load.request()
     reader, writer = None, None
     for _ in left:
@@ -102,8 +102,8 @@ async def _client(load: Load, left: Iterator[int], found: Measured) -> None:
 
 
 async def _response(reader: asyncio.StreamReader) -> tuple[float, int, bool]:
-    """Read one response; return when its first part was there, how many it had, and whether the
-    connection stays."""
+    """Read one response; return the time of its first chunk, the number of chunks, and whether the
+    connection stays open."""
     head = (await reader.readuntil(b"\r\n\r\n")).lower()
     keeps = b"connection: close" not in head
     _before, sized, rest = head.partition(b"content-length:")

@@ -1,4 +1,4 @@
-"""Fill a migrated database with balanced books of many rows, by SQL, and time `reconcile` on them.
+"""Fill a migrated database with a balanced ledger of many rows, by SQL, and time `reconcile`.
 
 python -m bench.many_rows --rows 1000000 --database postgresql
 """

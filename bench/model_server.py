@@ -1,4 +1,4 @@
-"""A model server for load tests: it answers Ollama's chat routes at next to no cost.
+"""A model server for load tests: it serves Ollama's chat routes at very low cost.
 
 Run by path, in a process of its own: `python bench/model_server.py PORT`. The request decides what
 it gets: `options.num_predict` tokens, with `options.seed` milliseconds before each.

@@ -1,4 +1,4 @@
-"""`make promises`: measure what docs/promises.md promises, and print it beside its target.
+"""`make promises`: measure the figures of docs/promises.md and print them next to their targets.
 
 Real gunicorn, a fake Ollama, databases of its own, loopback; eleven minutes. Fewer kills and
 restarts than `make test-faults`, and SQLite where the database makes no difference.
@@ -35,11 +35,11 @@ KILLS, LEAVERS, FIRSTS, RESTARTS, IN_FLIGHT, REFUSALS = 40, 25, 150, 5, 64, 50
 PATH = "/api/generate"
 
 
-# --- Crashes -------------------------------------------------------------------------------------
+# --- Crashes --------------------------------------------------------------------------------------
 
 
 def crashes(database: str) -> Figures:
-    """P1, P2, P3, P21: kill -9 under eight streams, then compare the books of all three."""
+    """P1, P2, P3, P21: kill -9 under eight streams, then compare the ledger, the client and the model server."""
     dice, producer = random.Random(1), Producer()
     with deploy(database) as deployment:
         deployment.ollama.answer(PATH, producer)
@@ -64,7 +64,7 @@ def crashes(database: str) -> Figures:
     ]
 
 
-# --- Credit --------------------------------------------------------------------------------------
+# --- Credit ---------------------------------------------------------------------------------------
 
 
 def credit(deployment: Deployment, server: Gunicorn) -> Figures:
@@ -92,11 +92,11 @@ def credit(deployment: Deployment, server: Gunicorn) -> Figures:
     return [Figure("P4", "credit is never passed, 50 at once", "0 beyond", measured, beyond <= 0)]
 
 
-# --- Leaving, and a model server that is gone ----------------------------------------------------
+# --- Disconnects and an unreachable model server -------------------------------------------------
 
 
 def leaving(deployment: Deployment, server: Gunicorn) -> Figures:
-    """P6: from the client's leaving to the end of the model server's connection."""
+    """P6: from the disconnect to the end of the model server's connection."""
     silent = [left_after(deployment, server, 0) for _ in range(LEAVERS)]
     streaming = [left_after(deployment, server, 2) for _ in range(LEAVERS)]
     return [
@@ -131,11 +131,11 @@ def gone(deployment: Deployment, server: Gunicorn) -> Figures:
     return [within("P8", "a dead Ollama is said at once, worst", worst, 0.2)]
 
 
-# --- A full gateway ------------------------------------------------------------------------------
+# --- A full gateway -------------------------------------------------------------------------------
 
 
 def full(deployment: Deployment, server: Gunicorn) -> Figures:
-    """P9: what is asked while every thread of two workers has a stream."""
+    """P9: requests while every thread of two workers has a stream."""
     go_on = threading.Event()
     deployment.ollama.answer(PATH, tokens("a", done=False), Wait(go_on), tokens("b"))
     with deployment.gateway(GATEWAY_WORKERS="2", GATEWAY_THREADS=str(STREAMS)) as small:
@@ -153,7 +153,7 @@ def full(deployment: Deployment, server: Gunicorn) -> Figures:
 
 
 def fill_threads(server: Gunicorn, key: str, count: int) -> list[RawClient]:
-    """Give every thread a stream. A worker that slept for 50 ms refuses some; those ask again."""
+    """Start a stream on every thread. A worker without CPU for 50 ms rejects some; they retry."""
     busy: list[RawClient] = []
     for _ in range(20):
         asking = [RawClient(server.url) for _ in range(count - len(busy))]
@@ -169,11 +169,11 @@ def fill_threads(server: Gunicorn, key: str, count: int) -> list[RawClient]:
     raise AssertionError(f"{len(busy)} of {count} streams began")
 
 
-# --- What it adds --------------------------------------------------------------------------------
+# --- Overhead -------------------------------------------------------------------------------------
 
 
 def overhead(deployment: Deployment, server: Gunicorn) -> Figures:
-    """P13: the first line and the whole of an answer, asked of us and of the model server."""
+    """P13: the first chunk and the complete response, of the gateway and of the model server."""
     deployment.ollama.answer(PATH, tokens(["x"] * 500))
     ours, theirs = (
         [timed(url, deployment.key) for _ in range(FIRSTS)]
@@ -203,7 +203,7 @@ def timed(url: str, key: str) -> tuple[float, float]:
 
 
 def memory(deployment: Deployment, server: Gunicorn) -> Figures:
-    """P23: what the workers grow by while many streams are in flight."""
+    """P23: the growth of the workers while many streams run."""
     pids, go_on = server.worker_pids(), threading.Event()
     before = sum(map(resident_mb, pids))
     deployment.ollama.answer(PATH, tokens("ab", done=False), Wait(go_on), tokens("cd"))
@@ -220,11 +220,11 @@ def memory(deployment: Deployment, server: Gunicorn) -> Figures:
     return [Figure("P23", "memory of one stream", "1 MB", f"{each:.2f} MB", each <= 1)]
 
 
-# --- Restarts ------------------------------------------------------------------------------------
+# --- Restarts -------------------------------------------------------------------------------------
 
 
 def reload(deployment: Deployment, server: Gunicorn) -> Figures:
-    """P14: HUP while short requests come."""
+    """P14: HUP during short requests."""
     deployment.ollama.answer(PATH, tokens("abc"))
     with Drivers(lambda: server.url, deployment.key, 6, lambda: (3, 0.0)) as drivers:
         old = set(server.worker_pids())
@@ -256,8 +256,8 @@ def database_restarts() -> Figures:
 
 
 def revoking(deployment: Deployment, server: Gunicorn) -> Figures:
-    """P20: from the end of the command to the first 401, of both workers, and to the end of the
-    answers that run on the key."""
+    """P20: from the end of the command to the first 401, of both workers, and to the end of
+    the running responses of the key."""
     deployment.ollama.answer(PATH, tokens("abc"), times=1)
     key = issue_key(deployment)
     number = int(deployment.query("SELECT max(id) FROM accounts_apikey")[0][0])

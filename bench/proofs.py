@@ -1,4 +1,4 @@
-"""The promises that are no times but facts: run the tests that prove them, and say what they found.
+"""The promises that are facts, not times: run the tests that prove them, and print their results.
 
 Each runs in a process of its own, on SQLite; `make test-faults` runs them all, on both databases.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from bench.figures import Figure
 
-# Nothing here takes longer unless it hangs.
+# Longer than any test here, unless it hangs.
 SECONDS = 900.0
 FAULTS = "tests/faults"
 

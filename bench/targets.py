@@ -19,7 +19,7 @@ from tests.servers.postgres import Postgres
 
 MODEL = "bench:latest"
 SECRET_KEY = "a-secret-for-benchmarks-0123456789-abcdefghijklmnopqrstuvwxyz"
-# A peer gets a virtual environment of its own, which stays for the next run.
+# A peer has its own virtual environment, which is kept for the next run.
 PEERS = ROOT / ".bench"
 LITELLM = "litellm[proxy]==1.102.4"
 START_SECONDS = 90.0
@@ -27,7 +27,7 @@ START_SECONDS = 90.0
 
 @dataclass(frozen=True)
 class Target:
-    """Something that answers chat requests, and the processes whose CPU and memory it costs."""
+    """A server of chat requests, and the processes whose CPU and memory are measured."""
 
     name: str
     url: str
@@ -39,7 +39,7 @@ class Target:
     database: Callable[[], list[int]] = list
 
 
-# --- The model server ---------------------------------------------------------------------------
+# --- The model server -----------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -142,7 +142,7 @@ def litellm(upstream: str) -> Iterator[Target]:
 
 @contextlib.contextmanager
 def running_peer(url: str, key: str, pid: int, model: str) -> Iterator[Target]:
-    """A peer that runs already and has the model server of this benchmark behind it."""
+    """A running peer that uses the model server of this benchmark."""
     path = "/v1/chat/completions"
     yield Target("peer", url, key, model, path, lambda: family(pid) if pid else [])
 

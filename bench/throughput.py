@@ -1,4 +1,4 @@
-"""`make bench`: what a request costs, this gateway beside a peer, in alternating rounds.
+"""`make bench`: the cost of a request in this gateway and in a peer, in alternating rounds.
 
 One process sends the load and another is the model server, so the figures of a target are its own.
 Absolute figures depend on the machine; compare the ratios of one run.
@@ -175,7 +175,7 @@ def _medians(rounds: list[Figures]) -> Figures:
 
 
 def show(found: dict[str, Figures]) -> None:
-    """Print each figure of each target, and how many times the peer's it is."""
+    """Print each figure of each target, and its ratio to the peer's."""
     names, peer = list(found), list(found)[-1]
     compares = peer in ("litellm", "peer")
     print(f"\n{os.cpu_count()} cores; medians\n")

@@ -1,4 +1,4 @@
-"""Settings of the tests: the real ones, with a secret of their own and no `.env`."""
+"""Settings of the tests: the production settings with a test secret and without `.env`."""
 
 import os
 import tempfile

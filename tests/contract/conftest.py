@@ -1,4 +1,4 @@
-"""The server the facts are asked of, its models, and the table at the end."""
+"""The server under test, its models, and the table at the end."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -35,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture(scope="session")
 def real() -> Iterator[Server | None]:
-    """The real server, left as it was found."""
+    """The real server. Its models are restored afterwards."""
     if not real_url():
         yield None
         return

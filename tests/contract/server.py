@@ -56,7 +56,7 @@ class Server:
         return found.status_code, found.json()["error"]
 
     def open(self, path: str, **body: Any) -> socket.socket:
-        """A request on a socket of its own, to be closed at will."""
+        """A request on its own socket, which the test can close."""
         parts = urlsplit(self.url)
         sock = socket.create_connection((parts.hostname, parts.port or 80), timeout=SECONDS)
         data = json.dumps(body).encode()

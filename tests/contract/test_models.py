@@ -1,4 +1,4 @@
-"""Facts about models: listed, loaded, copied, pulled, deleted; queues and clients that leave."""
+"""Facts about models: listed, loaded, copied, pulled, deleted; queues and disconnects."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def test_tags(server: Server, chat: str) -> None:
 
 
 def test_show(server: Server, chat: str) -> None:
-    """/api/show tells details, capabilities, and what only the operator may see."""
+    """/api/show has details, capabilities, and data for the operator only."""
     found = server.post("/api/show", model=chat).json()
     assert {"details", "model_info", "capabilities", "modelfile"} <= set(found)
 
@@ -96,7 +96,7 @@ def test_delete(server: Server, chat: str) -> None:
 
 
 def test_delete_while_it_writes(server: Server, chat: str) -> None:
-    """A deleted model writes its response to the end, and stays in memory."""
+    """A deleted model completes its response, and stays in memory."""
     copy = server.copy(chat)
     server.unload(chat)
     server.load(copy)
@@ -137,7 +137,7 @@ def test_pull_without_registry(server: Server, fake: FakeOllama) -> None:
 
 @pytest.mark.scripted
 def test_pull(server: Server) -> None:
-    """A pull tells its steps in order, `completed` of each layer, and ends with success."""
+    """A pull reports its steps in order, `completed` of each layer, and ends with success."""
     lines = server.lines("/api/pull", model="phi3")
     told = [line["status"] for line in lines]
     assert told[0] == "pulling manifest" and told[-2:] == ["writing manifest", "success"]
@@ -160,11 +160,11 @@ def test_full_queue(server: Server, fake: FakeOllama, chat: str) -> None:
     assert "Retry-After" not in found.headers
 
 
-# --- Clients that leave ---------------------------------------------------------------------------
+# --- Disconnects ----------------------------------------------------------------------------------
 
 
-def test_leaving_in_mid_stream(server: Server, chat: str) -> None:
-    """A client that leaves in mid-stream frees the model within a second or two."""
+def test_disconnect_in_mid_stream(server: Server, chat: str) -> None:
+    """A disconnect in mid-stream frees the model within a second or two."""
     if server.fake:
         server.fake.answer("/api/chat", tokens("a" * 500, path="/api/chat", pause=0.05), times=1)
     server.load(chat)
@@ -182,8 +182,8 @@ def test_leaving_in_mid_stream(server: Server, chat: str) -> None:
 
 
 @pytest.mark.scripted
-def test_leaving_during_a_load(server: Server, fake: FakeOllama, chat: str) -> None:
-    """The first client that leaves during a load aborts it, and the next one begins it anew."""
+def test_disconnect_during_a_load(server: Server, fake: FakeOllama, chat: str) -> None:
+    """The first disconnect during a load aborts it, and the next request restarts it."""
     fake.memory.seconds = 0.4
     first = server.open("/api/chat", model=chat, messages=HELLO)
     fake.wait_for(1)

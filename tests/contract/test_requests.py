@@ -1,4 +1,4 @@
-"""Facts about addresses, bodies, names and refusals."""
+"""Facts about routes, bodies, names and rejections."""
 
 import json
 from typing import Any
@@ -17,8 +17,8 @@ PIXEL = (
 )
 
 
-def test_unknown_address(server: Server) -> None:
-    """An unknown address is 404 in plain text."""
+def test_unknown_route(server: Server) -> None:
+    """An unknown route is 404 in plain text."""
     found = server.call("GET", "/api/nonsuch")
     assert (found.status_code, found.text) == (404, "404 page not found")
     assert found.headers["Content-Type"].startswith("text/plain")
@@ -44,7 +44,7 @@ def test_root(server: Server) -> None:
 
 
 def test_version(server: Server) -> None:
-    """/api/version tells a version."""
+    """/api/version has a version."""
     assert server.version()
 
 
@@ -55,12 +55,12 @@ def test_empty_body(server: Server) -> None:
 
 
 def test_broken_body(server: Server) -> None:
-    """A body that is no JSON is 400."""
+    """A body that is not JSON is 400."""
     assert server.call("POST", "/api/generate", data=b"{").status_code == 400
 
 
 def test_content_type(server: Server, chat: str) -> None:
-    """The Content-Type of a request is not looked at, nor what follows its JSON."""
+    """The Content-Type of a request is ignored, and so is any data after its JSON."""
     body = json.dumps({"model": chat, "prompt": "hi", "stream": False, "options": ONE})
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     found = server.call("POST", "/api/generate", data=f"{body} and more", headers=headers)
@@ -95,7 +95,7 @@ def test_no_model(server: Server) -> None:
 
 
 def test_option_types(server: Server, chat: str) -> None:
-    """A wrong type among the options is the client's fault and yet 500."""
+    """An option of the wrong type is 500, although the client is at fault."""
     asked = {"model": chat, "prompt": "hi", "options": {"num_predict": "8k"}}
     text = 'option "num_predict" must be of type integer'
     assert server.refusal("/api/generate", **asked) == (500, text)

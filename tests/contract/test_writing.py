@@ -1,4 +1,4 @@
-"""Facts about text, chunks, counts and ends."""
+"""Facts about text, chunks, counts and the end of a response."""
 
 import time
 from typing import Any
@@ -30,7 +30,7 @@ def test_stream_by_default(server: Server, chat: str, path: str) -> None:
 
 @pytest.mark.parametrize("path", ["/api/generate", "/api/chat"])
 def test_whole_and_streamed(server: Server, chat: str, path: str) -> None:
-    """A whole response says what a streamed one says, with the same counts."""
+    """A response has the same text and counts, streamed or not."""
     asked = {"model": chat, "prompt": "hi", "messages": HELLO, "options": SHORT | {"seed": 1}}
     lines, whole = server.lines(path, **asked), server.whole(path, **asked)
     assert "".join(map(text_of, lines)) == text_of(whole)
@@ -51,7 +51,7 @@ def test_model_is_echoed(server: Server, chat: str) -> None:
 
 
 def test_limit(server: Server, chat: str) -> None:
-    """num_predict is kept, and the reason is then "length"."""
+    """num_predict is observed, and the reason is then "length"."""
     options = {"temperature": 0, "num_predict": 3}
     found = server.whole("/api/chat", model=chat, messages=HELLO, options=options)
     assert (found["eval_count"], found["done_reason"]) == (3, "length")
@@ -131,7 +131,7 @@ def test_repeat_guard(server: Server, chat: str) -> None:
 
 
 def test_repeat_guard_of_whole(server: Server, chat: str) -> None:
-    """The same, whole, is 200 with the text and done: false."""
+    """The same without streaming is 200 with the text and done: false."""
     options = {"temperature": 0, "num_predict": 120}
     found = server.whole("/api/chat", model=chat, messages=REPEATING, options=options)
     if server.is_native(chat):
@@ -154,7 +154,7 @@ def test_repeat_guard_of_generate(server: Server, chat: str) -> None:
 
 @pytest.mark.scripted
 def test_clean_end(server: Server, fake: FakeOllama, chat: str) -> None:
-    """A runner that closes its stream early ends ours cleanly, without done."""
+    """A runner that closes its stream early ends the response cleanly, without done."""
     fake.answer("/api/chat", faults.clean_end(["one", " two"], path="/api/chat", model=chat))
     lines = server.lines("/api/chat", model=chat, messages=HELLO)
     assert [line["done"] for line in lines] == [False, False]
@@ -172,7 +172,7 @@ def test_crash(server: Server, fake: FakeOllama, chat: str) -> None:
 
 @pytest.mark.scripted
 def test_crash_of_whole(server: Server, fake: FakeOllama, chat: str) -> None:
-    """A crash of llama-server is 500 where a whole response is awaited."""
+    """A crash of llama-server is 500 if the response is not streamed."""
     fake.answer("/api/chat", faults.crash_of_whole())
     status, text = server.refusal("/api/chat", model=chat, messages=HELLO, stream=False)
     assert status == 500 and text.endswith("unexpected EOF")

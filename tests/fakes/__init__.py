@@ -1,1 +1,1 @@
-"""Hand-written stand-ins for what lies outside the gateway."""
+"""Fakes of the servers that the gateway talks to."""

@@ -1,4 +1,4 @@
-"""How a well-behaved Ollama answers: a request and its models in, a script out."""
+"""How a healthy Ollama responds: from a request and the installed models to a script."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ __all__ = ["MODELS", "ROUTES", "VERSION", "WORDS", "answer", "full_name", "vecto
 
 VERSION = "0.33.0"
 MODELS = ("llama3:latest", "mistral:latest", "nomic-embed-text:latest")
-# What a pull finds in the registry besides the models that are there already.
+# Models in the registry that are not installed.
 REGISTRY = ("phi3:latest", "qwen2:latest")
 
 Script = list[Step]
@@ -23,7 +23,7 @@ Body = dict[str, Any]
 
 
 class Request(Protocol):
-    """What an answer depends on."""
+    """The request and the state that a response depends on."""
 
     method: str
     body: bytes
@@ -38,7 +38,7 @@ def answer(
     loaded: list[str] | None = None,
     cached: set[str] | None = None,
 ) -> Script:
-    """The script for a request; pull, copy and delete change the models.
+    """Return the script for a request. Pull, copy and delete change the models.
 
     `loaded`: the models in memory, if not all. `cached`: the prompts that were read before.
     """
@@ -59,12 +59,12 @@ def answer(
     return handler(body | {CACHED: set() if cached is None else cached}, models)
 
 
-# The key under which a handler finds the prompts that were read before.
+# The key of the prompts that were processed before.
 CACHED = "_cached"
 
 
 def _redirect(request: Request) -> Script:
-    """A slash too many is redirected, where the method exists; anything else is not there."""
+    """A trailing slash is redirected if the method exists. Any other route is 404."""
     path = request.path.rstrip("/")
     if path in ROUTES and request.method in ROUTES[path] and path != request.path:
         status = 301 if request.method == "GET" else 307
@@ -73,7 +73,7 @@ def _redirect(request: Request) -> Script:
 
 
 def read(body: bytes) -> Any:
-    """A body as Go reads it: names without regard to case, what follows the first value ignored."""
+    """Parse a body as Go does: case-insensitive names, and only the first JSON value."""
     value, _end = json.JSONDecoder().raw_decode(body.decode().lstrip())
     if not isinstance(value, dict):
         return value
@@ -125,7 +125,7 @@ def _write(path: str, body: Body, models: list[str], asked: str) -> Script:
 
 
 def vector(text: str, size: int = 8) -> list[float]:
-    """A small vector of length one that depends on the text alone."""
+    """Return a small normalised vector that depends only on the text."""
     numbers = [byte - 127.5 for byte in hashlib.sha256(text.encode()).digest()[:size]]
     return _of_length_one(numbers)
 
@@ -174,7 +174,7 @@ def _cut(whole: list[float], size: int) -> list[float]:
 
 
 def _embeddings(body: Body, models: list[str]) -> Script:
-    """The legacy route: one vector and never a count; its names are case-sensitive."""
+    """The legacy route: one vector, no count, case-sensitive names."""
     name = _named(body)
     if not name:
         return _error(400, "model is required")

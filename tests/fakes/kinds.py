@@ -1,4 +1,4 @@
-"""What kind of model a name of the fake's stands for.
+"""The kinds of models of the fake, chosen by their names.
 
 Ollama runs a chat in two ways: *rendered* models have a Go template, *native* ones are rendered by
 llama-server. They differ in their errors and in how tool calls come.
@@ -50,7 +50,7 @@ class Kind:
 
     @property
     def thinks_aloud(self) -> bool:
-        """Whether its answers really hold thinking."""
+        """Whether its responses contain reasoning."""
         return "think" in self.name
 
     @property

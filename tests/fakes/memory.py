@@ -1,4 +1,4 @@
-"""Which models the fake has in memory, and how it loads one.
+"""The models that the fake has in memory, and how it loads one.
 
 Facts about Ollama: it loads one model at a time; while it loads, nothing is sent; when the client
 whose request began the load leaves, the load is given up, and the next request that waits begins it
@@ -14,13 +14,13 @@ from tests.fakes.kinds import full_name
 from tests.fakes.script import Answer, Interrupted, Step
 
 LOADING = ("/api/generate", "/api/chat", "/api/embed", "/api/embeddings")
-# How long one who waits for a load sleeps before it looks again, in seconds.
+# Seconds between two looks of a thread that waits for a load.
 LOOK_SECONDS = 0.005
 
 
 @dataclass
 class Load:
-    """A load that was begun."""
+    """A load that has started."""
 
     model: str
     aborted: bool = False
@@ -46,7 +46,7 @@ class Memory:
         return [*installed] if self.models is None else [*self.models]
 
     def steps(self, path: str, body: bytes, installed: list[str]) -> list[Step]:
-        """What comes before the answer to a request: nothing, a load, or an unload."""
+        """Return the steps before a response: none, a load or an unload."""
         if self.models is None or path not in LOADING:
             return []
         asked = _object(body)
@@ -56,7 +56,7 @@ class Memory:
         return [Unloading(self, name) if _unloads(path, asked) else Loading(self, name)]
 
     def load(self, name: str, answer: Answer) -> None:
-        """Bring a model into memory; raise Interrupted when the one who asked leaves.
+        """Bring a model into memory; raise Interrupted if the client disconnects.
 
         A request for a model that is in memory waits for nobody's load.
         """
@@ -73,7 +73,7 @@ class Memory:
     def _begin(self, name: str, answer: Answer) -> None:
         load = Load(name)
         self.loads.append(load)
-        # The models that have to go leave the list before the new one is loaded.
+        # Evicted models disappear from the list before the new one is loaded.
         self.models = self._loaded()[-(self.room - 1) :] if self.room > 1 else []
         try:
             answer.pause(self.seconds)

@@ -1,4 +1,4 @@
-"""A fake Ollama: a real HTTP server that answers as it is told and remembers what it was asked.
+"""A fake Ollama: a real HTTP server that plays scripts and records its requests.
 
 Without a script it behaves well (`behaviour.py`); `answer` queues scripts (`script.py`).
 """
@@ -20,20 +20,20 @@ from tests.fakes import behaviour
 from tests.fakes.memory import Memory
 from tests.fakes.script import Answer, Interrupted, Step, flatten
 
-# An idle connection or a reader that never reads must not keep a thread for ever.
+# Limits how long an idle connection or a client that never reads keeps a thread.
 SOCKET_TIMEOUT = 60.0
 REQUESTS_A_CONNECTION = 10_000
 LONGEST_LINE = 65_536
-# Closing a socket with this on sends RST instead of FIN.
+# With this option, closing a socket sends RST instead of FIN.
 LINGER_ZERO = struct.pack("ii", 1, 0)
-# The gateway asks for these by itself, when it has not known them for long enough. They are kept
-# apart, so that a test sees what its own requests came to.
+# The gateway sends these on its own when its copy is too old. They are recorded separately, so that
+# a test sees only its own requests.
 LOOKS = {("GET", "/api/tags"), ("GET", "/api/ps")}
 
 
 @dataclass(eq=False)
 class Received:
-    """A request as it came in, and what became of its connection."""
+    """A received request, and the state of its connection."""
 
     method: str
     target: str
@@ -63,7 +63,7 @@ class Received:
         return self.answer.lines if self.answer else 0
 
     def leave(self) -> None:
-        """The peer is gone before its answer was complete."""
+        """The client disconnected before its response was complete."""
         if not self.wake.is_set():
             self.left_at = time.monotonic()
             self.left.set()
@@ -102,10 +102,10 @@ class FakeOllama:
         self._epoll.close()
         self._reserved.close()
 
-    # --- What a test says -------------------------------------------------------------------
+    # --- Scripts and faults -----------------------------------------------------------------
 
     def answer(self, path: str, *script: Any, times: int | None = None) -> None:
-        """Answer the next `times` requests on this path so, or all of them until `reset`.
+        """Play this script for the next `times` requests on a path, or for all until `reset`.
 
         The script is steps, lists of steps, or one function from a `Received` to steps.
         """
@@ -116,9 +116,9 @@ class FakeOllama:
             self._queued[path].extend([chosen] * times)
 
     def down(self) -> None:
-        """Refuse connections from now on; those that are open go on (see `cut`)."""
+        """Refuse new connections. Open ones continue (see `cut`)."""
         if self._listener:
-            # Only a shutdown wakes the thread that waits in accept.
+            # Only a shutdown wakes the thread in accept.
             self._listener.shutdown(socket.SHUT_RDWR)
             self._listener.close()
             self._listener = None
@@ -126,14 +126,14 @@ class FakeOllama:
             self._reserved = _bound(self.port)
 
     def up(self) -> None:
-        """Accept connections, on the same port as ever."""
+        """Accept connections again, on the same port."""
         if not self._listener:
             self._listener = self._reserved
             self._listener.listen(512)
             self._acceptor = _start(self._accept, self._listener)
 
     def cut(self) -> None:
-        """Close every open connection, as a server that dies does."""
+        """Close every open connection, like a server that crashes."""
         with self._changed:
             for handle, received in list(self._in_flight.items()):
                 self._settle(handle)
@@ -143,20 +143,20 @@ class FakeOllama:
             self._sockets.clear()
 
     def reset(self) -> None:
-        """Forget requests and scripts, cut what is open, and be up with the first models."""
+        """Return to the initial state: no requests, scripts or connections, the first models."""
         self.cut()
         self._forget()
         self.up()
 
-    # --- What a test asks -------------------------------------------------------------------
+    # --- Recorded requests ------------------------------------------------------------------
 
     def calls(self, path: str) -> list[Received]:
-        """The requests on a path, the gateway's own looks too."""
+        """Return the requests on a path, including the gateway's own."""
         with self._changed:
             return [one for one in [*self.requests, *self.looks] if one.path == path]
 
     def wait_for(self, n: int, path: str | None = None, timeout: float = 5) -> list[Received]:
-        """The requests (on this path) once there are `n`; an AssertionError when too few come."""
+        """Wait for `n` requests (on a path) and return them; raise AssertionError on timeout."""
 
         def found() -> list[Received]:
             return self.calls(path) if path else list(self.requests)
@@ -167,14 +167,14 @@ class FakeOllama:
             return found()
 
     def wait_idle(self, timeout: float = 5) -> None:
-        """Return once no answer is being written."""
+        """Wait until no response is being written."""
         with self._changed:
             idle = self._changed.wait_for(lambda: not self._answering(), timeout)
             assert idle, f"{self.in_flight} answers still written after {timeout} s"
 
     @property
     def in_flight(self) -> int:
-        """How many answers are being written, looks aside."""
+        """Return how many responses are being written, except to the gateway's own requests."""
         with self._changed:
             self._sweep()
             return len(self._answering())
@@ -227,7 +227,7 @@ class FakeOllama:
                 return
 
     def _exchange(self, sock: socket.socket, received: Received) -> bool:
-        """Record a request and play its answer; true if another may follow it."""
+        """Record a request and play its script; return whether the connection stays open."""
         handle = sock.fileno()
         played = Answer(sock.sendall, received.wake, received.method == "HEAD")
         received.answer = played
@@ -263,7 +263,7 @@ class FakeOllama:
         with self._changed:
             if sock not in self._sockets:
                 raise Interrupted
-            # Those that left a moment ago must not count as in flight beside this one.
+            # Connections that just ended must not count as in flight.
             self._sweep()
             self._in_flight[sock.fileno()] = received
             self._epoll.register(sock, select.EPOLLRDHUP)
@@ -272,21 +272,21 @@ class FakeOllama:
             self._changed.notify_all()
 
     def _settle(self, handle: int) -> None:
-        """From here on the peer may go: all of its answer is on the way, or never will be."""
+        """From here on a disconnect does not count: the response has been sent."""
         with self._changed:
             if self._in_flight.pop(handle, None):
                 self._epoll.unregister(handle)
                 self._changed.notify_all()
 
     def _cancellation(self) -> None:
-        """Notice at once who leaves, also while its script sleeps."""
+        """Notice disconnects at once, also while a script sleeps."""
         while not self._stopped.is_set():
             if self._epoll.poll(0.05):
                 with self._changed:
                     self._sweep()
 
     def _sweep(self) -> None:
-        # Asked again under the lock: by now the handle may be another connection's.
+        # Checked again under the lock: the descriptor may belong to another connection by now.
         for handle, _ in self._epoll.poll(0):
             self._in_flight[handle].leave()
             self._settle(handle)
@@ -299,7 +299,7 @@ def _start(target: Callable[..., None], *args: Any) -> threading.Thread:
 
 
 def _bound(port: int) -> socket.socket:
-    """A socket that keeps the port for us and refuses connections until it listens."""
+    """Return a bound socket that refuses connections until it listens."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", port))
@@ -317,7 +317,7 @@ def _shut(sock: socket.socket) -> None:
 
 
 def _read(reader: BinaryIO) -> Received | None:
-    """The next request, or None when there is none to answer."""
+    """Return the next request, or None if the connection has ended."""
     try:
         method, target, _ = reader.readline(LONGEST_LINE).decode("latin-1").split()
         headers = http.client.parse_headers(reader)

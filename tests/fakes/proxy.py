@@ -1,4 +1,4 @@
-"""A TCP proxy that does harm: put it between two parties and say what goes wrong between them.
+"""A TCP proxy that injects faults between a client and a server.
 
 For example: with Proxy(fake.port) as proxy: proxy.harm(Cut(120)), and each answer breaks off after
 120 bytes. A toxic works on one direction of every connection made after `harm`: on what the server
@@ -29,7 +29,7 @@ class Broken(Exception):
 
 @dataclass
 class Toxic:
-    """Passes bytes of one direction on, or does not. Each connection has its own copy."""
+    """Relays the bytes of one direction, or does not. Each connection has its own copy."""
 
     request: bool = dataclasses.field(default=False, kw_only=True)
 
@@ -39,7 +39,7 @@ class Toxic:
 
 @dataclass
 class Latency(Toxic):
-    """Everything comes so many seconds late."""
+    """Delays all bytes by some seconds."""
 
     seconds: float
 
@@ -50,7 +50,7 @@ class Latency(Toxic):
 
 @dataclass
 class Slicer(Toxic):
-    """Everything comes in pieces of so many bytes, with a pause between them."""
+    """Sends slices of some bytes, with a pause between them."""
 
     size: int
     pause: float = 0.0
@@ -63,7 +63,7 @@ class Slicer(Toxic):
 
 @dataclass
 class Bandwidth(Toxic):
-    """So many bytes a second."""
+    """Limits the bytes per second."""
 
     rate: int
 
@@ -76,7 +76,7 @@ class Bandwidth(Toxic):
 
 @dataclass
 class Stall(Toxic):
-    """Nothing more comes after so many bytes, and the connection stays."""
+    """Stops after some bytes and keeps the connection open."""
 
     after: int = 0
 
@@ -87,7 +87,7 @@ class Stall(Toxic):
 
 @dataclass
 class Cut(Toxic):
-    """The connection ends after so many bytes: with FIN, or with RST."""
+    """Ends the connection after some bytes, with FIN or RST."""
 
     at: int
     reset: bool = False
@@ -101,7 +101,7 @@ class Cut(Toxic):
 
 @dataclass
 class Instead(Toxic):
-    """These bytes come in place of the first ones, and then the end."""
+    """Replaces the first bytes, then ends the connection."""
 
     these: bytes
 
@@ -112,7 +112,7 @@ class Instead(Toxic):
 
 @dataclass
 class HalfOpen(Toxic):
-    """The other side never hears that this one has gone, as when a cable is pulled."""
+    """Hides that one side has closed, like a pulled cable."""
 
 
 class Link:
@@ -175,7 +175,7 @@ class Link:
 
 
 class Proxy:
-    """Use as a context manager: who connects to `port` talks to the server at `target`."""
+    """Use as a context manager: connections to `port` go to the server at `target`."""
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -195,21 +195,21 @@ class Proxy:
         self._reserved.close()
 
     def harm(self, *toxics: Toxic) -> None:
-        """Do this to every connection made from now on, the first toxic first."""
+        """Apply toxics, in order, to every new connection."""
         self._toxics = list(toxics)
 
     def heal(self) -> None:
-        """Do no more harm, and accept connections."""
+        """Remove all toxics, and accept connections."""
         self.harm()
         self.up()
 
     def cut(self, reset: bool = False) -> None:
-        """End every connection now."""
+        """End every connection."""
         while self._links:
             self._links.pop().end(reset)
 
     def down(self) -> None:
-        """Refuse connections from now on; those that are open go on (see `cut`)."""
+        """Refuse new connections. Open ones continue (see `cut`)."""
         if self._listener:
             # Only a shutdown wakes the thread that waits in accept.
             self._listener.shutdown(socket.SHUT_RDWR)
@@ -219,7 +219,7 @@ class Proxy:
             self._reserved = _bound(self.port)
 
     def up(self) -> None:
-        """Accept connections, on the same port as ever."""
+        """Accept connections again, on the same port."""
         if not self._listener:
             self._listener = self._reserved
             self._listener.listen(512)
@@ -246,7 +246,7 @@ def _start(target: Callable[..., None], *args: Any) -> threading.Thread:
 
 
 def _bound(port: int) -> socket.socket:
-    """A socket that keeps the port for us and refuses connections until it listens."""
+    """Return a bound socket that refuses connections until it listens."""
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind(("127.0.0.1", port))

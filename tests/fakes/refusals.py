@@ -1,4 +1,4 @@
-"""What Ollama refuses, with its status and its own words."""
+"""The requests that Ollama rejects, with its statuses and messages."""
 
 import json
 from typing import Any
@@ -29,13 +29,13 @@ def error(status: int, text: str) -> Script:
 
 
 def nested(status: int, message: str, kind: str = "invalid_request_error", **more: Any) -> Script:
-    """An error of llama-server, whose JSON stands in Ollama's as a text."""
+    """An error of llama-server, whose JSON is a string in Ollama's."""
     inner = {"code": status, "message": message, "type": kind, **more}
     return error(status, json.dumps({"error": inner}, separators=(",", ":")))
 
 
 def text_of(script: Script) -> str:
-    """The text of a refusal."""
+    """The message of a rejection."""
     [_head, body] = script
     assert isinstance(body, Raw)
     return str(json.loads(body.data)["error"])
@@ -72,7 +72,7 @@ def is_bad_schema(body: Body) -> bool:
 
 
 def of_writing(path: str, body: Body, name: str) -> Script | None:
-    """What is refused of a request to write, before the prompt is looked at."""
+    """Check a request to generate, before its prompt is processed."""
     kind, verb = Kind(full_name(name)), path.rsplit("/", 1)[-1]
     top = body.get("top_logprobs")
     if isinstance(top, int) and not 0 <= top <= 20:

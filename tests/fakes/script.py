@@ -15,7 +15,7 @@ NDJSON = "application/x-ndjson"
 JSON = "application/json; charset=utf-8"
 TEXT = "text/plain"
 CREATED_AT = "2026-01-01T00:00:00.000000001Z"
-# No step waits longer than this, whatever a test forgets.
+# The longest wait of a step.
 LONGEST_WAIT = 60.0
 
 
@@ -29,11 +29,11 @@ OMIT: Any = _Omit()
 
 
 class Interrupted(Exception):
-    """The peer left, or the fake cut the connection, while an answer was being played."""
+    """The client disconnected, or the fake closed the connection, during a script."""
 
 
 class Answer:
-    """One HTTP answer being written; the steps call its verbs."""
+    """One HTTP response. The steps call its methods."""
 
     def __init__(
         self,
@@ -67,7 +67,7 @@ class Answer:
             self.end()
 
     def start(self, status: int, headers: Mapping[str, str | None], chunked: bool = True) -> None:
-        """Send status line and headers; a header that is None is left out."""
+        """Send the status line and headers, except headers that are None."""
         self._begun = True
         wanted: dict[str, str | None] = {"Content-Type": NDJSON if status < 400 else JSON}
         wanted |= {name.title(): value for name, value in headers.items()}
@@ -86,7 +86,7 @@ class Answer:
         """Send bytes of the body, as one chunk; without a `Status` before, a 200 goes first."""
         if not self._begun:
             self.start(200, {})
-        # Counted first: the peer may have read it, and asked for the count, before we go on.
+        # Counted first: the client may read the bytes and check the count at once.
         self.lines += data.count(b"\n")
         if data and not self._head_only:
             self._write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
@@ -124,7 +124,7 @@ def _phrase(status: int) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """Something that happens on the connection; `instant` unless it takes time."""
+    """One event on the connection. `instant` unless it takes time."""
 
     instant: ClassVar[bool] = True
 
@@ -176,7 +176,7 @@ class Wire(Step):
 
 @dataclass(frozen=True)
 class Sleep(Step):
-    """Do nothing for a while; ends early when the peer leaves."""
+    """Wait some seconds, or until the client disconnects."""
 
     seconds: float
     instant: ClassVar[bool] = False
@@ -187,7 +187,7 @@ class Sleep(Step):
 
 @dataclass(frozen=True)
 class Stall(Step):
-    """Do nothing until the peer leaves or the fake stops."""
+    """Wait until the client disconnects or the fake stops."""
 
     instant: ClassVar[bool] = False
 
@@ -197,7 +197,7 @@ class Stall(Step):
 
 @dataclass(frozen=True)
 class Wait(Step):
-    """Do nothing until a test sets the event."""
+    """Wait until a test sets the event."""
 
     event: threading.Event
     instant: ClassVar[bool] = False
@@ -224,7 +224,7 @@ class Reset(Step):
 
 @dataclass(frozen=True)
 class End(Step):
-    """End the answer properly. Every script ends so by itself."""
+    """End the response properly. Every script ends with it implicitly."""
 
     def play(self, answer: Answer) -> None:
         answer.end()
@@ -245,7 +245,7 @@ def _bytes(content: Mapping[str, Any] | bytes | str) -> bytes:
 
 
 def flatten(steps: Iterable[Any]) -> list[Step]:
-    """Steps and lists of steps as one list."""
+    """Return steps and lists of steps as one list."""
     flat: list[Step] = []
     for step in steps:
         flat += [step] if isinstance(step, Step) else flatten(step)
@@ -273,7 +273,7 @@ def reply(
 
 
 def error_line(text: str) -> Line:
-    """What Ollama writes when it fails in mid-stream."""
+    """The line that Ollama writes when it fails in mid-stream."""
     return Line({"error": text})
 
 
@@ -283,7 +283,7 @@ def slices(data: bytes, size: int, pause: float = 0.0) -> list[Step]:
 
 
 def dribble(data: bytes, size: int = 1, pause: float = 0.05) -> list[Step]:
-    """Raw bytes of the connection, `size` at a time: a head that comes drop by drop."""
+    """Raw bytes of the connection, `size` at a time: headers that arrive slowly."""
     return _spread((Wire(data[at : at + size]) for at in range(0, len(data), size)), pause)
 
 
@@ -301,7 +301,7 @@ def tokens(
     tool_calls: Sequence[Mapping[str, Any]] = (),
     **extra: Any,
 ) -> list[Step]:
-    """A streamed answer, piece by piece, and its final object.
+    """A streamed response, chunk by chunk, and its final object.
 
     `count` is the number of pieces unless told otherwise; both counts may lie.
     `done=False` leaves the final object out; `extra` fields go into it. Any field may be `OMIT`.
@@ -333,7 +333,7 @@ def _final(
 
 
 def _shape(path: str, model: str) -> Callable[..., dict[str, Any]]:
-    """How a chunk of this route looks: piece, thought and tool calls to an object."""
+    """Return the object of a chunk on this route, from text, reasoning and tool calls."""
 
     def chunk(piece: str, thought: str, calls: Sequence[Any] = ()) -> dict[str, Any]:
         said: dict[str, Any] = {"thinking": thought} if thought else {}

@@ -19,7 +19,7 @@ LOAD_SECONDS = 0.2
 
 @pytest.fixture
 def fake() -> Iterator[FakeOllama]:
-    """A model server with llama3 in memory, where a load takes its time."""
+    """A model server with llama3 in memory and slow loads."""
     with FakeOllama() as found:
         found.memory.models = ["llama3:latest"]
         found.memory.seconds = LOAD_SECONDS
@@ -27,7 +27,7 @@ def fake() -> Iterator[FakeOllama]:
 
 
 def ask(fake: FakeOllama, model: str, **fields: Any) -> float:
-    """Ask for an answer; return how long it took."""
+    """Send a request and return its duration."""
     began = time.monotonic()
     body = {"model": model, "prompt": "hi there", **fields}
     assert requests.post(f"{fake.url}/api/generate", json=body, timeout=5).status_code == 200
@@ -54,14 +54,14 @@ def test_a_model_is_loaded_once_and_then_listed(fake: FakeOllama) -> None:
     assert fake.memory.loads == [Load("mistral:latest")]
 
 
-def test_two_who_wait_for_a_model_have_one_load(fake: FakeOllama) -> None:
+def test_two_waiting_requests_share_one_load(fake: FakeOllama) -> None:
     for thread in in_threads(lambda: ask(fake, "mistral"), lambda: ask(fake, "mistral")):
         thread.join(5)
 
     assert fake.memory.loads == [Load("mistral:latest")]
 
 
-def test_who_leaves_aborts_the_load_and_the_next_begins_it_anew(fake: FakeOllama) -> None:
+def test_a_disconnect_aborts_the_load_and_the_next_request_restarts_it(fake: FakeOllama) -> None:
     with RawClient(fake.url) as client:
         client.post("/api/generate", {"model": "mistral", "prompt": "hi"})
         fake.wait_for(1)
@@ -72,7 +72,7 @@ def test_who_leaves_aborts_the_load_and_the_next_begins_it_anew(fake: FakeOllama
     assert fake.memory.loads == [Load("mistral:latest", aborted=True), Load("mistral:latest")]
 
 
-def test_a_model_in_memory_waits_for_no_load_of_another(fake: FakeOllama) -> None:
+def test_a_model_in_memory_does_not_wait_for_a_load(fake: FakeOllama) -> None:
     [loading] = in_threads(lambda: ask(fake, "mistral"))
     fake.wait_for(1)
 
@@ -80,7 +80,7 @@ def test_a_model_in_memory_waits_for_no_load_of_another(fake: FakeOllama) -> Non
     loading.join(5)
 
 
-def test_a_load_evicts_where_there_is_room_for_one_model(fake: FakeOllama) -> None:
+def test_a_load_evicts_a_model_if_memory_is_full(fake: FakeOllama) -> None:
     fake.memory.room = 1
 
     ask(fake, "mistral")
@@ -100,7 +100,7 @@ def test_a_model_that_is_not_installed_is_not_loaded(fake: FakeOllama) -> None:
     assert answer.status_code == 404 and fake.memory.loads == []
 
 
-def test_looks_are_kept_apart(fake: FakeOllama) -> None:
+def test_the_gateways_own_requests_are_recorded_separately(fake: FakeOllama) -> None:
     running(fake)
 
     assert fake.requests == [] and len(fake.calls("/api/ps")) == 1

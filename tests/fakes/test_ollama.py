@@ -1,4 +1,4 @@
-"""The fake Ollama does what its scripts say, and sees what becomes of its connections."""
+"""The fake Ollama plays its scripts and notices disconnects."""
 
 import json
 import threading
@@ -69,7 +69,7 @@ def stream(client: RawClient, path: str, body: dict[str, Any]) -> list[Any]:
 # --- Good behaviour -------------------------------------------------------------------------
 
 
-def test_generate_streams_pieces_and_ends_with_the_counts(client: RawClient) -> None:
+def test_generate_streams_chunks_and_ends_with_the_counts(client: RawClient) -> None:
     *pieces, final = stream(client, "/api/generate", ASK)
     assert [piece["response"] for piece in pieces] == list(WORDS)
     assert (final["prompt_eval_count"], final["eval_count"]) == (5, len(WORDS))
@@ -115,7 +115,7 @@ def test_an_empty_prompt_only_loads_the_model(client: RawClient) -> None:
         ("/api/generate", b"", 400, "missing request body"),
     ],
 )
-def test_refusals_are_worded_as_ollama_words_them(
+def test_rejections_have_ollamas_messages(
     client: RawClient, path: str, body: Any, status: int, error: str
 ) -> None:
     client.post(path, body)
@@ -233,7 +233,7 @@ def test_nothing_is_sent_before_the_first_line(fake: FakeOllama, client: RawClie
 
 
 @pytest.mark.parametrize(("ending", "error"), [(Close(), Truncated), (Reset(), ConnectionError)])
-def test_an_answer_may_break_off(
+def test_a_response_may_be_interrupted(
     fake: FakeOllama, client: RawClient, ending: Step, error: type[Exception]
 ) -> None:
     fake.answer("/api/chat", Line("one"), Raw(b"tw"), ending)
@@ -252,7 +252,7 @@ def test_a_reply_may_be_cut_at_every_byte(fake: FakeOllama) -> None:
             client.read_all()
 
 
-def test_the_wire_may_carry_garbage(fake: FakeOllama, client: RawClient) -> None:
+def test_raw_bytes_may_replace_http(fake: FakeOllama, client: RawClient) -> None:
     fake.answer("/api/chat", Status(), Wire(b"zz\r\nnot hexadecimal\r\n"))
     client.post("/api/chat", CHAT)
     assert client.read_head().status == 200
@@ -260,13 +260,13 @@ def test_the_wire_may_carry_garbage(fake: FakeOllama, client: RawClient) -> None
         client.read_all()
 
 
-def test_a_head_may_come_drop_by_drop(fake: FakeOllama, client: RawClient) -> None:
+def test_headers_may_arrive_slowly(fake: FakeOllama, client: RawClient) -> None:
     fake.answer("/api/chat", dribble(b"HTTP/1.1 204 Nothing\r\n\r\n", size=6, pause=0.01))
     client.post("/api/chat", CHAT)
     assert client.read_head().status == 204
 
 
-def test_an_interim_answer_may_come_first(fake: FakeOllama, client: RawClient) -> None:
+def test_an_interim_response_may_come_first(fake: FakeOllama, client: RawClient) -> None:
     script = [Wire(b"HTTP/1.1 100 Continue\r\n\r\n"), Line("yes"), End()]
     fake.answer("/api/chat", script)
     client.post("/api/chat", CHAT)
@@ -280,10 +280,10 @@ def test_a_body_may_end_with_the_connection(fake: FakeOllama, client: RawClient)
     assert client.read_all() == b"one\ntwo"
 
 
-# --- What becomes of connections ------------------------------------------------------------
+# --- Connections ----------------------------------------------------------------------------
 
 
-def test_a_request_is_recorded_as_it_came(fake: FakeOllama, client: RawClient) -> None:
+def test_a_request_is_recorded(fake: FakeOllama, client: RawClient) -> None:
     client.post("/api/generate?a=b", ASK, key="secret")
     client.read_all()
     [received] = fake.requests
@@ -301,7 +301,7 @@ def test_a_chunked_body_is_read(fake: FakeOllama) -> None:
 
 @pytest.mark.parametrize("leave", ["close", "reset"])
 @pytest.mark.parametrize("wait", [Stall(), Sleep(5), Wait(threading.Event())])
-def test_a_peer_that_leaves_is_noticed_at_once(
+def test_a_disconnect_is_noticed_at_once(
     fake: FakeOllama, client: RawClient, leave: str, wait: Step
 ) -> None:
     fake.answer("/api/generate", tokens("ab", done=False), wait)
@@ -318,7 +318,7 @@ def test_a_peer_that_leaves_is_noticed_at_once(
     fake.wait_idle(1)
 
 
-def test_a_peer_that_leaves_while_it_is_being_sent_much_is_noticed(
+def test_a_disconnect_during_a_large_response_is_noticed(
     fake: FakeOllama, client: RawClient
 ) -> None:
     fake.answer("/api/generate", Raw(b"x" * 20_000_000))
@@ -329,7 +329,7 @@ def test_a_peer_that_leaves_while_it_is_being_sent_much_is_noticed(
     assert received.left.wait(1)
 
 
-def test_a_peer_that_closes_at_the_last_line_has_not_left(fake: FakeOllama) -> None:
+def test_a_close_after_the_last_line_is_no_disconnect(fake: FakeOllama) -> None:
     for _ in range(20):
         with RawClient(fake.url) as client:
             client.post("/api/generate", ASK)
@@ -340,12 +340,12 @@ def test_a_peer_that_closes_at_the_last_line_has_not_left(fake: FakeOllama) -> N
     assert not any(received.left.is_set() for received in fake.requests)
 
 
-def test_waiting_for_requests_that_do_not_come_fails(fake: FakeOllama) -> None:
+def test_waiting_for_missing_requests_fails(fake: FakeOllama) -> None:
     with pytest.raises(AssertionError, match="0 of 1"):
         fake.wait_for(1, timeout=0.05)
 
 
-def test_a_port_that_is_down_refuses_and_comes_back(fake: FakeOllama) -> None:
+def test_a_server_that_is_down_refuses_connections_until_it_is_up(fake: FakeOllama) -> None:
     fake.down()
     with pytest.raises(ConnectionRefusedError):
         RawClient(fake.url)
@@ -354,7 +354,7 @@ def test_a_port_that_is_down_refuses_and_comes_back(fake: FakeOllama) -> None:
         assert len(stream(client, "/api/generate", ASK)) == len(WORDS) + 1
 
 
-def test_a_cut_ends_every_open_answer_and_nobody_has_left(
+def test_a_cut_ends_every_response_without_a_disconnect(
     fake: FakeOllama, client: RawClient
 ) -> None:
     fake.answer("/api/generate", Line("one"), Stall())

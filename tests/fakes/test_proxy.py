@@ -1,4 +1,4 @@
-"""The proxy does the harm it was told to do, and none otherwise."""
+"""The proxy injects the faults it is told to, and no others."""
 
 import time
 from collections.abc import Iterator
@@ -56,7 +56,7 @@ def test_no_byte_is_lost_or_changed(proxy: Proxy, ollama: FakeOllama, toxics: li
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-def test_a_cut_lets_just_so_many_bytes_pass(proxy: Proxy, reset: bool) -> None:
+def test_a_cut_relays_exactly_the_given_bytes(proxy: Proxy, reset: bool) -> None:
     proxy.harm(Cut(20, reset=reset))
 
     with ask(proxy) as client:
@@ -85,14 +85,14 @@ def test_a_stall_keeps_the_connection_and_the_rest(proxy: Proxy) -> None:
         assert len(client.sock.recv(100)) == 20 and not client.is_closed()
 
 
-def test_other_bytes_come_instead(proxy: Proxy) -> None:
+def test_the_first_bytes_are_replaced(proxy: Proxy) -> None:
     proxy.harm(Instead(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nno"))
 
     with ask(proxy) as client:
         assert client.read_all() == b"no" and client.is_closed()
 
 
-def test_latency_and_bandwidth_take_their_time(proxy: Proxy) -> None:
+def test_latency_and_bandwidth_delay_bytes(proxy: Proxy) -> None:
     proxy.harm(Latency(0.2), Bandwidth(4000))
     began = time.monotonic()
 
@@ -102,7 +102,7 @@ def test_latency_and_bandwidth_take_their_time(proxy: Proxy) -> None:
     assert time.monotonic() - began > 0.2 + size / 4000
 
 
-def test_who_is_down_refuses_until_it_is_up(proxy: Proxy) -> None:
+def test_a_proxy_that_is_down_refuses_connections_until_it_is_up(proxy: Proxy) -> None:
     proxy.down()
     with pytest.raises(ConnectionRefusedError):
         ask(proxy)
@@ -112,7 +112,7 @@ def test_who_is_down_refuses_until_it_is_up(proxy: Proxy) -> None:
         assert client.read_head().status == 200
 
 
-def test_a_half_open_connection_hides_who_left(proxy: Proxy, ollama: FakeOllama) -> None:
+def test_a_half_open_connection_hides_a_disconnect(proxy: Proxy, ollama: FakeOllama) -> None:
     ollama.answer("/api/generate", Sleep(0.5), tokens("a"))
     proxy.harm(HalfOpen(request=True))
 

@@ -1,4 +1,4 @@
-"""How a well-behaved Ollama writes: whole or streamed, with thinking, tool calls and counts."""
+"""How a healthy Ollama generates: streamed or not, with reasoning, tool calls and counts."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +10,7 @@ from tests.fakes.script import CREATED_AT, Line, Step, error_line, reply, tokens
 WORDS = ("The", " sky", " is", " blue", " because", " of", " Rayleigh", " scattering", ".")
 THOUGHTS = ("Hm", ",", " light", ".")
 JSON_WORDS = ("{", '"a"', ":", "1", "}")
-# What reading a prompt takes the first time and once it is in the cache, in nanoseconds.
+# Nanoseconds to process a prompt: the first time, and from the cache.
 READ_NS, CACHED_NS = 100_000_000, 1_000_000
 
 Script = list[Step]
@@ -18,7 +18,7 @@ Body = dict[str, Any]
 
 
 def write(path: str, body: Body, name: str, asked: str, *, is_cached: bool = False) -> Script:
-    """The response of a model to what it is asked."""
+    """The response of a model to a request."""
     kind = Kind(full_name(name))
     if not asked.strip() and body.get("keep_alive") == 0:
         return _load(path, body, name)  # Whatever the model can do.
@@ -85,7 +85,7 @@ def _words(body: Body, kind: Kind, words: Sequence[str]) -> Sequence[str]:
 
 
 def _before(stop: str, words: Sequence[str]) -> Sequence[str]:
-    """The words up to a text, which may stand within one."""
+    """Return the words before a stop string, which may be within a word."""
     found = next((n for n, word in enumerate(words) if stop in word), len(words))
     rest = [word.partition(stop)[0] for word in words[found : found + 1]]
     return [*words[:found], *(part for part in rest if part)]
@@ -97,7 +97,7 @@ def _is_cut(body: Body, words: Sequence[str]) -> bool:
 
 
 def _whole(words: Sequence[str], thoughts: Sequence[str], facts: Body) -> Script:
-    """The same answer in one object."""
+    """Return the same response as one object."""
     last = tokens([], **facts)[-1]
     assert isinstance(last, Line) and isinstance(last.content, Mapping)
     thinking = {"thinking": "".join(thoughts)} if thoughts else {}
@@ -109,7 +109,7 @@ def _whole(words: Sequence[str], thoughts: Sequence[str], facts: Body) -> Script
 
 
 def _bad_schema(body: Body, kind: Kind, thoughts: Sequence[str], facts: Body) -> Script:
-    """A model that thinks does so before its schema is looked at."""
+    """A model reasons before its schema is compiled."""
     if not thoughts or body.get("stream") is False:
         return refusals.bad_schema(kind)
     text = refusals.text_of(refusals.bad_schema(kind))
@@ -121,7 +121,7 @@ def _bad_schema(body: Body, kind: Kind, thoughts: Sequence[str], facts: Body) ->
 
 
 def _calls(body: Body, asked: str, kind: Kind) -> list[Body]:
-    """A call of the first tool that the prompt names, unless it holds what a tool returned."""
+    """Return a call of the first tool, unless the prompt contains a tool's result."""
     if any(message.get("role") == "tool" for message in body.get("messages") or []):
         return []
     names = [tool.get("function", {}).get("name", "") for tool in body.get("tools") or []]
@@ -149,7 +149,7 @@ def _call(body: Body, calls: list[Body], kind: Kind, facts: Body) -> Script:
 
 
 def _repeats(asked: str) -> bool:
-    """Whether a prompt brings a model to repeat itself."""
+    """Tell whether a prompt makes the model repeat itself."""
     words = asked.split()
     runs = zip(*(words[n:] for n in range(faults.REPEATS)), strict=False)
     return any(len(set(run)) == 1 for run in runs)

@@ -1,4 +1,4 @@
-"""An HTTP client on a bare socket, for what a polite client library never does."""
+"""An HTTP client on a raw socket, for requests that client libraries cannot send."""
 
 import json
 import socket
@@ -14,14 +14,14 @@ LINGER_ZERO = struct.pack("ii", 1, 0)
 
 
 class Truncated(EOFError):
-    """The connection ended before the answer did; `partial` is what was left unread of it."""
+    """The connection ended before the response. `partial` has the unread bytes."""
 
     def __init__(self, partial: bytes) -> None:
         super().__init__(f"the answer broke off after {partial[-80:]!r}")
         self.partial = partial
 
 
-# How an answer that breaks off looks to whoever reads it.
+# What reading an interrupted response raises.
 BROKEN = (Truncated, ConnectionError)
 
 
@@ -153,13 +153,13 @@ class RawClient:
         except TimeoutError:
             return False
 
-    # --- Leaving ----------------------------------------------------------------------------
+    # --- Disconnecting ----------------------------------------------------------------------
 
     def close(self) -> None:
         self.sock.close()
 
     def reset(self) -> None:
-        """Leave rudely: RST instead of FIN."""
+        """Close with RST instead of FIN."""
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_ZERO)
         self.sock.close()
 
@@ -178,7 +178,7 @@ class RawClient:
             self.read_head()
 
     def _decode(self, deadline: float) -> None:
-        """Move the next piece of the body from the wire to `_body`."""
+        """Read the next part of the body from the socket into `_body`."""
         if self._chunked:
             self._decode_chunk(deadline)
         elif self._missing is None:
@@ -198,7 +198,7 @@ class RawClient:
         head, _, _ = self._wire.partition(b"\r\n")
         size = int(head.split(b";")[0], 16)
         start, end = len(head) + 2, len(head) + 2 + size
-        # Taken whole or not at all: after a time-out the reader may go on where it was.
+        # Read completely or not at all, so that the reader can continue after a timeout.
         while len(self._wire) < end + 2:
             self._more(deadline)
         self._body += self._wire[start:end]
@@ -206,7 +206,7 @@ class RawClient:
         self._ended = not size
 
     def _take_all(self, deadline: float) -> None:
-        """Without length or chunks only the close ends a body."""
+        """Without a length or chunks, the close ends the body."""
         piece = self._wire or self._receive(deadline)
         self._wire = b""
         self._body += piece

@@ -1,4 +1,4 @@
-"""A wall clock that can be wrong, for whatever runs with its environment."""
+"""A shifted wall clock for processes that run with its environment."""
 
 import shutil
 import subprocess

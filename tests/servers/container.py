@@ -1,4 +1,4 @@
-"""A gateway in namespaces of its own, as in a container or on another host; paused processes."""
+"""A gateway in its own namespaces, as in a container or on another host; paused processes."""
 
 import contextlib
 import os
@@ -59,7 +59,7 @@ class Container(Gunicorn):
 
 @contextlib.contextmanager
 def paused(pids: list[int]) -> Iterator[None]:
-    """Stop processes, as a suspended machine does, and let them go on."""
+    """Pause processes, like a suspended machine, and resume them."""
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:

