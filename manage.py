@@ -8,7 +8,7 @@ from config.failures import in_one_line
 
 
 def main() -> None:
-    # What a command writes (the database of SQLite, the journal) is its user's alone.
+    # Files of a command (the SQLite database, the journal) are readable only by its user.
     os.umask(0o077)
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
     from django.core.management import execute_from_command_line

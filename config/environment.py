@@ -1,7 +1,7 @@
-"""Read settings from the environment and from `.env`, and name those that cannot work.
+"""Read settings from the environment and from `.env`, and report invalid ones.
 
-Nothing is written into the environment of this process: gunicorn's master would hand it on to its
-workers, and a reload would not see what has changed in the file.
+The environment of this process is not changed: workers inherit the master's environment, so a
+reload would not see changes of the file.
 """
 
 import difflib
@@ -19,11 +19,11 @@ import environ
 BASE_DIR = Path(__file__).resolve().parent.parent
 LINE = re.compile(r"(?:export )?([A-Za-z_0-9]+)=")
 TRUE, FALSE = {"on", "true", "yes", "y", "1"}, {"off", "false", "no", "n", "0"}
-# How alike two names are when one is taken for a slip of the other.
-ALIKE = 0.88
+# The similarity from which a name counts as a misspelling of another.
+SIMILARITY = 0.88
 
 T = TypeVar("T")
-# The methods of Environment have the names of these types.
+# Aliases, because the methods of Environment hide the names of these types.
 Text: TypeAlias = str
 Names: TypeAlias = list[str]
 Truth: TypeAlias = bool
@@ -32,11 +32,11 @@ Number: TypeAlias = float
 
 
 class InvalidSettings(Exception):
-    """Settings that cannot work, one line for each."""
+    """Invalid settings, one line for each."""
 
 
 class Environment:
-    """The values of settings: the process's own win over those in the file."""
+    """The values of settings. The environment takes precedence over the file."""
 
     def __init__(self, process: Mapping[Text, Text], file: Path) -> None:
         self._problems: list[str] = []
@@ -44,7 +44,7 @@ class Environment:
         self._file, self._in_file = file, self._read(file)
         self._values = {**self._in_file, **process}
 
-    # --- Values, by their type ------------------------------------------------------------------
+    # --- Values by type -------------------------------------------------------------------------
 
     def str(self, name: Text, default: Text) -> Text:
         self._known.add(name)
@@ -58,7 +58,7 @@ class Environment:
         return self._cast(name, default, _truth, "must be on or off")
 
     def decision(self, name: Text) -> Truth | None:
-        """Return what a person has to decide; None where nobody has."""
+        """Return a setting without a default; None if it is not set."""
         return self._cast(name, None, _truth, "must be on or off")
 
     def int(self, name: Text, default: Whole) -> Whole:
@@ -68,19 +68,19 @@ class Environment:
         return self._cast(name, default, _finite, "must be a number")
 
     def db(self, name: Text, default: Text) -> dict[Text, Any]:
-        """Return Django's settings of a database. Its value is never shown: it holds a password."""
+        """Return Django's settings of a database. Its value is never shown: it has a password."""
         value = self.str(name, default) or default
         try:
-            found: dict[Text, Any] = environ.Env.db_url_config(value)
-        except Exception:  # Whatever the parser meets, the value is wrong.
-            found = {}
-        if not found.get("ENGINE") or not _is_ours(value):
+            database: dict[Text, Any] = environ.Env.db_url_config(value)
+        except Exception:  # The parser raises many classes. For all of them the value is invalid.
+            database = {}
+        if not database.get("ENGINE") or not _is_supported(value):
             self._problems.append(
                 f"{name} must be postgres://user:password@host:5432/name or sqlite:////path/of/file"
-                f"{_scheme_of(value)}; a special character in the password is written %XX."
+                f"{_scheme_of(value)}; write a special character of the password as %XX."
             )
-            found = environ.Env.db_url_config(default)
-        return found
+            database = environ.Env.db_url_config(default)
+        return database
 
     def _cast(self, name: Text, default: T, cast: Callable[[Text], T], rule: Text) -> T:
         value = self.str(name, "").strip()
@@ -92,10 +92,10 @@ class Environment:
             self._problems.append(f"{name} {rule}, not {value[:40]!r}.")
             return default
 
-    # --- What is wrong --------------------------------------------------------------------------
+    # --- Problems -------------------------------------------------------------------------------
 
     def refuse(self) -> None:
-        """Raise InvalidSettings if a value cannot work or a name is misspelt."""
+        """Raise InvalidSettings if a value is invalid or a name is misspelt."""
         problems = [*self._problems, *self._misspelt()]
         if problems:
             raise InvalidSettings("\n".join(f"(config.E001) {line}" for line in problems))
@@ -104,14 +104,14 @@ class Environment:
         return name in self._values
 
     def unknown(self) -> Names:
-        """Return the names in the file that are no setting."""
+        """Return the names in the file that are not settings."""
         return sorted(set(self._in_file) - self._known)
 
     def _misspelt(self) -> Iterator[Text]:
         for name in sorted(set(self._values) - self._known):
-            meant = difflib.get_close_matches(name, self._known, 1, ALIKE)
-            if meant and name.isupper():
-                yield f"{name} is not a setting; did you mean {meant[0]}?"
+            similar = difflib.get_close_matches(name, self._known, 1, SIMILARITY)
+            if similar and name.isupper():
+                yield f"{name} is not a setting; did you mean {similar[0]}?"
 
     def _read(self, file: Path) -> dict[Text, Text]:
         try:
@@ -124,7 +124,7 @@ class Environment:
         for number, line in enumerate(text.splitlines(), 1):
             if line.strip() and not line.lstrip().startswith("#") and not LINE.match(line):
                 self._problems.append(
-                    f"Line {number} of {file} is not NAME=value, without blanks before the '='."
+                    f"Line {number} of {file} is not NAME=value without spaces before the '='."
                 )
 
         class Parser(environ.Env):  # type: ignore[misc]  # django-environ has no types
@@ -147,27 +147,27 @@ def _finite(value: str) -> float:
     raise ValueError(value)
 
 
-def _is_ours(address: str) -> bool:
+def _is_supported(address: str) -> bool:
     return re.match(r"(postgres|postgresql|sqlite)://", address) is not None
 
 
 def _scheme_of(address: str) -> str:
-    found = re.match(r"([a-z0-9+]{1,20})://", address)
-    return f", not {found[1]}://…" if found and not _is_ours(address) else ""
+    scheme = re.match(r"([a-z0-9+]{1,20})://", address)
+    return f", not {scheme[1]}://…" if scheme and not _is_supported(address) else ""
 
 
 def read() -> Environment:
-    """Return this process's environment, with the file that ENV_FILE names."""
+    """Return the settings in this process's environment and in the file that ENV_FILE names."""
     file = Path(os.environ.get("ENV_FILE") or BASE_DIR / ".env")
     return Environment(dict(os.environ), file)
 
 
-# --- What gunicorn needs before any of Django is there ------------------------------------------
+# --- Settings that gunicorn reads before Django is set up ---------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """How the gateway is served."""
+    """The settings of the server."""
 
     host: str
     port: int
@@ -191,7 +191,7 @@ def read_server(env: Environment) -> Server:
 
 
 def old_names(env: Environment) -> list[str]:
-    """Return a line for each name that other programs set too, and that is not read here."""
+    """Return a line for each name that is set but not read, because other programs set it too."""
     return [
         f"{name} is set, but this gateway reads GATEWAY_{name}."
         for name in ("HOST", "PORT")

@@ -1,4 +1,4 @@
-"""Say in one line what an operator has to mend, instead of a traceback."""
+"""Report errors that an operator has to repair in one line, without a traceback."""
 
 import contextlib
 import sys
@@ -11,9 +11,9 @@ LONGEST = 300
 
 @contextlib.contextmanager
 def in_one_line() -> Iterator[None]:
-    """End this program with one clear line for settings and databases that cannot work.
+    """End the program with one line for invalid settings and unreachable databases.
 
-    `--traceback`, which every command of Django has, shows the rest.
+    `--traceback`, an option of every Django command, shows the traceback too.
     """
     from django.db import InterfaceError, OperationalError
 
@@ -28,5 +28,5 @@ def in_one_line() -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """Return what an error of a driver says in its first line, and no more of it."""
+    """Return the first line of a driver's error."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:LONGEST]

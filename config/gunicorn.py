@@ -1,4 +1,4 @@
-"""How gunicorn serves the gateway; each setting with its reason."""
+"""gunicorn's configuration, each setting with its reason."""
 
 import logging
 import os
@@ -13,7 +13,7 @@ from config import environment, pauses
 from config.bodies import CLIENT_SECONDS
 from gateway.upstream.cancellation import disconnect_monitor
 
-# What this and its workers write (the database of SQLite, the journal) is its user's alone.
+# Files of the gateway (the SQLite database, the journal) are readable only by its user.
 os.umask(0o077)
 
 _env = environment.read()
@@ -22,57 +22,57 @@ _server = environment.read_server(_env)
 _host = f"[{_server.host}]" if ":" in _server.host else _server.host
 bind = f"{_host}:{_server.port}"
 
-# Two processes, so that one busy interpreter or one crash is never the whole service. Threads are
-# the number of answers at once that is sold; an idle one costs a few kilobytes.
+# Two processes, so that a busy interpreter or a crash does not stop the service. The number of
+# threads is the number of concurrent responses; an idle thread costs a few kilobytes.
 workers = _server.workers
 threads = _server.threads
 
-# A sign of life from the worker's main thread, not a limit on answers, which stream for minutes.
+# For the heartbeat of the worker's main thread. It does not limit responses.
 timeout = 30
-# After SIGTERM, streams are ended in good order when DRAIN_SECONDS have passed; this only has to be
-# longer, so that nothing is left to SIGKILL.
+# After SIGTERM, the gateway ends its streams when DRAIN_SECONDS have passed. This is longer, so
+# that no worker is killed with SIGKILL.
 graceful_timeout = int(_server.drain_seconds) + 5
 keepalive = 5
 # Recycling a worker with a long stream in it would stop service for the length of the stream.
 max_requests = 0
-# No socket that takes commands.
+# No control socket.
 control_socket_disable = True
-# Connections, most of them silent; each costs a file. Beyond them a worker accepts nobody.
+# Most connections are idle; each one uses a file descriptor. A worker accepts no more than these.
 worker_connections = 8192
-# One parser, the same on every machine, whatever else is installed.
+# The same parser on every machine, whatever else is installed.
 http_parser = "python"
-# No header of a client or a proxy moves the path: from this host SCRIPT_NAME would be believed, and
-# a proxy's rule for /admin/ stepped around.
+# No header may change the path: gunicorn would trust SCRIPT_NAME from this host, which bypasses a
+# proxy's rule for /admin/.
 forwarder_headers = ""
-# The heartbeat file belongs in memory: a slow disk would look like a dead worker.
+# The heartbeat file is in memory: with a slow disk, a worker would look dead.
 worker_tmp_dir = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 # No query strings and no headers: neither keys nor prompts reach a log.
 accesslog = "-" if _server.access_log else None
 access_log_format = '%(t)s "%(m)s %(U)s" %(s)s %(B)s %(L)ss %({x-request-id}o)s'
 
-# An address as it was asked for, whatever stands in it.
+# Logs the path as it was sent.
 logger_class = "config.access_log.Log"
 
-# How much of an answer may wait in the kernel for a slow client, beyond what is on its way. Left to
-# itself the kernel lets megabytes wait, and wakes a writer only when a third of them is gone: who
-# reads steadily would seem to read nothing for CLIENT_SECONDS, and be cut.
+# The unsent bytes that the kernel buffers for a slow client. By default it buffers megabytes, and
+# wakes a writer only when a third of them is sent. A client that reads slowly but steadily would
+# seem to read nothing for CLIENT_SECONDS, and be disconnected.
 UNSENT_BYTES = 16_384
 
-# Each answer needs two files, its client's connection and the model server's; the usual limit of
-# 1,024 would be met before the threads are, and gunicorn's worker does not survive meeting it.
+# Each response needs two file descriptors, for the client and for the model server. The usual limit
+# of 1,024 would be reached before the threads are in use, and gunicorn's worker ends when it is.
 OPEN_FILES = 65_536
 
-# The stack is synchronous (REST framework, knox, requests), and Django under ASGI would gather a
-# synchronous stream whole before sending its first byte.
+# The stack is synchronous (REST framework, knox, requests). Under ASGI, Django would buffer a
+# synchronous stream completely before it sends the first byte.
 worker_class = "config.worker.Worker"
 
 
 def on_starting(server: Any) -> None:
-    """Refuse to start with settings that cannot work, with one clear line for each.
+    """Check the settings, and do not start if one is invalid.
 
-    They are checked in a process of its own: what the master imports, its workers would inherit for
-    ever, and a reload would not bring new code.
+    The check runs in a subprocess: workers inherit the modules that the master imports, so a reload
+    would not load new code.
     """
     checked = subprocess.run(
         [sys.executable, "manage.py", "check", "--deploy"], stdout=subprocess.DEVNULL
@@ -93,8 +93,8 @@ def post_fork(server: Any, worker: Any) -> None:
             listener.sock.setsockopt(socket.SOL_SOCKET, option, limit)
         listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         if hasattr(socket, "TCP_DEFER_ACCEPT"):
-            # Accepted when something was said, or a second after: the worker that accepts has a
-            # thread free, and would not when a silent one speaks later.
+            # A connection is accepted with its first data, or after a second. So the worker that
+            # accepts it has a free thread when the data arrives.
             listener.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 1)
 
 
@@ -118,12 +118,15 @@ def pre_request(worker: Any, request: Any) -> None:
 
 
 def shorten(record: logging.LogRecord) -> bool:
-    """Log in one line what is a client's fault and none of ours, and nothing of what it sent."""
+    """Log a client's fault in one line, without the data it sent."""
     if record.exc_info and isinstance(record.exc_info[1], BlockingIOError | TimeoutError):
         record.exc_info = None
-        record.msg, record.args = "A client was too slow to send or to read, and was cut.", ()
+        record.msg, record.args = (
+            "A client was too slow to send or to read, and was disconnected.",
+            (),
+        )
         record.levelno, record.levelname = logging.INFO, "INFO"
     if str(record.msg).startswith("Invalid request from"):
-        # What gunicorn quotes of a broken request may be a key.
+        # gunicorn quotes the malformed request, which may contain a key.
         record.msg = record.msg.partition(": ")[0]
     return True

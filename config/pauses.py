@@ -1,9 +1,9 @@
-"""Let gunicorn's master tell a host that was paused from workers that hang.
+"""Keep gunicorn's master from killing its workers after the host was paused.
 
-The master kills a worker that has given no sign of life for `timeout`. Where the whole host stood
-still (a suspended machine), that is true of every worker, and each would be killed with all its
-answers the moment it could go on. The master looks about once a second: if it has not looked for
-long, it stood still itself, and gives its workers as long as they have always.
+The master kills a worker that has not sent a heartbeat for `timeout`. After a pause of the host (a
+suspended machine) that is true of every worker, and each would be killed with all its responses.
+The master checks about once a second. If its own last check is long ago, it was paused too, and
+gives its workers a new `timeout`.
 """
 
 import time
@@ -11,18 +11,18 @@ from typing import Any
 
 
 def spare_workers_after(arbiter: Any) -> None:
-    """Wrap what kills silent workers. `murder_workers` and `timeout` are names of gunicorn 27."""
-    kill_the_silent = arbiter.murder_workers
-    looked_at = time.monotonic()
-    spared_until = looked_at
+    """Wrap `murder_workers`, which kills workers. It and `timeout` are names of gunicorn 27."""
+    murder_workers = arbiter.murder_workers
+    checked_at = time.monotonic()
+    spared_until = checked_at
 
-    def look() -> None:
-        nonlocal looked_at, spared_until
+    def check() -> None:
+        nonlocal checked_at, spared_until
         now = time.monotonic()
-        if now - looked_at > arbiter.timeout / 2:
+        if now - checked_at > arbiter.timeout / 2:
             spared_until = now + arbiter.timeout
-        looked_at = now
+        checked_at = now
         if now >= spared_until:
-            kill_the_silent()
+            murder_workers()
 
-    arbiter.murder_workers = look
+    arbiter.murder_workers = check

@@ -1,7 +1,7 @@
-"""`make run`: from nothing to a gateway that answers, in one command.
+"""`make run`: set up and start a gateway with one command.
 
-Every step is what an operator would type; a step that was done already is skipped, so a second run
-is fast and keeps everything. What this starts it also stops.
+Each step is a command that an operator could type. Steps that are done are skipped, so a second run
+is fast and changes nothing. All processes that this starts end with it.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ from config.failures import in_one_line
 ENV_FILE = Path(os.environ.get("ENV_FILE") or BASE_DIR / ".env")
 DEMO_KEY_FILE = ENV_FILE.with_name(".demo-key")
 DEMO_ACCOUNT, DEMO_CREDIT = "Demo", "25"
-# The key is in a curl that people paste elsewhere. It may not pull or delete, and it ends.
+# People paste the printed curl elsewhere, so its key cannot pull or delete models, and it expires.
 DEMO_SCOPES, DEMO_LIFETIME = ["infer", "usage"], timedelta(days=30)
 EMBEDDED_MODEL = "smollm2:135m"
-FORGOTTEN = ".venv/bin/python manage.py changepassword admin"
+CHANGE_PASSWORD = ".venv/bin/python manage.py changepassword admin"
 START_SECONDS = 60
-# How long running answers may go on after Ctrl-C, and how long stopping may take in all.
+# How long running responses may continue after Ctrl-C, and how long stopping may take in total.
 GRACE_SECONDS, STOP_SECONDS = 3, 10
 
 
@@ -65,17 +65,17 @@ def run() -> None:
         gateway.wait()
 
 
-# --- Steps, each skipped when it is done ---------------------------------------------------------
+# --- Steps, skipped if they are done -------------------------------------------------------------
 
 
 def write_env() -> None:
-    """Write `.env` with a secret made on the spot, unless it is there."""
+    """Write `.env` with a new secret, unless the file exists."""
     if ENV_FILE.exists():
         return
     lines = [
-        "# Settings of this gateway. Every one is explained in docs/settings.md.",
+        "# Settings of this gateway. docs/settings.md explains all of them.",
         f"SECRET_KEY={secrets.token_urlsafe(50)}",
-        "# On where customers who do not know each other share one model server.",
+        "# Set to on if customers who must not learn about each other share the model server.",
         "ISOLATE_PROMPTS=off",
         "# OLLAMA_BASE=http://127.0.0.1:11434",
         "# DATABASE_URL=postgres://user:password@host:5432/gateway",
@@ -85,7 +85,7 @@ def write_env() -> None:
 
 
 def refuse_taken_port(host: str, port: int) -> None:
-    """Stop with one clear line if something listens there already."""
+    """Exit with one line if the port is taken."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -96,7 +96,7 @@ def refuse_taken_port(host: str, port: int) -> None:
 
 
 def prepare_settings() -> None:
-    """Read the settings; the first one that cannot work ends this program with one line."""
+    """Read the settings. An invalid one ends this program with one line."""
     import django
 
     django.setup()
@@ -111,7 +111,7 @@ def prepare_database() -> None:
 
 
 def create_operator() -> str | None:
-    """Create the admin login and return its password; None if there is one already."""
+    """Create the admin login and return its password; None if a superuser exists."""
     from django.contrib.auth.models import User
 
     if User.objects.filter(is_superuser=True).exists():
@@ -122,7 +122,7 @@ def create_operator() -> str | None:
 
 
 def demo_key() -> str:
-    """Return the demo account's key, issuing one with some credit the first time."""
+    """Return the key of the demo account. The first time, create the account with some credit."""
     from accounts import keys
     from accounts.models import Account
 
@@ -159,8 +159,10 @@ def is_usable(secret: str) -> bool:
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Let every usual signal end this program as Ctrl-C does, so that all it started ends. Also
-    SIGINT itself, which a shell switches off in what it runs in the background."""
+    """End this program and its processes on SIGINT, SIGTERM and SIGHUP.
+
+    A shell ignores SIGINT in background jobs, so it needs a handler too.
+    """
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt
@@ -173,9 +175,9 @@ def stopped_by_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def model_server() -> Iterator[str | None]:
-    """Find the Ollama at OLLAMA_BASE, or start the embedded engine there.
+    """Use the Ollama at OLLAMA_BASE, or start the embedded engine there.
 
-    Yields the name of a model that answers prompts; None if there is none.
+    Yields the name of a model that generates text, or None.
     """
     from django.conf import settings
 
@@ -205,8 +207,11 @@ def serve(host: str, port: int) -> Iterator[subprocess.Popen[bytes]]:
 
 @contextlib.contextmanager
 def process(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a program, and end it with this one. It gets a group of its own, so that the terminal's
-    Ctrl-C reaches us alone and the order of stopping is ours."""
+    """Run a program, and end it with this one.
+
+    It gets its own process group. So Ctrl-C reaches only this program, which stops the others in
+    order.
+    """
     running = subprocess.Popen(command, cwd=BASE_DIR, start_new_session=True)
     try:
         yield running
@@ -215,7 +220,7 @@ def process(command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
         try:
             running.wait(timeout=STOP_SECONDS)
         except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            running.kill()  # It does not end, or somebody presses Ctrl-C again.
+            running.kill()  # It does not end, or Ctrl-C was pressed again.
             running.wait()
 
 
@@ -223,9 +228,9 @@ def wait_for(url: str, running: subprocess.Popen[bytes]) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not answers(url):
         if running.poll() is not None:
-            sys.exit("It ended before it answered; the reason stands above.")
+            sys.exit("A process ended before it was ready. See its message above.")
         if time.monotonic() > deadline:
-            sys.exit(f"Nothing answers at {url} after {START_SECONDS} seconds.")
+            sys.exit(f"{url} does not respond after {START_SECONDS} seconds.")
         time.sleep(0.1)
 
 
@@ -237,7 +242,7 @@ def answers(url: str) -> bool:
         return False
 
 
-# --- What a newcomer reads -----------------------------------------------------------------------
+# --- Output --------------------------------------------------------------------------------------
 
 
 def say(text: str) -> None:
@@ -245,14 +250,16 @@ def say(text: str) -> None:
 
 
 def url_of(host: str, port: int) -> str:
-    """Return the address to call; one that means "every address" is called by loopback's."""
-    called = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
-    return f"http://[{called}]:{port}" if ":" in called.strip("[]") else f"http://{called}:{port}"
+    """Return the URL to call. For 0.0.0.0 and :: it has the loopback address."""
+    address = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104
+    return (
+        f"http://[{address}]:{port}" if ":" in address.strip("[]") else f"http://{address}:{port}"
+    )
 
 
 def show(address: tuple[str, int], password: str | None, key: str, model: str | None) -> None:
     url = url_of(*address)
-    login = f"admin / {password}" if password else f"the password you have; forgotten: {FORGOTTEN}"
+    login = f"admin / {password}" if password else f"your password; to change it: {CHANGE_PASSWORD}"
     say(f"""
 Ollama gateway {__version__} is ready.
 
@@ -265,9 +272,11 @@ Ctrl-C stops everything.
 
 
 def first_request(url: str, key: str, model: str | None) -> str:
-    """Return a request to paste. It streams: a small machine is silent for long otherwise."""
+    """Return a request to paste. It streams: a whole response takes long on a small machine."""
     if model is None:
-        return "\nNo model that answers is installed: `ollama pull llama3.2`, then start again.\n"
+        return (
+            "\nNo installed model generates text. Run `ollama pull llama3.2`, then start again.\n"
+        )
     return f"""
 Paste this:
 

@@ -1,7 +1,7 @@
-"""Django's log of suspicious requests, in one line each.
+"""Log each suspicious request in one line.
 
-It writes a traceback for every one: a client without a key could fill the log with them, and its
-own words stand in the message as they came.
+Django logs a traceback for each, so a client without a key could fill the log. The message contains
+the client's text unescaped.
 """
 
 import logging
@@ -10,7 +10,7 @@ LONGEST = 300
 
 
 def in_one_line(record: logging.LogRecord) -> bool:
-    """Take the traceback and the control characters out of what a client caused."""
+    """Remove the traceback and escape the control characters of a client's text."""
     if record.name.startswith("django.security"):
         record.exc_info = record.exc_text = None
         text = record.getMessage().encode("unicode_escape").decode("ascii")

@@ -1,18 +1,18 @@
-"""Let a first request to the operator's own Ollama work: price the models, choose one."""
+"""Prepare the operator's Ollama for a first request: set prices of its models, choose one."""
 
 from collections.abc import Callable
 from typing import Any
 
-# Per 1,000 tokens read and written.
+# Per 1,000 tokens of prompt and completion.
 TRIAL_PRICE = "0.0005", "0.001"
 CHANGE = ".venv/bin/python manage.py set_price NAME --input 0.002 --output 0.004"
 
 
 def prepare(say: Callable[[str], None], *, but_for: str) -> str | None:
-    """Price the installed models and return the smallest that answers prompts, None without one.
+    """Set prices of the installed models, and return the smallest that generates text, or None.
 
-    Models are priced only while the demo account, `but_for`, is the only customer: later a model
-    without a price may be one that is not for sale on purpose.
+    Prices are set only while the demo account, `but_for`, is the only customer. Later an operator
+    may have left a model without a price on purpose.
     """
     from accounts.models import Account
 
@@ -23,7 +23,7 @@ def prepare(say: Callable[[str], None], *, but_for: str) -> str | None:
 
 
 def installed() -> list[dict[str, Any]]:
-    """Return the entries of the models that Ollama runs itself, the smallest first."""
+    """Return the models that are installed in Ollama, the smallest first, without cloud models."""
     from gateway import catalogue
     from gateway.upstream.client import configured_client
 
@@ -39,7 +39,7 @@ def name_of(entry: dict[str, Any]) -> str:
 
 
 def price(names: list[str], say: Callable[[str], None]) -> None:
-    """Give every model that was never priced the price of a trial, and say so."""
+    """Set the trial price of every model that never had a price, and print it."""
     from django.conf import settings
     from django.utils import timezone
 
@@ -58,7 +58,7 @@ def price(names: list[str], say: Callable[[str], None]) -> None:
 
 
 def smallest_chat_model(models: list[dict[str, Any]]) -> str | None:
-    """Return the smallest priced model that answers prompts, None without one."""
+    """Return the smallest model with a price that generates text, or None."""
     from django.utils import timezone
 
     from billing import price_book
@@ -69,7 +69,7 @@ def smallest_chat_model(models: list[dict[str, Any]]) -> str | None:
 
 
 def answers_prompts(name: str) -> bool:
-    """Tell by the model's capabilities, and where Ollama names none, by its name."""
+    """Check the model's capabilities, or its name if Ollama reports no capabilities."""
     from gateway.errors import GatewayError
     from gateway.upstream.client import configured_client
 

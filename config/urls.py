@@ -1,4 +1,4 @@
-"""Every address of the gateway. Apps keep their own; this page only says where they hang."""
+"""All routes of the gateway. Each app has its own; this module includes them."""
 
 from django.contrib import admin
 from django.urls import include, path

@@ -1,8 +1,8 @@
-"""gunicorn's threaded worker, with less patience for clients that cost a thread and give nothing.
+"""gunicorn's threaded worker, in which slow or idle clients do not occupy threads.
 
-It leans on names of gunicorn 27 that are not documented: `_DEFER`, and the methods of ThreadWorker
-overridden here. Look here first when gunicorn is upgraded. `tests/flow/test_server.py` and
-`tests/faults/test_slow_clients.py` are its proof.
+It uses names of gunicorn 27 that are not documented: `_DEFER`, and the methods of ThreadWorker that
+it overrides. Check them when gunicorn is upgraded. `tests/flow/test_server.py` and
+`tests/faults/test_slow_clients.py` test it.
 """
 
 import contextlib
@@ -22,58 +22,62 @@ from gunicorn.workers.gthread import _DEFER, ThreadWorker
 
 from config.bodies import CLIENT_SECONDS, Reading, time_body
 
-# How long a client may take to close after its answer, before it may miss the end of it.
+# How long the worker waits for a client to close after its response. A connection that is closed
+# earlier may lose the end of the response.
 LINGER_SECONDS = 1.0
-# How much it may still send meanwhile: who is told no in the middle of a body should read it.
+# How much the client may still send meanwhile, so that it can read an error that interrupts a body.
 LINGER_BYTES = 16 * 1024 * 1024
-# How long a worker that is out of files waits for an answer to end and give some back.
+# How long a worker without free file descriptors waits for a response to end.
 PAUSE_SECONDS = 0.1
 # How long a request may wait for a thread, or a connection for another worker to accept it.
 FULL_SECONDS = 0.05
-# How often that is looked at: another worker empties the backlog faster.
-LOOK_SECONDS = 0.01
-# The most connections that are refused at once, before answers are looked after again.
-REFUSED_AT_ONCE = 64
+# How often the worker checks this. Another worker empties the backlog faster.
+CHECK_SECONDS = 0.01
+# The most connections that are rejected at once, before other events are handled.
+REJECTED_AT_ONCE = 64
 HEAD_BYTES = 8192
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
-    """gunicorn's gthread, with less patience: a thread is what is sold, so none is had for nothing.
+    """Threads are the capacity that is sold, so an idle client must not occupy one.
 
-    - A connection on which nothing was said yet waits in the poller. Stock lends it a thread for
-      five seconds, so that a few hundred idle connections keep every other client waiting.
-    - The head of a request must be whole in CLIENT_SECONDS, and its body in a time that grows with
-      its size, however they trickle in. A time-out of the socket bounds silence only.
-    - A body that nobody reads is not drained: the answer closes the connection.
-    - The poller waits for a client to close after its answer. Stock waits in its main thread, up
-      to two seconds for each client: fifteen that do not close, and the worker counts as dead and
-      is killed with every answer in it.
-    - A worker without a free thread accepts nobody, so that another one does; where none does, it
-      answers 503. Stock accepts on, and its connections wait while another worker idles.
-    - A worker that is out of files accepts nobody for a moment. Stock ends, with all its answers.
+    The differences from gunicorn's gthread:
 
-    Only the main thread touches what is counted here.
+    - A connection without data waits in the poller. gthread gives it a thread for five seconds, so
+      a few hundred idle connections make every other client wait.
+    - The headers of a request must arrive within CLIENT_SECONDS, and its body within a time that
+      grows with its size. A socket timeout limits only the pause between two bytes.
+    - An unread body is not drained: the response closes the connection.
+    - The poller waits for a client to close after its response. gthread waits in its main thread,
+      up to two seconds for each client. After fifteen clients that do not close, the master would
+      kill the worker with all its responses.
+    - A worker without a free thread accepts no connection, so that another worker does. If none
+      does, it responds with 503. gthread accepts connections, which wait while others are idle.
+    - A worker without free file descriptors accepts no connection for a moment. gthread exits, with
+      all its responses.
+
+    Only the main thread changes the counters.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._reading: Reading = {}
         self._busy = 0
-        self._refused = 0
-        # Kept connections with a request and no thread for it, since when.
+        self._rejected = 0
+        # Kept-alive connections with a request that waits for a thread, and since when.
         self._queue: deque[tuple[float, Any]] = deque()
         # Since when connections wait in the backlog of a full worker.
         self._backlog_since: float | None = None
-        # Answered connections whose client has not closed yet: until when, and how much more.
+        # Connections whose client has not closed after its response: deadline and bytes left.
         self._leaving: dict[socket.socket, list[float]] = {}
 
-    # --- Beginning --------------------------------------------------------------------------------
+    # --- Accepting --------------------------------------------------------------------------------
 
     def set_accept_enabled(self, enabled: bool) -> None:
         super().set_accept_enabled(enabled and self._backlog_since is None)
 
     def accept(self, listener: Any) -> None:
-        """Accept a connection; without a file for it let it wait, instead of ending the worker."""
+        """Accept a connection. Without a free file descriptor let it wait; gthread would exit."""
         if self._is_full():
             self._backlog_since = time.monotonic()
             self.set_accept_enabled(False)
@@ -89,7 +93,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         return bool(self._busy >= self.cfg.threads)
 
     def enqueue_req(self, conn: Any) -> None:
-        """Lend a connection a thread for its next request, if it has begun one."""
+        """Give a connection a thread for its next request, if data of it has arrived."""
         if not conn.initialized and not conn.wait_for_data(0):
             silent: Future[Any] = Future()
             silent.set_result(_DEFER)
@@ -118,14 +122,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
         now = time.monotonic()
         for deadline, conn in list(self._reading.values()):
             if now > deadline:
-                # Its thread reads the end of the connection, and is free.
+                # Its thread reads the end of the connection, and becomes free.
                 with contextlib.suppress(OSError):
                     conn.sock.shutdown(socket.SHUT_RD)
-        if self._refused:
-            self.log.warning("All threads are busy: %s connections were told so.", self._refused)
-            self._refused = 0
+        if self._rejected:
+            self.log.warning("All threads are busy: %s connections got 503.", self._rejected)
+            self._rejected = 0
 
-    # --- Ending -----------------------------------------------------------------------------------
+    # --- Closing ----------------------------------------------------------------------------------
 
     def finish_request(self, conn: Any, fs: Any) -> None:
         """Called in the main thread when a thread is done with a connection."""
@@ -136,7 +140,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             super().finish_request(conn, fs)
 
     def _leave(self, sock: socket.socket) -> None:
-        """Close a connection once its client has; at once, the client might miss its answer."""
+        """Close a connection after its client does. Earlier, the client might lose the response."""
         try:
             sock.shutdown(socket.SHUT_WR)
             sock.setblocking(False)
@@ -155,9 +159,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             count = 0
         self._leaving[sock][1] -= count
         if not count or self._leaving[sock][1] < 0:
-            self._let_go(sock)
+            self._close_left(sock)
 
-    def _let_go(self, sock: socket.socket) -> None:
+    def _close_left(self, sock: socket.socket) -> None:
         del self._leaving[sock]
         self.poller.unregister(sock)
         self._close(sock)
@@ -170,34 +174,34 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
 
     def wait_for_and_dispatch_events(self, timeout: float) -> None:
         if self._queue or self._backlog_since is not None:
-            timeout = min(timeout, LOOK_SECONDS)
+            timeout = min(timeout, CHECK_SECONDS)
         elif self._leaving:
             timeout = min(timeout, LINGER_SECONDS / 4)
         super().wait_for_and_dispatch_events(timeout)
         now = time.monotonic()
-        self._look_at_queue(now)
-        self._look_at_backlog(now)
+        self._check_queue(now)
+        self._check_backlog(now)
         while self._leaving and next(iter(self._leaving.values()))[0] < now:
-            self._let_go(next(iter(self._leaving)))
+            self._close_left(next(iter(self._leaving)))
 
-    def _look_at_queue(self, now: float) -> None:
+    def _check_queue(self, now: float) -> None:
         while self._queue and not self._is_full():
             self.enqueue_req(self._queue.popleft()[1])
         while self._queue and now - self._queue[0][0] > FULL_SECONDS:
-            self._refuse(self._queue.popleft()[1].sock)
+            self._reject(self._queue.popleft()[1].sock)
 
-    def _look_at_backlog(self, now: float) -> None:
-        """Accept again when a thread is free; refuse what no worker accepted for so long.
+    def _check_backlog(self, now: float) -> None:
+        """Accept again when a thread is free; reject connections that no worker accepts.
 
-        What waits there now need not be what waited before. But a worker with a free thread empties
-        the backlog, and then this one sees it empty.
+        The connections that wait now may be others than before. But a worker with a free thread
+        empties the backlog, and then this worker sees it empty.
         """
         if self._backlog_since is None:
             return
         if self.alive and self._is_full() and self._backlog():
             if now - self._backlog_since < FULL_SECONDS:
                 return
-            self._refuse_backlog()
+            self._reject_backlog()
         self._backlog_since = None
 
     def _backlog(self) -> bool:
@@ -206,17 +210,19 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             poll.register(listener, select.POLLIN)
         return bool(poll.poll(0))
 
-    def _refuse_backlog(self) -> None:
+    def _reject_backlog(self) -> None:
         for listener in self.sockets:
-            with contextlib.suppress(OSError):  # Nobody waits there any more.
-                for _ in range(REFUSED_AT_ONCE):
+            with contextlib.suppress(OSError):  # The backlog is empty.
+                for _ in range(REJECTED_AT_ONCE):
                     sock, _address = listener.accept()
                     self.nr_conns += 1
-                    self._refuse(sock)
+                    self._reject(sock)
 
-    def _refuse(self, sock: socket.socket) -> None:
-        """Answer 503 without a thread, in the shape of the family whose address was asked for."""
-        from gateway.wire import answer_when_full  # Not in the master, which a reload keeps.
+    def _reject(self, sock: socket.socket) -> None:
+        """Respond with 503 without a thread, in the format of the requested route's API."""
+        from gateway.wire import (
+            answer_when_full,
+        )  # Not imported by the master, which lives through a reload.
 
         head = b""
         sock.setblocking(False)
@@ -224,12 +230,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]  # gunicorn has no types
             head = sock.recv(HEAD_BYTES)
         with contextlib.suppress(OSError):
             sock.send(answer_when_full(head))
-        self._refused += 1
+        self._rejected += 1
         self._leave(sock)
 
 
 def write_error(sock: socket.socket, status: int, reason: str, _message: str) -> None:
-    """Stand in for gunicorn's page: every error is JSON, and what it quotes may be a key."""
+    """Replace gunicorn's page: every error is JSON, and gunicorn's text may quote a key."""
     from gateway.wire import broken_request
 
     util.write_nonblock(sock, broken_request(status, reason))

@@ -21,7 +21,7 @@ def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> 
 
 
 def limit_db_wait() -> None:
-    """Let no request wait long for the database; a report on the command line may."""
+    """Limit how long a request waits for the database. Management commands may wait longer."""
     from django.conf import settings
     from django.db import connection
 
@@ -32,12 +32,12 @@ def limit_db_wait() -> None:
         try_anew_at_once()
 
 
-def read_addresses() -> None:
-    """Import every view now: a worker out of files could not, and each request would be a 500."""
+def load_routes() -> None:
+    """Import every view now. A worker without free file descriptors could not import later."""
     from django.urls import get_resolver
 
     get_resolver().url_patterns  # noqa: B018  # Read once, kept.
 
 
 limit_db_wait()
-read_addresses()
+load_routes()

@@ -38,7 +38,7 @@ CLIENT_SECONDS = 2.0
 NEVER_READS = 2 * CLIENT_SECONDS
 # gunicorn checks deadlines about once a second; a busy machine takes more.
 LATE = 10.0
-CUT = "A client was too slow to send or to read, and was cut."
+CUT = "A client was too slow to send or to read, and was disconnected."
 HEAD = "POST /api/generate HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\n"
 
 

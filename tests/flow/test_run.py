@@ -150,7 +150,7 @@ def test_a_second_run_keeps_everything(home: dict[str, str], tmp_path: Path) -> 
 
     with run(home, tmp_path / "second") as text:
         assert printed("Key", text) == key
-        assert "the password you have" in printed("Admin", text)
+        assert "your password" in printed("Admin", text)
         assert "manage.py changepassword admin" in text
 
 
