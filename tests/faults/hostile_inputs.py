@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from random import Random
 
-from tests.gateway.test_images import encoded, png
+from tests.harness.images import encoded, png
 
 LONG = 8_192
 

@@ -1,6 +1,5 @@
 """An image is looked at before the model server believes what it claims."""
 
-import base64
 import struct
 
 import pytest
@@ -10,12 +9,9 @@ from hypothesis import strategies as st
 
 from gateway.validation import images
 from gateway.validation.images import InvalidImage
+from tests.harness.images import encoded, png
 
 LIMIT = 100_000
-
-
-def png(width: int = 1, height: int = 1, first: bytes = b"IHDR") -> bytes:
-    return images.PNG_START + b"\0\0\0\r" + first + struct.pack(">II", width, height) + b"\x08\2\0"
 
 
 def segment(marker: int, data: bytes) -> bytes:
@@ -28,10 +24,6 @@ def frame(width: int, height: int, marker: int = 0xC0) -> bytes:
 
 def jpeg(*segments: bytes) -> bytes:
     return b"\xff\xd8" + b"".join(segments) + b"\xff\xd9"
-
-
-def encoded(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def hidden(skipped: bytes, claimed_at: int) -> bytes:

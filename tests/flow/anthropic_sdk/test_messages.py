@@ -17,7 +17,7 @@ from tests.flow.anthropic_sdk.calls import (
     create,
     text_of,
 )
-from tests.gateway.test_anthropic import PNG
+from tests.harness.anthropic import PNG
 from tests.harness.callers import Caller
 from tests.harness.gateway import RunningGateway, usage_row
 

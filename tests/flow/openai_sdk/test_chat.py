@@ -18,8 +18,8 @@ from tests.flow.openai_sdk.calls import (
     chat_script,
     sent_body,
 )
-from tests.gateway.test_images import encoded, png
 from tests.harness.gateway import RunningGateway, usage_row
+from tests.harness.images import encoded, png
 
 pytestmark = pytest.mark.usefixtures("priced")
 
