@@ -27,7 +27,7 @@ from tests.servers.client import RawClient
 GENERATE = "/api/generate"
 SIZE = 31 * 1024 * 1024
 MEGABYTES = 128
-GAP = 2.0
+GAP = 5.0
 
 
 def of_size(start: bytes, repeated: bytes, end: bytes) -> bytes:
