@@ -48,11 +48,11 @@ run: $(VENV)/run  ## Start the gateway and a model, on PORT (8000)
 test: test-sqlite test-postgresql  ## Run all tests on SQLite, and those that use the database on PostgreSQL
 
 test-sqlite: $(VENV)/dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(LAST_FAILED)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 
 test-postgresql: $(VENV)/dev
 	$(BIN)/python -m tests.servers.postgres --max-connections 200 -- \
-		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not once" $(LAST_FAILED)
+		$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not once"
 
 coverage: $(VENV)/dev  ## Run the tests on SQLite and show which lines and branches they run
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --cov --cov-report=term:skip-covered
