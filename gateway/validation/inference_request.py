@@ -8,6 +8,15 @@ from gateway.metering import Operation
 
 
 @dataclass(frozen=True, slots=True)
+class ClientTool:
+    """A tool as its client knows it: a function or a custom tool, perhaps in a namespace."""
+
+    kind: str
+    name: str
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ResponseOptions:
     """How the client wants its response written; each family's parser sets what its renderer
     reads."""
@@ -18,6 +27,12 @@ class ResponseOptions:
     base64: bool = False
     # The Responses API: fields of the request that the response repeats.
     echo: Mapping[str, Any] = field(default_factory=dict)
+    # The Responses API: whether the thinking is repeated so that the client can return it.
+    encrypted_reasoning: bool = False
+    # OpenAI: the tools whose calls are not written as plain functions, by their native names.
+    tools: Mapping[str, ClientTool] = field(default_factory=dict)
+    # The native names of the tools of which the model must call one.
+    forced: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

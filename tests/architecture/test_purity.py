@@ -40,6 +40,7 @@ PURE_IMPORTS = {
     "math", "operator", "re", "secrets", "string", "struct", "typing", "uuid", "zlib",
     "accounts.models.Scope",
     "billing.money",
+    "gateway.catalogue",
     "gateway.dialects",
     "gateway.dialects.json_fragments",
     "gateway.errors",

@@ -127,7 +127,7 @@ def test_tokens_are_not_counted_beforehand_and_other_addresses_are_not_there(
     [
         {"MESSAGES": []},
         {"messages": [{"role": "user", "content": [{"type": "document"}]}]},
-        {"tools": [{"type": "web_search_20250305", "name": "x"}]},
+        {"tools": [{"type": "bash_20250124", "name": "x"}]},
         {"top_k": "many"},
         {"stop_sequences": ["x"] * 9},
     ],

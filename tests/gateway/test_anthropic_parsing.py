@@ -169,13 +169,13 @@ def test_tools_are_not_told_when_none_may_be_used() -> None:
     assert "tools" not in fields(tools=[])
 
 
-@pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "x"}, "auto", 5, {}])
-def test_a_call_cannot_be_forced(choice: Any) -> None:
-    with pytest.raises(BadRequest, match="cannot be forced"):
+@pytest.mark.parametrize("choice", [{"type": "x"}, "auto", 5, {}])
+def test_a_malformed_choice_is_rejected(choice: Any) -> None:
+    with pytest.raises(BadRequest, match="tool_choice"):
         fields(tools=[WEATHER], tool_choice=choice)
 
 
-@pytest.mark.parametrize("kind", ["web_search_20250305", "bash_20250124", "function", 5, []])
+@pytest.mark.parametrize("kind", ["text_editor_20250728", "bash_20250124", "function", 5, []])
 def test_tools_that_are_not_the_clients_own_are_refused(kind: Any) -> None:
     with pytest.raises(BadRequest, match=r"'tools\[0\]' is of type"):
         fields(tools=[{**WEATHER, "type": kind}])
@@ -289,7 +289,7 @@ def test_a_result_may_hold_images_be_empty_or_tell_of_an_error() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", ["document", "search_result", "server_tool_use", "x" * 999, 5, []])
+@pytest.mark.parametrize("kind", ["document", "search_result", "x" * 999, 5, []])
 def test_a_block_that_cannot_be_passed_on_is_refused(kind: Any) -> None:
     for place in ([{"type": kind}], [result([{"type": kind}])], ["hi"], [None]):
         with pytest.raises(BadRequest, match=r"'messages\[0\]\.content\[0\]") as caught:

@@ -55,7 +55,7 @@ def ask(caller: Caller, dialect: OpenAIDialect, **fields: Any) -> bytes:
 
 def without_ids(stream: bytes) -> list[Any]:
     """Return the events, without what differs from request to request."""
-    names = ("id", "item_id", "created", "created_at", "call_id")
+    names = ("id", "item_id", "created", "created_at", "completed_at", "call_id")
 
     def strip(value: Any) -> Any:
         if isinstance(value, dict):

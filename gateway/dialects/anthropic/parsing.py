@@ -13,6 +13,7 @@ Names = dict[str, str]
 
 SAMPLING = ("temperature", "top_p", "top_k")
 EFFORTS = {"low": "low", "medium": "medium", "high": "high", "xhigh": "max", "max": "max"}
+CHOICES = ("auto", "none", "any", "tool")
 THINKING = ("enabled", "adaptive", "disabled")
 IMAGES = ("image/png", "image/jpeg")
 # What runs on Anthropic's side; a client that asks for it counts on it.
@@ -23,6 +24,15 @@ KINDS = {
     "user": ("text", "image", "tool_result"),
     "assistant": ("text", "thinking", "redacted_thinking", "tool_use"),
 }
+# Tools that run on Anthropic's side, by the beginning of their type, and what they leave in the
+# history. Clients declare them with every request, so they are left out.
+SERVER_TOOLS = ("web_search_", "web_fetch_", "code_execution_", "tool_search_tool_", "mcp_toolset")
+SERVER_BLOCKS = (
+    "server_tool_use", "web_search_tool_result", "web_fetch_tool_result",
+    "code_execution_tool_result", "bash_code_execution_tool_result",
+    "text_editor_code_execution_tool_result", "tool_search_tool_result", "mcp_tool_use",
+    "mcp_tool_result",
+)  # fmt: skip
 
 
 def chat_fields(body: dict[str, Any]) -> dict[str, Any]:
@@ -104,14 +114,34 @@ def output_config(body: dict[str, Any]) -> dict[str, Any]:
 # --- Tools ----------------------------------------------------------------------------------------
 
 
-def tools(asked: Any, choice: Any) -> list[Native] | None:
-    """Return the tools the model is told of; raise BadRequest for a choice it cannot be held to."""
-    if choice is not None and type_of(choice) not in ("auto", "none"):
-        raise BadRequest("'tool_choice' must be of type auto or none: a call cannot be forced.")
-    if not isinstance(asked, list | None):
+def tools(offered: Any, choice: Any) -> list[Native] | None:
+    """Return the tools that the model is told of, or None; raise BadRequest."""
+    if choice is not None and type_of(choice) not in CHOICES:
+        raise BadRequest(f"'tool_choice.type' must be one of {', '.join(CHOICES)}.")
+    if not isinstance(offered, list | None):
         raise BadRequest("'tools' must be a list.")
-    found = [tool(one, f"tools[{i}]") for i, one in enumerate(asked or [])]
+    found = [
+        tool(one, f"tools[{i}]") for i, one in enumerate(offered or []) if not is_server_tool(one)
+    ]
     return found if found and type_of(choice) != "none" else None
+
+
+def forced_tools(body: dict[str, Any]) -> tuple[str, ...]:
+    """Return the names of the tools of which the model must call one; raise BadRequest."""
+    choice: dict[str, Any] = body.get("tool_choice") or {}
+    if type_of(choice) not in ("any", "tool"):
+        return ()
+    names = [tool["function"]["name"] for tool in tools(body.get("tools"), choice) or []]
+    wanted = names if type_of(choice) == "any" else [choice.get("name")]
+    forced = tuple(name for name in names if name in wanted)
+    if not forced:
+        raise BadRequest("'tool_choice' requires a call, but none of its tools is in 'tools'.")
+    return forced
+
+
+def is_server_tool(tool: Any) -> bool:
+    kind = type_of(tool)
+    return isinstance(kind, str) and kind.startswith(SERVER_TOOLS)
 
 
 def tool(asked: Any, where: str) -> Native:
@@ -177,7 +207,11 @@ def blocks_of(content: Any, where: str, kinds: Sequence[str]) -> list[tuple[str,
     """Return the blocks of a content, each with its place; raise BadRequest for a foreign one."""
     if not isinstance(content, list):
         raise BadRequest(f"'{where}' must be a text or a list of blocks.")
-    found = [(f"{where}[{i}]", block) for i, block in enumerate(content)]
+    found = [
+        (f"{where}[{i}]", block)
+        for i, block in enumerate(content)
+        if type_of(block) not in SERVER_BLOCKS
+    ]
     for at, block in found:
         if type_of(block) not in kinds:
             kind = shown(type_of(block))

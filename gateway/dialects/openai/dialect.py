@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from gateway.dialects import forced_calls
 from gateway.dialects.base import Renderer, sdk_retry_headers
 from gateway.dialects.fields import model_of, wants_stream
 from gateway.dialects.openai import parsing, responses_parsing
@@ -34,12 +35,15 @@ class OpenAIDialect:
     def parse(self, operation: Operation, body: dict[str, Any]) -> InferenceRequest:
         reject_lookalikes(body)
         stream = wants_stream(body, default=False) and operation is not Operation.EMBED
-        return InferenceRequest(
-            operation, model_of(body), stream, self._payload(body), self._options(body)
-        )
+        payload, options = self._payload(body), self._options(body)
+        if options.forced:
+            forced_calls.force(payload, options.forced)
+        return InferenceRequest(operation, model_of(body), stream, payload, options)
 
     def renderer(self, request: InferenceRequest, request_id: str) -> Renderer:
-        return self._render(request, request_id)
+        renderer = self._render(request, request_id)
+        forced = request.options.forced
+        return forced_calls.ForcedCallRenderer(renderer, forced) if forced else renderer
 
     def error(self, error: GatewayError, request_id: str) -> bytes:
         return error_body(error, request_id)
@@ -48,7 +52,7 @@ class OpenAIDialect:
         return {"openai-processing-ms": str(round(seconds * 1000)), **sdk_retry_headers(status)}
 
 
-CHAT = OpenAIDialect(parsing.chat_fields, parsing.stream_options, ChatRenderer)
+CHAT = OpenAIDialect(parsing.chat_fields, parsing.chat_options, ChatRenderer)
 COMPLETIONS = OpenAIDialect(parsing.completion_fields, parsing.stream_options, CompletionRenderer)
 EMBEDDINGS = OpenAIDialect(parsing.embedding_fields, parsing.encoding_options, EmbeddingsRenderer)
 RESPONSES = OpenAIDialect(

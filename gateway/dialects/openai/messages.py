@@ -95,10 +95,21 @@ def tool_calls(asked: Any, where: str, names: dict[str, str]) -> list[dict[str, 
 
 
 def chat_call(asked: Any, where: str, names: dict[str, str]) -> dict[str, Any]:
+    custom = asked.get("custom") if isinstance(asked, dict) else None
+    if isinstance(custom, dict):
+        return custom_call(asked.get("id"), custom, f"{where}.custom", names)
     function = asked.get("function") if isinstance(asked, dict) else None
     if not isinstance(function, dict):
         raise BadRequest(f"'{where}' must be a call of a function.")
     return tool_call(asked.get("id"), function, f"{where}.function", names)
+
+
+def custom_call(
+    call_id: Any, custom: dict[str, Any], where: str, names: dict[str, str]
+) -> dict[str, Any]:
+    """Return a native call of a custom tool, which the model knows as a function of one text."""
+    text = json.dumps({"input": require_text(custom.get("input"), f"{where}.input")})
+    return tool_call(call_id, {"name": custom.get("name"), "arguments": text}, where, names)
 
 
 def tool_call(

@@ -1,10 +1,11 @@
 """Read OpenAI's requests into native fields. What cannot be honoured is refused by name. Pure."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+from gateway.dialects.openai import tools
 from gateway.dialects.openai.messages import messages
-from gateway.dialects.openai.tools import chat_tools
 from gateway.errors import BadRequest
 from gateway.validation.inference_request import ResponseOptions
 
@@ -24,7 +25,7 @@ def chat_fields(body: dict[str, Any]) -> dict[str, Any]:
     """Return the native fields of a chat completion request; raise BadRequest."""
     reject_unsupported(body)
     fields: dict[str, Any] = {"messages": messages(body.get("messages"))}
-    fields["tools"] = chat_tools(body.get("tools"), body.get("tool_choice"))
+    fields["tools"] = tools.native_tools(body)
     fields["format"] = output_format(body.get("response_format"))
     fields["think"] = effort(body.get("reasoning_effort") or nested(body, "reasoning", "effort"))
     fields["logprobs"] = body.get("logprobs")
@@ -65,6 +66,13 @@ def wants_base64(body: dict[str, Any]) -> bool:
     if encoding not in ("float", "base64", None):
         raise BadRequest("'encoding_format' must be float or base64.")
     return bool(encoding == "base64")
+
+
+def chat_options(body: dict[str, Any]) -> ResponseOptions:
+    """Return how a client wants its chat completion written."""
+    return replace(
+        stream_options(body), tools=tools.client_tools(body), forced=tools.forced_tools(body)
+    )
 
 
 def stream_options(body: dict[str, Any]) -> ResponseOptions:

@@ -117,7 +117,7 @@ class ChatRenderer(OpenAIRenderer):
         message |= reasoning(thinking) | ({"tool_calls": calls} if calls else {})
         choice = {
             "index": 0,
-            "message": message,
+            "message": message | {"refusal": None},
             "logprobs": logprobs.of_chat(chunks),
             "finish_reason": self._reason(chunks[-1]),
         }
@@ -152,7 +152,12 @@ class ChatRenderer(OpenAIRenderer):
         """Return a tool call, with an id of ours if it has none."""
         call_id = native.get("id") or f"call_{plain_id(self.request_id)}_{self.calls}"
         self.calls += 1
-        return {"id": call_id, "type": "function", "function": called(native)}
+        function = called(native)
+        client = self.request.options.tools.get(function["name"])
+        if client is not None and client.kind == "custom":
+            custom = {"name": client.name, "input": input_text(native)}
+            return {"id": call_id, "type": "custom", "custom": custom}
+        return {"id": call_id, "type": "function", "function": function}
 
 
 def choice(
@@ -168,6 +173,14 @@ def called(native: dict[str, Any]) -> dict[str, str]:
     arguments = function.get("arguments") or {}
     written = arguments if isinstance(arguments, str) else json.dumps(arguments)
     return {"name": str(function.get("name") or ""), "arguments": written}
+
+
+def input_text(native: dict[str, Any]) -> str:
+    """Return the one text that a model gives to a custom tool; whatever else it gives as JSON."""
+    function = native.get("function")
+    arguments = function.get("arguments") if isinstance(function, dict) else None
+    text = arguments.get("input") if isinstance(arguments, dict) else arguments
+    return text if isinstance(text, str) else json.dumps(arguments)
 
 
 def reasoning(thinking: str) -> dict[str, str]:

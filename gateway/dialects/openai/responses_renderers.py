@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway import catalogue
 from gateway.dialects import sse
 from gateway.dialects.json_fragments import Items, dump
 from gateway.dialects.openai import logprobs
 from gateway.dialects.openai.errors import error_fields
-from gateway.dialects.openai.renderers import called, created_at, plain_id
+from gateway.dialects.openai.renderers import called, created_at, input_text, plain_id
+from gateway.dialects.openai.responses_input import THINKING
 from gateway.errors import GatewayError
 from gateway.metering import Receipt
 from gateway.upstream.chunk import Chunk
@@ -29,6 +31,8 @@ class Item:
     index: int
     text: list[str] = field(default_factory=list)
     probabilities: Items = field(default_factory=Items)
+    # Whether thinking is repeated so that the client can return it.
+    encrypted: bool = False
 
     @property
     def at(self) -> Event:
@@ -43,7 +47,9 @@ class Item:
     def closed(self, status: str) -> Event:
         """Return the item with all it holds."""
         if self.kind == "reasoning":
-            return self.opened() | {"summary": [self.part()]}
+            thinking = THINKING + "".join(self.text)
+            encrypted = {"encrypted_content": thinking} if self.encrypted else {}
+            return self.opened() | {"summary": [self.part()]} | encrypted
         return self._message(status, [self.part()])
 
     def part(self) -> Event:
@@ -142,7 +148,8 @@ class ResponseRenderer:
 
     def _open(self, kind: str) -> Iterator[Event]:
         prefix = "rs" if kind == "reasoning" else "msg"
-        self.open = item = Item(kind, self._item_id(prefix), len(self.output))
+        encrypted = self.request.options.encrypted_reasoning
+        self.open = item = Item(kind, self._item_id(prefix), len(self.output), encrypted=encrypted)
         yield added(item.index, item.opened())
         yield {"type": f"response.{PART[kind]}.added", **self._here(), "part": item.part()}
 
@@ -161,15 +168,26 @@ class ResponseRenderer:
 
     def _call(self, native: dict[str, Any]) -> Iterator[Event]:
         """Yield the life of a call, which comes whole."""
-        index, item_id = len(self.output), self._item_id("fc")
-        call_id = native.get("id") or self._item_id("call")
-        item = {"id": item_id, "type": "function_call", "call_id": call_id, **called(native)}
+        index, function = len(self.output), called(native)
+        client = self.request.options.tools.get(function["name"])
+        is_custom = client is not None and client.kind == "custom"
+        kind, prefix, content = CUSTOM if is_custom else FUNCTION
+        item_id = self._item_id(prefix)
+        written = input_text(native) if is_custom else function["arguments"]
+        item = {
+            "id": item_id,
+            "type": f"{kind}_call",
+            "call_id": native.get("id") or self._item_id("call"),
+            "name": client.name if client else function["name"],
+            **({"namespace": client.namespace} if client and client.namespace else {}),
+        }
         at = {"item_id": item_id, "output_index": index}
-        growing = "response.function_call_arguments"
-        yield added(index, item | {"status": "in_progress", "arguments": ""})
-        yield {"type": f"{growing}.delta", **at, "delta": item["arguments"]}
-        yield {"type": f"{growing}.done", **at, "arguments": item["arguments"]}
-        self.output.append(item | {"status": "completed"})
+        growing = f"response.{kind}_call_{content}"
+        named = {} if is_custom else {"name": item["name"]}
+        yield added(index, item | {content: "", "status": "in_progress"})
+        yield {"type": f"{growing}.delta", **at, "delta": written}
+        yield {"type": f"{growing}.done", **at, content: written, **named}
+        self.output.append(item | {content: written, "status": "completed"})
         yield finished(index, self.output[-1])
 
     def _here(self) -> Event:
@@ -189,6 +207,7 @@ class ResponseRenderer:
             "id": f"resp_{plain_id(self.request_id)}",
             "object": "response",
             "created_at": created_at(self.request_id),
+            "completed_at": None,
             "status": status,
             "error": None,
             "incomplete_details": None,
@@ -196,7 +215,6 @@ class ResponseRenderer:
             "output": list(self.output),
             "usage": usage_object(receipt),
             "background": False,
-            "parallel_tool_calls": True,
             "previous_response_id": None,
             "store": False,
             **self.request.options.echo,
@@ -205,8 +223,17 @@ class ResponseRenderer:
     def _ended(self, chunk: Chunk, receipt: Receipt | None) -> Event:
         status = ending(chunk)
         details = {"reason": "max_output_tokens"} if status == "incomplete" else None
-        return self._response(status, receipt) | {"incomplete_details": details}
+        ended: Event = {"incomplete_details": details}
+        if status == "completed":
+            # By the model server's clock, which may be behind ours.
+            at = catalogue.seconds(chunk.fields.get("created_at"))
+            ended["completed_at"] = max(at, created_at(self.request_id))
+        return self._response(status, receipt) | ended
 
+
+# Of a call: the beginning of its type and of its id, and the field for what the model wrote.
+FUNCTION = ("function", "fc", "arguments")
+CUSTOM = ("custom_tool", "ctc", "input")
 
 # How the events of an item are called, by its kind.
 TEXT = {"reasoning": "reasoning_summary_text", "message": "output_text"}

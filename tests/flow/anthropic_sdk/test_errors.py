@@ -65,8 +65,8 @@ def with_the_model_server_down(gateway: RunningGateway, caller: Caller) -> Any:
 
 ERRORS: dict[str, tuple[Call, type[anthropic.APIStatusError], str]] = {
     "no messages": (creating(messages=[]), anthropic.BadRequestError, "invalid_request_error"),
-    "a forced call": (
-        creating(tools=[WEATHER], tool_choice={"type": "any"}),
+    "a call of an unknown tool": (
+        creating(tools=[WEATHER], tool_choice={"type": "tool", "name": "unknown"}),
         anthropic.BadRequestError,
         "invalid_request_error",
     ),
