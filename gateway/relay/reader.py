@@ -1,7 +1,7 @@
-"""Read an answer in a thread of its own, so that whoever relays it can tell silence from an end.
+"""Read a response in a thread of its own, so that the writing thread can tell silence from an end.
 
-A blocked read cannot be interrupted and taken up again; so for clients that want a sign of life
-while the model thinks, one thread reads and another writes.
+A blocked read cannot be interrupted and resumed. So for clients that get keep-alives while the
+model thinks, one thread reads and another writes.
 """
 
 import logging
@@ -14,19 +14,19 @@ from gateway.upstream.chunk import Chunk
 
 logger = logging.getLogger(__name__)
 
-# How many chunks may wait for a slow client before the model server is made to wait too.
+# How many chunks may wait for a slow client. Then the reading thread waits, and the model server.
 CAPACITY = 64
-# How long the reading thread waits for room before it looks whether anybody still reads.
+# How long the reading thread waits for space in the queue before it checks for `close`.
 LOOK_SECONDS = 0.5
 
 
 class IdleTimeout(Exception):
-    """Nothing came for the time that was to be waited."""
+    """No chunk came within the timeout."""
 
 
 class ReaderThread:
     """An iterator over the chunks that a thread reads. `next` raises IdleTimeout, or what the read
-    raised. Making one raises GatewayBusy where no thread is to be had."""
+    raised. The constructor raises GatewayBusy if no thread can be started."""
 
     def __init__(self, source: Generator[Chunk, None, None], timeout: float) -> None:
         self._source = source
@@ -36,7 +36,7 @@ class ReaderThread:
         try:
             threading.Thread(target=self._run, name="reader", daemon=True).start()
         except RuntimeError as error:
-            logger.error("An answer is refused: %s", error)
+            logger.error("A response is refused: %s", error)
             raise GatewayBusy() from error
 
     def __iter__(self) -> "ReaderThread":

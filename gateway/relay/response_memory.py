@@ -1,4 +1,4 @@
-"""How much memory the answers that are not streamed may take in this process."""
+"""Limit the memory that responses which are not streamed take in this process."""
 
 from gateway.dialects.json_fragments import Items
 from gateway.errors import TooLarge
@@ -6,18 +6,18 @@ from gateway.upstream.chunk import Chunk
 from gateway.validation.large_bodies import LARGE_BYTES, Room
 
 MEGABYTE = 1024 * 1024
-# One answer, and all answers of this process that are being made or sent. The whole body of an
-# answer is joined from what is kept, which takes its bytes once more for a moment.
+# For one response, and for all responses of this process that are being built or sent. A body is
+# joined from its parts, which takes its bytes a second time for a moment.
 MAX_ANSWER_BYTES = 64 * MEGABYTE
 MAX_BYTES = 96 * MEGABYTE
 
-# Who waits for it has a thread, and the model server has done work for it.
+# Short: a request that waits occupies a thread, and the model server has done work for it.
 room = Room(timeout=5.0)
 
 
 class Share:
-    """What one answer takes of the room. `parts`: in how many parts of one size it comes, where
-    that is known; then room for all is taken at the first, and who has begun can end."""
+    """The memory of one response. `parts`: in how many parts of one size it comes, where that is
+    known. Memory for all of them is taken at the first, so a response that has begun can end."""
 
     def __init__(self, parts: int = 1) -> None:
         self._parts = parts
@@ -25,7 +25,7 @@ class Share:
         self._taken = 0
 
     def add(self, chunk: Chunk) -> None:
-        """Count a chunk that is kept; raise TooLarge, or GatewayBusy without room."""
+        """Count a chunk that is kept; raise TooLarge, or GatewayBusy if no memory is free."""
         self._size += sum(v.size for v in chunk.fields.values() if isinstance(v, Items))
         # The last part may be smaller than the others.
         if max(self._size, self._size * (self._parts - 1)) > MAX_ANSWER_BYTES:

@@ -1,19 +1,19 @@
-"""Notice that a client has left, and break off the work done for it.
+"""Detect that a client has disconnected, and cancel the work done for it.
 
-A synchronous server learns that its client is gone only when it writes, and while a model loads
-or thinks nobody writes. So one thread per process keeps the client's socket of every request in
-flight in an epoll set, and when one hangs up it shuts the upstream connection down: the blocked
-read in the request's own thread returns at once, and the model server stops. A stream of which a
-chunk was handed on has a moment more, its grace, for the model server's own counts. The same thread
-keeps the deadlines, since a read time-out bounds silence only, never the whole.
+A synchronous server learns of a disconnect only when it writes, and it writes nothing while a model
+loads or thinks. So one thread per process watches the client socket of every request in flight with
+epoll. On a disconnect it shuts the upstream connection down: the blocked read in the request's own
+thread returns at once, and the model server stops. A stream that has handed on a chunk continues
+for a grace period, in which the model server's own counts may come. The same thread enforces the
+deadlines, because a read time-out limits each silence, not the whole response.
 
 Invariants:
-- An upstream socket is shut down only while its Cancellation holds it: from when it is connected,
-  before anything is sent on it, until `end`.
-- A client's number is looked up only while it is open and the client's: see
+- An upstream socket is shut down only while its Cancellation holds it: from the connect, before
+  anything is sent, until `detach`.
+- A client's file descriptor is looked up only while it is open and belongs to that client: see
   `DisconnectMonitor._by_fd`.
-- A Cancellation and the DisconnectMonitor have a lock each, never taken one inside the other, and
-  nobody who holds one waits for a client or a server; so `end` never waits long for the thread.
+- Cancellation and DisconnectMonitor each have a lock. They are never nested and never held during
+  I/O, so `detach` cannot block for long.
 """
 
 import contextlib
@@ -30,48 +30,47 @@ from gateway.errors import ClientDisconnected, GatewayBusy, GatewayError, Gatewa
 
 logger = logging.getLogger(__name__)
 
-# How late a passed deadline may be noticed, in seconds. Hang-ups are noticed at once.
+# How late a passed deadline may be noticed, in seconds. Disconnects are noticed at once.
 TICK = 0.25
 
 
 class Cancellation:
-    """One request in flight: whose it is, whether its client is still there, and until when it may
-    take. `cut` says why its answer was broken off, once it was.
+    """One request in flight: its key, its client's connection, its deadlines. `reason`: why it was
+    cancelled, or None.
 
-    It does nothing by itself. One that nobody added to the disconnect_monitor notices neither a
-    client nor a deadline; only the socket's time-out bounds its reads.
+    It does nothing by itself. Unless it is added to the disconnect_monitor, it notices neither a
+    disconnect nor a deadline; only the socket's time-out limits its reads.
     """
 
     def __init__(self, client: socket.socket | None, key_id: int | None = None) -> None:
         self.client_fd = -1 if client is None else client.fileno()
         self.key_id = key_id
-        # Until when the answer may take, and why it is broken off then. One value, so that the
-        # disconnect_monitor never sees one deadline with the other's reason.
+        # The deadline, and the reason to cancel then. One value, so that the disconnect_monitor
+        # never sees one deadline with the other's reason.
         self.limit: tuple[float, type[GatewayError]] = (float("inf"), GatewayError)
-        # Another, which no call of `set_deadline` moves.
+        # A second one, which `set_deadline` does not replace.
         self.kept_limit = self.limit
         self.reason: type[GatewayError] | None = None
-        # For how many seconds the answer may go on after the client has left. Set once a chunk was
-        # handed on: the counts of the whole may be near.
+        # For how many seconds the response continues after a disconnect. Set once a chunk was
+        # handed on: the model server's counts may come soon.
         self.grace = 0.0
         self.client_left = False
-        # Whether a connection was made for it, on which its request may have been sent.
+        # Whether a connection was made, on which the request may have been sent.
         self.reached_upstream = False
         self._upstream: socket.socket | None = None
         self._awaited: threading.Event | None = None
         self._lock = threading.Lock()
 
     def set_deadline(self, seconds: float, reason: type[GatewayError]) -> None:
-        """Have the disconnect_monitor break the answer off so many seconds from now, in place of
-        what was set before."""
+        """Cancel the response so many seconds from now. It replaces the former deadline."""
         self.limit = (time.monotonic() + seconds, reason)
 
     def keep_deadline(self) -> None:
-        """Keep the deadline that is set now for the whole, whatever is set for the next call."""
+        """Keep the present deadline for the whole response, whatever is set for a later call."""
         self.kept_limit = self.limit
 
     def attach(self, upstream: socket.socket) -> None:
-        """Hold the upstream connection, and break it off at once if it is too late already."""
+        """Hold the upstream connection; shut it down at once if this is cancelled already."""
         with self._lock:
             self._upstream = upstream
             self.reached_upstream = True
@@ -80,8 +79,8 @@ class Cancellation:
 
     @contextlib.contextmanager
     def notifies(self, event: threading.Event) -> Iterator[None]:
-        """Set an event when the answer is broken off, for whoever waits for something else than
-        the upstream connection."""
+        """Set an event on cancellation, for a thread that waits for something else than the
+        upstream connection."""
         with self._lock:
             self._awaited = event
             if self.reason:
@@ -93,13 +92,13 @@ class Cancellation:
                 self._awaited = None
 
     def set_read_timeout(self, seconds: float) -> None:
-        """Let a read of the upstream connection wait so long for its next bytes, and no longer."""
+        """Set the read timeout of the upstream connection, in seconds."""
         with self._lock, contextlib.suppress(OSError):
             if self._upstream is not None:
                 self._upstream.settimeout(seconds)
 
     def cancel(self, reason: type[GatewayError]) -> None:
-        """End the answer, now or as soon as it begins. Of several reasons the first stands."""
+        """End the response, now or as soon as it begins. The first of several reasons counts."""
         with self._lock:
             self.reason = self.reason or reason
             self._shut_down()
@@ -107,7 +106,7 @@ class Cancellation:
                 self._awaited.set()
 
     def client_disconnected(self) -> None:
-        """Note that the client has left: break the answer off, now or after the grace."""
+        """Note that the client has disconnected: cancel now, or after the grace."""
         if not self.grace:
             self.cancel(ClientDisconnected)
             return
@@ -133,8 +132,8 @@ class Cancellation:
             self._upstream = None
 
     def _shut_down(self) -> None:
-        """With the lock held: free whoever reads or writes. On a socket that was closed meanwhile
-        it does nothing: a closed one has no number any more that could be another's."""
+        """With the lock held: end a blocked read or write. On a closed socket it does nothing: that
+        has no file descriptor any more which could belong to another connection."""
         with contextlib.suppress(OSError):
             if self._upstream is not None:
                 # Not SSLSocket.shutdown, which takes the TLS state away from under the reader.
@@ -142,15 +141,15 @@ class Cancellation:
 
 
 class DisconnectMonitor:
-    """The thread that looks after every Cancellation of this process. Without epoll (outside Linux)
-    it keeps deadlines only, and a leaving client is noticed at the next write."""
+    """The thread that watches every Cancellation of this process. Without epoll (outside Linux) it
+    enforces deadlines only, and a disconnect is noticed at the next write."""
 
     def __init__(self) -> None:
-        # Every Cancellation in flight, by its id: it is looked after until `remove`.
+        # Every Cancellation in flight, by its id. It is watched until `remove`.
         self._watches: dict[int, Cancellation] = {}
-        # Those whose client has not hung up. A number here is open and belongs to its Cancellation:
-        # the request's thread enters it, and removes it in `end` before the server may close it.
-        # Only an event that was read earlier may be about a former owner.
+        # Those whose client is connected. A descriptor here is open and belongs to its
+        # Cancellation: the request's thread adds it, and removes it in `detach` before the server
+        # may close it. Only an event that was read before that may concern a former owner.
         self._by_fd: dict[int, Cancellation] = {}
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -161,14 +160,12 @@ class DisconnectMonitor:
         self._next_deadline = float("inf")
 
     def drain_when(self, is_ending: Callable[[], bool]) -> None:
-        """Break running answers off in good order, DRAIN_SECONDS after the server says it ends."""
+        """Cancel running responses DRAIN_SECONDS after `is_ending` first returns True."""
         self._is_ending = is_ending
 
     def add(self, cancellation: Cancellation) -> None:
-        """Look after a Cancellation until `remove`; one that cannot be looked after leaves no
-        trace.
-
-        Raises GatewayBusy where no thread is to be had.
+        """Watch a Cancellation until `remove`. Raise GatewayBusy if no thread can be started; then
+        nothing is registered.
         """
         with self._lock:
             self._start()
@@ -185,19 +182,19 @@ class DisconnectMonitor:
         try:
             thread.start()
         except RuntimeError as error:
-            logger.error("An answer is refused: %s", error)
+            logger.error("A response is refused: %s", error)
             raise GatewayBusy() from error
-        # Only now: one that did not start is tried again for the next request.
+        # Only now: if the thread did not start, the next request tries again.
         self._thread = thread
 
     def remove(self, cancellation: Cancellation) -> None:
-        """Look after a Cancellation no more, if anybody did."""
+        """Stop watching a Cancellation, if it was watched."""
         with self._lock:
             if self._watches.pop(id(cancellation), None) is not None:
                 self._forget(cancellation.client_fd)
 
     def _forget(self, fd: int) -> None:
-        """With the lock held: listen to a client no more; nothing, if nobody does."""
+        """With the lock held: stop watching a client, if it was watched."""
         if self._by_fd.pop(fd, None) is not None and self._epoll is not None:
             with contextlib.suppress(OSError):
                 self._epoll.unregister(fd)
@@ -207,8 +204,8 @@ class DisconnectMonitor:
             try:
                 self._look()
             except Exception:
-                # Without this thread nobody would be noticed any more; so it outlives every fault.
-                logger.exception("The disconnect_monitor failed; it goes on")
+                # Without this thread no disconnect would be noticed any more.
+                logger.exception("The disconnect_monitor failed; it continues")
 
     def _look(self) -> None:
         for cancellation in self._disconnected():
@@ -227,16 +224,15 @@ class DisconnectMonitor:
             self._drained_at = now + settings.DRAIN_SECONDS
 
     def _disconnected(self) -> list[Cancellation]:
-        """Wait for clients to hang up, for a TICK at most and to the end of a grace; return each
-        once."""
+        """Wait for disconnects, at most a TICK or up to the end of a grace; return each once."""
         timeout = min(TICK, max(0.001, self._next_deadline - time.monotonic()))
         if self._epoll is None:
             time.sleep(timeout)
             return []
         events = self._epoll.poll(timeout)
         with self._lock:
-            # Asked again under the lock: the event may be about a former owner of the number. Who
-            # has hung up is reported until it is forgotten, so nobody is missed.
+            # Checked again under the lock: the event may concern a former owner of the descriptor.
+            # epoll reports a disconnect until `_forget`, so none is missed.
             gone = [fd for fd, _event in events if fd in self._by_fd and has_disconnected(fd)]
             left = [self._by_fd[fd] for fd in gone]
             for fd in gone:
@@ -244,7 +240,7 @@ class DisconnectMonitor:
         return left
 
     def running(self) -> list[Cancellation]:
-        """Return the requests in flight whose answers were not broken off."""
+        """Return the requests in flight that were not cancelled."""
         with self._lock:
             return [
                 cancellation
@@ -257,21 +253,21 @@ disconnect_monitor = DisconnectMonitor()
 
 
 def track_client(client: socket.socket | None, key_id: int | None = None) -> Cancellation:
-    """Return a Cancellation, looked after until its `end`, over a request's client and its
-    deadlines; over its deadlines alone without a client.
+    """Return a Cancellation that is watched until `detach`: its client, if there is one, and its
+    deadlines.
 
-    A client that left while its request waited for a thread is known to have left at once, so that
-    the model server is never asked.
+    A client that disconnected while its request waited for a thread is noticed here, so the model
+    server is not asked.
     """
-    found = Cancellation(client, key_id)
-    if has_disconnected(found.client_fd):
-        found.cancel(ClientDisconnected)
-    disconnect_monitor.add(found)
-    return found
+    cancellation = Cancellation(client, key_id)
+    if has_disconnected(cancellation.client_fd):
+        cancellation.cancel(ClientDisconnected)
+    disconnect_monitor.add(cancellation)
+    return cancellation
 
 
 def has_disconnected(fd: int) -> bool:
-    """Tell whether a client is gone; asks the kernel and does not wait."""
+    """Tell whether a client has disconnected, without waiting."""
     if fd < 0 or not hasattr(select, "POLLRDHUP"):
         return False
     poll = select.poll()
