@@ -1,4 +1,4 @@
-"""Every error a client can meet. Status, code and headers belong to the class.
+"""Every error that a client can get. Status, code and headers belong to the class.
 
 GatewayError 500
 ├── BadRequest 400
@@ -10,10 +10,10 @@ GatewayError 500
 │   ├── LengthRequired 411
 │   └── TooLarge 413
 ├── metering.Refused 402, 404, 409, 422, 429
-├── AnswerTooLong 504         our limit, not the model server's silence
-├── ClientDisconnected 499            nobody reads it; it ends the work
+├── AnswerTooLong 504         by our limit; the model server was not silent
+├── ClientDisconnected 499    not read by anybody; it ends the work
 ├── DatabaseDown 503
-├── GatewayBusy 503           no thread to be had
+├── GatewayBusy 503           no thread or memory is free
 ├── GatewayStopping 503
 └── UpstreamError 502
     ├── RegistryUnreachable 502  while the model server pulls a model
@@ -27,16 +27,16 @@ from typing import ClassVar
 
 
 class GatewayError(Exception):
-    """An error with the status, code and headers it is answered with. The message is public."""
+    """An error with the status, code and headers of its response. The message is public."""
 
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     message = "Something went wrong on our side. Quote the request id when you report it."
     # Seconds after which a client may try again; None where waiting does not help.
     retry_after: int | None = None
-    # What the log is told besides, in words of our own.
+    # What the log gets besides the message.
     cause = ""
-    # The SDKs repeat some statuses by themselves. True where that is useless or costs money.
+    # SDKs repeat some statuses by themselves. True where that is useless or costs money.
     never_retry: ClassVar[bool] = False
 
     def __init__(self, message: str | None = None, **details: str) -> None:
@@ -95,7 +95,7 @@ class TooLarge(BadRequest):
 
 
 class AnswerTooLong(GatewayError):
-    # What was produced is charged; an SDK would ask, and pay, once more.
+    # The tokens produced are billed; an SDK would repeat the request and pay again.
     status, code, never_retry = 504, "answer_too_long", True
     message = (
         "The answer took longer than this gateway lets an answer take. "

@@ -1,11 +1,11 @@
 """Embed many texts in parts, one after the other.
 
-Ollama queues every text of a call at once, first come, first served: while a call with hundreds of
-them runs, everybody else's single text waits for all of it. Between two parts others have their
-turn, and a client that has left is noticed.
+Ollama queues all texts of a call at once, first come, first served: while a call with hundreds of
+texts runs, other clients' single texts wait for all of them. Between two parts other requests are
+served, and a disconnect is noticed.
 
 For the client, the hold and the bill it is one request: counts are added, and the renderer joins
-the vectors, which each part's chunk has.
+the vectors that each part's chunk carries.
 """
 
 from collections.abc import Callable, Iterator
@@ -41,11 +41,11 @@ class EmbedParts:
         self._read = read
         self._done = 0
         self._sums: dict[str, int] = {}
-        # None as soon as one part had no count that can be believed.
+        # None as soon as one part had no plausible count.
         self._prompt_tokens: int | None = 0
 
     def send(self, cancellation: Cancellation) -> LineStream:
-        """Return all parts as one answer; each is asked when the one before it has been read."""
+        """Return all parts as one response; each is requested when the one before it was read."""
         return _BatchedLines(self._parts, self._send, cancellation)
 
     def read(self, line: bytes) -> Chunk:
@@ -87,7 +87,7 @@ class _BatchedLines:
     def lines(self) -> Iterator[bytes]:
         for number, part in enumerate(self._parts):
             if number == 1:
-                # What bounds the whole was set at the first line; each call sets a limit anew.
+                # The deadline of the whole was set at the first line; each call sets its own.
                 self._cancellation.keep_deadline()
             self._current = self._send(part, self._cancellation)
             lines = list(self._current.lines())

@@ -1,4 +1,4 @@
-"""Count tokens: from the model server's last line, or while its answer passes. Pure."""
+"""Count tokens: from the model server's last line, or chunk by chunk. Pure."""
 
 import json
 from collections.abc import Mapping
@@ -75,16 +75,16 @@ class TokenCounter:
 
     @property
     def billable_tokens(self) -> int:
-        """Return what was produced, as far as it was allowed: the hold covers no more."""
+        """Return the tokens produced, at most as many as were allowed: the hold covers no more."""
         return min(self.produced, self.completion_bound)
 
     @property
     def over_limit(self) -> bool:
-        """Tell whether more was produced than was allowed, beyond a parser's odd split."""
+        """Tell whether more chunks came than tokens were allowed, with SLACK for split tokens."""
         return self.output_chunks >= self.completion_bound + SLACK
 
     def partial(self, *, delivered: bool = True) -> Usage:
-        """Return the usage of a response that ended early; a whole one has delivered nothing."""
+        """Return the usage of a response that ended early. `delivered`: it was streamed."""
         if not self.started:
             return Usage(source=CountSource.COUNTED, started=False)
         read = self.prompt_estimate if self.read is None else self._prompt(self.read, raised=0)

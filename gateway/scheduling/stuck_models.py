@@ -1,11 +1,11 @@
 """Unload a model that a schema has stopped.
 
-llama.cpp works on a schema's grammar in the one thread that serves all customers of a model, and
-does not notice there that the client has left. `schemas` refuses what is known to take long; this
-is for what is not. Ollama ends the process of a model within a second when it is told to unload it.
+llama.cpp compiles a schema's grammar in the one thread that serves all customers of a model, and
+does not notice a disconnect meanwhile. `schemas` rejects what is known to take long; this module is
+for the rest. Ollama ends the process of a model within a second when it is told to unload it.
 
-A model that was left alone may merely be idle, and other processes of the gateway may hear from
-it; so it is asked for one token first.
+A model without responses here may merely be idle, or serve other processes of the gateway. So it is
+asked for one token first.
 """
 
 import json

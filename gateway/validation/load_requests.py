@@ -9,7 +9,7 @@ from gateway.validation.inference_request import InferenceRequest
 
 
 def is_load_request(request: InferenceRequest) -> bool:
-    """Tell whether a prompt asks for nothing but that the model be loaded."""
+    """Tell whether a request has no prompt: it only loads or unloads the model."""
     asked = {
         Operation.GENERATE: "prompt",
         Operation.CHAT: "messages",
@@ -23,7 +23,7 @@ _ZERO = re.compile(r"[+-]?[0.nuµμmsh]{1,32}")
 
 
 def is_unload_request(request: InferenceRequest) -> bool:
-    """Tell whether a prompt that asks for nothing has the model leave the memory."""
+    """Tell whether a request without a prompt unloads the model."""
     keep_alive = request.payload.get("keep_alive")
     if isinstance(keep_alive, str):
         return "0" in keep_alive and _ZERO.fullmatch(keep_alive) is not None
@@ -31,7 +31,7 @@ def is_unload_request(request: InferenceRequest) -> bool:
 
 
 def loaded(request: InferenceRequest, created_at: str) -> Chunk:
-    """Return the answer to a request that only loads or unloads a model."""
+    """Return the response to a request that only loads or unloads a model."""
     operation, reason = request.operation, "unload" if is_unload_request(request) else "load"
     native: dict[str, Any] = {"created_at": created_at, "done": True, "done_reason": reason}
     if operation is Operation.EMBED:
