@@ -27,16 +27,16 @@ def wants_stream(body: dict[str, Any], *, default: bool) -> bool:
 
 
 def joined(operation: Operation, chunks: Sequence[Chunk]) -> dict[str, Any]:
-    """Return what the pieces of an answer say together, as a native object has it."""
-    said: dict[str, Any] = {"thinking": "".join(chunk.thinking for chunk in chunks)}
-    said["tool_calls"] = [call for chunk in chunks for call in chunk.tool_calls]
-    said = {name: value for name, value in said.items() if value}
+    """Return the content of all chunks, as one native object holds it."""
+    parts: dict[str, Any] = {"thinking": "".join(chunk.thinking for chunk in chunks)}
+    parts["tool_calls"] = [call for chunk in chunks for call in chunk.tool_calls]
+    parts = {name: value for name, value in parts.items() if value}
     text = "".join(chunk.text for chunk in chunks)
     entries = probabilities(chunks)
     extra = {"logprobs": entries} if entries else {}
     if operation is Operation.GENERATE:
-        return {"response": text, **said, **extra}
-    return {"message": {"role": "assistant", "content": text, **said}, **extra}
+        return {"response": text, **parts, **extra}
+    return {"message": {"role": "assistant", "content": text, **parts}, **extra}
 
 
 def probabilities(chunks: Iterable[Chunk]) -> Items:
@@ -68,8 +68,8 @@ def usage_object(receipt: Receipt | None) -> dict[str, Any]:
 
 def error_object(error: GatewayError, request_id: str) -> dict[str, Any]:
     """Return an error as Ollama's clients read it: `error` is a string, the rest is extra."""
-    found = {"error": error.message, "code": error.code, "request_id": request_id}
-    return found | error.details
+    fields = {"error": error.message, "code": error.code, "request_id": request_id}
+    return fields | error.details
 
 
 def json_line(value: dict[str, Any]) -> bytes:

@@ -44,8 +44,8 @@ def dump(value: Any, separators: tuple[str, str] | None = None) -> bytes:
     """Return a value as JSON, in ASCII; Items in it, and bytes, are written already."""
     written: list[list[bytes]] = []
 
-    def set_aside(found: Any) -> str:
-        written.append(_texts(found))
+    def set_aside(value: Any) -> str:
+        written.append(_texts(value))
         return PLACE
 
     # Python asks for what it cannot write in the order of the text.
@@ -59,12 +59,12 @@ def dump(value: Any, separators: tuple[str, str] | None = None) -> bytes:
     return b"".join(pieces)
 
 
-def _texts(found: Any) -> list[bytes]:
-    if isinstance(found, bytes):
-        return [found]
-    if not isinstance(found, Items):
-        raise TypeError(f"{type(found).__name__} is not JSON")
-    between = [text for part in found.parts for text in (b",", part)]
+def _texts(value: Any) -> list[bytes]:
+    if isinstance(value, bytes):
+        return [value]
+    if not isinstance(value, Items):
+        raise TypeError(f"{type(value).__name__} is not JSON")
+    between = [text for part in value.parts for text in (b",", part)]
     return [b"[", *between[1:], b"]"]
 
 

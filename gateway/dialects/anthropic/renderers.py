@@ -97,13 +97,13 @@ class MessageRenderer:
 
     def chunk(self, chunk: Chunk) -> bytes:
         begin = b"" if self._begun else self._begin()
-        return begin + b"".join(self._tell(kind, said) for kind, said in self._pieces(chunk))
+        return begin + b"".join(self._piece(kind, value) for kind, value in self._pieces(chunk))
 
     def last(self, chunk: Chunk, receipt: Receipt | None) -> bytes:
-        told = self.chunk(chunk) + self._stop()
+        events = self.chunk(chunk) + self._stop()
         delta = {"stop_reason": self._reason(chunk), "stop_sequence": None}
         usage = usage_object(chunk, receipt)
-        return told + event("message_delta", delta=delta, usage=usage) + event("message_stop")
+        return events + event("message_delta", delta=delta, usage=usage) + event("message_stop")
 
     def error(self, error: GatewayError) -> bytes:
         """Return the error, and leave the block and the message open: they are not complete."""
@@ -114,14 +114,14 @@ class MessageRenderer:
         message = self._message([], None, NOT_YET_COUNTED)
         return event("message_start", message=message) + event("ping")
 
-    def _tell(self, kind: str, said: Any) -> bytes:
+    def _piece(self, kind: str, value: Any) -> bytes:
         """Return the events of one piece; text and thinking go on in a block of their kind."""
         if kind == "tool_use":
-            arguments = json.dumps(said["input"])
-            begun = self._start(said | {"input": {}})
+            arguments = json.dumps(value["input"])
+            begun = self._start(value | {"input": {}})
             return begun + self._delta("input_json", partial_json=arguments) + self._stop()
         begun = b"" if self._open == kind else self._start(EMPTY[kind])
-        return begun + self._delta(kind, **{kind: said})
+        return begun + self._delta(kind, **{kind: value})
 
     def _start(self, block: Block) -> bytes:
         stopped = self._stop()
@@ -129,8 +129,8 @@ class MessageRenderer:
         self._open = block["type"]
         return stopped + event("content_block_start", index=self._index, content_block=block)
 
-    def _delta(self, kind: str, **said: str) -> bytes:
-        delta = {"type": f"{kind}_delta", **said}
+    def _delta(self, kind: str, **fields: str) -> bytes:
+        delta = {"type": f"{kind}_delta", **fields}
         return event("content_block_delta", index=self._index, delta=delta)
 
     def _stop(self) -> bytes:
@@ -171,6 +171,6 @@ def content(pieces: Sequence[tuple[str, Any]]) -> list[Block]:
     """Return the blocks that pieces make: neighbours of text or thinking are one block."""
     blocks: list[Block] = []
     for kind, group in groupby(pieces, key=itemgetter(0)):
-        said = [piece for _kind, piece in group]
-        blocks += said if kind == "tool_use" else [EMPTY[kind] | {kind: "".join(said)}]
+        values = [piece for _kind, piece in group]
+        blocks += values if kind == "tool_use" else [EMPTY[kind] | {kind: "".join(values)}]
     return blocks
