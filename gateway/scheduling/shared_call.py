@@ -1,7 +1,7 @@
 """One call to the model server, for all requests that wait for its result.
 
 The call has a thread and a connection of its own, so no client's disconnect ends it for the others.
-Whoever waits may leave, for every reason for which an answer is broken off.
+A waiting request may leave, for every reason for which a response is cancelled.
 """
 
 import logging
@@ -18,11 +18,11 @@ T = TypeVar("T")
 
 
 class StillRunning(Exception):
-    """The result did not come in the time that was to be waited."""
+    """The result did not come within the timeout."""
 
 
 class SharedCall(Generic[T]):
-    """A call under way. `outlives_waiters`: it goes on when the last one who waited has left."""
+    """A call in progress. `outlives_waiters`: it continues when all waiting requests have left."""
 
     def __init__(
         self, work: Callable[[Cancellation], T], *, outlives_waiters: bool = False
@@ -34,12 +34,12 @@ class SharedCall(Generic[T]):
         self._waiting: set[threading.Event] = set()
         self._result: T | None = None
         self._error: GatewayError | None = None
-        # Nobody may join any more: it has ended, or was given up because all had left.
+        # No request may join any more: the call has ended, or was cancelled because all had left.
         self.is_over = False
         self._has_ended = False
 
     def start(self) -> None:
-        """Begin, for nobody as yet; raise GatewayBusy where no thread is to be had."""
+        """Start, with no request waiting yet; raise GatewayBusy if no thread can be started."""
         try:
             threading.Thread(target=self._run, name="shared-call", daemon=True).start()
         except RuntimeError as error:
@@ -48,14 +48,14 @@ class SharedCall(Generic[T]):
             raise GatewayBusy() from error
 
     def start_and_join(self) -> threading.Event:
-        """Begin, and become the first one who waits; raise GatewayBusy."""
+        """Start, and wait as the first request; raise GatewayBusy."""
         event = threading.Event()
         self._waiting.add(event)
         self.start()
         return event
 
     def join(self) -> threading.Event | None:
-        """Become one who waits; None where nobody may join any more."""
+        """Join the waiting requests; None if the call is over."""
         event = threading.Event()
         with self._lock:
             if self.is_over:
@@ -66,9 +66,9 @@ class SharedCall(Generic[T]):
     def wait(
         self, event: threading.Event, cancellation: Cancellation, seconds: float | None = None
     ) -> T:
-        """Return the result to one who joined.
+        """Return the result to a request that joined.
 
-        Raises why the Cancellation was broken off, what the call raised, or StillRunning.
+        Raises the Cancellation's reason, what the call raised, or StillRunning.
         """
         try:
             with cancellation.notifies(event):
@@ -91,7 +91,7 @@ class SharedCall(Generic[T]):
 
     def _outcome(self) -> T:
         if self._error is not None:
-            # Without the traceback of whoever raised it before, which would grow with each.
+            # Without its traceback, which would grow with each request that raises it.
             raise self._error.with_traceback(None)
         return self._result  # type: ignore[return-value]
 
