@@ -33,6 +33,12 @@ STARTERS = {
         "import os; var = 'SETUPTOOLS_USE_DISTUTILS'; enabled = os.environ.get(var, 'local') == "
         "'local'; enabled and __import__('_distutils_hack').add_shim();"
     ),
+    # coverage, which measures subprocesses where its variable asks for it.
+    "a1_coverage.pth": (
+        'import sys; exec(\'import os\\n\\nif os.getenv("COVERAGE_PROCESS_START") or '
+        'os.getenv("COVERAGE_PROCESS_CONFIG"):\\n try:\\n  import coverage\\n except:\\n  pass\\n '
+        'else:\\n  coverage.process_startup(slug="pth")\')'
+    ),
 }
 
 
