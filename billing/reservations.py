@@ -17,6 +17,8 @@ from gateway.metering import CountSource, Outcome, Usage
 # Of the lines of the journal. A line of a later version is not understood, and is kept.
 VERSION = 1
 
+HeldIn = tuple[tuple[int, str], ...]
+
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
@@ -34,7 +36,7 @@ class Reservation:
     tokens: int
     prompt_estimate: int
     # [budget, month] of each that gave; the month is empty where a budget has none.
-    held_in: tuple[tuple[int, str], ...]
+    held_in: HeldIn
     worker: str
     opened_at: datetime
 

@@ -32,8 +32,9 @@ WRITERS = {
     "accounts.ApiKey": ("accounts/keys.py", "accounts/last_used.py"),
     "accounts.LoginCount": ("accounts/login_guard.py",),
 }
-# Our database backends are on the stack of every statement and decide none.
-TRANSPARENT = ("config/postgresql/", "config/sqlite/")
+# Our database backends are on the stack of every statement and decide none. `steps.py` executes the
+# statements of whichever module calls it.
+TRANSPARENT = ("config/postgresql/", "config/sqlite/", "billing/steps.py")
 WRITE = re.compile(r'\s*(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM)\s+"?(\w+)"?', re.IGNORECASE)
 
 

@@ -10,8 +10,8 @@ from django.db.models import F, Value
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from billing import budgets, journal, ledger, reconciliation
-from billing.models import Budget, Hold, ModelPrice, TokenUsage
+from billing import budgets, journal, ledger, reconciliation, steps
+from billing.models import Budget, Hold, ModelPrice
 from billing.reservations import Reservation, Settlement
 from gateway.metering import Refused
 from tests.billing import test_crash_at_any_statement as crash
@@ -33,24 +33,26 @@ def settle_without_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settle without checking the state of the hold."""
     open_the_gate(monkeypatch)
     # The unique request id would still refuse the second row, so the row is not written.
-    monkeypatch.setattr(TokenUsage, "save", lambda *_args, **_kwargs: None)
+    unique = f"{steps.INSERT_USAGE} ON CONFLICT (request_id) DO NOTHING"
+    monkeypatch.setattr(steps, "INSERT_USAGE", unique)
 
 
 def open_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    gate = ledger._MOVE
-    assert "AND state = %s" in gate
-    monkeypatch.setattr(ledger, "_MOVE", gate.replace("AND state = %s", "AND state <> %s || '?'"))
+    condition = "AND state = %(before)s"
+    assert condition in steps.MOVE
+    always = steps.MOVE.replace(condition, "AND state <> %(before)s || '?'")
+    monkeypatch.setattr(steps, "MOVE", always)
 
 
 def hold_that_reads_then_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check whether there is room, then take it, in two statements."""
 
-    def look_then_take(budget: Budget, month: str, amount: int) -> bool:
-        seen = Budget.objects.get(pk=budget.pk)
+    def look_then_take(budget: budgets.Bound, month: str, amount: int) -> bool:
+        seen = Budget.objects.get(pk=budget.id)
         if seen.left < amount:
             return False
         meet_others()
-        Budget.objects.filter(pk=budget.pk).update(held=F("held") + Value(amount))
+        Budget.objects.filter(pk=budget.id).update(held=F("held") + Value(amount))
         return True
 
     monkeypatch.setattr(budgets, "take", look_then_take)
