@@ -3,6 +3,7 @@
 A key is free again when its request ended without a charge, so a client may repeat what failed.
 """
 
+import json
 from datetime import datetime, timedelta
 from decimal import Decimal
 from uuid import UUID
@@ -35,6 +36,14 @@ def claim(api_key_id: int, named: Idempotency, request_id: UUID, now: datetime) 
     _refuse_unless_free(first, named)
     IdempotencyKey.objects.filter(pk=first.pk).update(
         fingerprint=named.fingerprint, request_id=request_id, expires_at=now + LIFETIME
+    )
+
+
+def to_json(named: Idempotency) -> str:
+    """Return a key as `ledger_hold` claims it."""
+    lifetime = f"{LIFETIME.total_seconds():.0f} seconds"
+    return json.dumps(
+        {"digest": named.digest, "fingerprint": named.fingerprint, "lifetime": lifetime}
     )
 
 

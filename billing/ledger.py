@@ -2,23 +2,24 @@
 `entries.py` of wallets and entries.
 
 The invariants, each kept by the statement that could break it:
-- A budget never gives more than it has: `budgets.take` is one conditional UPDATE, never a read and
+- A budget never gives more than it has: `steps.TAKE` is one conditional UPDATE, never a read and
   then a write, so any number of processes may race.
-- A hold ends once: `settle` passes a gate, an UPDATE of the state that only one caller wins, and
-  all that moves money or counts tokens happens in the gate's transaction. What was ended too early,
-  as expired, is adjusted once, through a gate of the same kind.
+- A hold ends once: `settle` passes a gate, `steps.MOVE`, an UPDATE of the state that only one
+  caller wins, and all that moves money or counts tokens happens in the gate's transaction. What was
+  ended too early, as expired, is adjusted once, through a gate of the same kind.
 - held = sum of open holds; spent = sum of billed usage; limit of a wallet = sum of entries;
   roll-up = sum of usage rows. `reconciliation.py` proves them from the rows.
 - A request counts in the month of its usage row's day, and is held in every month it may end in.
 - Locks are taken in one order everywhere: idempotency key, hold, usage row, budgets by id and their
-  months in order, roll-up. So nothing deadlocks.
+  months in order, roll-up. So nothing deadlocks. A hold is inserted last: nobody knows it yet.
 - Holds and bills are durable: never part of another transaction, whose rollback would undo them.
-- Every date is a reading of the database's clock by the statement that writes it (`clock.py`).
+- Every date is a reading of the database's clock (`clock.py`), one for each hold or settlement.
 """
 
 import json
 import logging
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -30,7 +31,7 @@ from django.db.models import BigIntegerField, Case, F, QuerySet, Subquery, Sum, 
 
 from accounts import authors
 from accounts.models import Account, ApiKey
-from billing import budgets, clock, entries, idempotency, pricing, steps
+from billing import budgets, clock, entries, functions, idempotency, pricing, steps
 from billing.models import (
     BillingConfig,
     Budget,
@@ -53,7 +54,6 @@ logger = logging.getLogger(__name__)
 # --- Hold, before the model server is asked -----------------------------------------------------
 
 
-@transaction.atomic(durable=True)
 def hold(
     request_id: UUID, demand: Demand, price: Priced, *, worker: str, lease: timedelta
 ) -> Reservation:
@@ -62,28 +62,64 @@ def hold(
 
     `worker` serves it, and is thought to be gone when it is silent for longer than `lease`.
     """
+    asked = _asked(request_id, demand, price, worker)
+    if connection.vendor == "postgresql":
+        held = _hold_by_function(asked, demand, lease)
+    else:
+        held = _hold_by_steps(asked, demand, lease)
+    return Reservation(**asked, rates=price.rates, **held)
+
+
+@transaction.atomic(durable=True)
+def _hold_by_steps(asked: dict[str, Any], demand: Demand, lease: timedelta) -> dict[str, Any]:
+    """Write a hold; return what a reservation has of it besides what was asked."""
     # One reading of the clock decides the months and dates the hold.
     now = clock.read()
     if demand.idempotency is not None:
-        idempotency.claim(demand.key_id, demand.idempotency, request_id, now)
+        idempotency.claim(demand.key_id, demand.idempotency, asked["request_id"], now)
     places = budgets.places(budgets.binding(demand.account_id, demand.key_id), now)
-    asked = _asked(request_id, demand, price, worker)
-    held_in = tuple((budget.id, month) for budget, month in places)
-    opened = {"opened_at": now, "lease_until": now + lease, "held_in": json.dumps(held_in)}
-    [(database,)] = steps.rows(
-        steps.INSERT_HOLD, **asked, **_OPEN, **opened, lease_boot_ms=_lease_on_this_machine(lease)
-    )
-    # Last: everybody of the account waits for these rows until the commit.
     for budget, month in places:
         amount = budget.amount(asked["amount"], asked["tokens"])
         if not budgets.take(budget, month, amount):
             raise budgets.refusal(budget.id, amount)
-    return Reservation(
-        **asked, rates=price.rates, held_in=held_in, opened_at=now, database=UUID(str(database))
+    held_in = tuple((budget.id, month) for budget, month in places)
+    dates = {"opened_at": now, "lease_until": now + lease}
+    [(database,)] = steps.rows(
+        steps.INSERT_HOLD, **asked, **_open(lease), **dates, held_in=json.dumps(held_in)
     )
+    return {"held_in": held_in, "opened_at": now, "database": UUID(str(database))}
 
 
-_OPEN = {"state": Hold.State.OPEN.value, "progress": 0, "closed_at": None}
+def _hold_by_function(asked: dict[str, Any], demand: Demand, lease: timedelta) -> dict[str, Any]:
+    """Write a hold as `_hold_by_steps` does, in one round trip."""
+    given = json.dumps({**asked, **_open(lease)}, default=str)
+    named = demand.idempotency
+    with _own_transaction():
+        held = functions.hold(given, idempotency.to_json(named) if named else None, lease)
+    if held is None and named is not None:
+        # Another request has the key. The transaction locks it while that request is looked at.
+        with transaction.atomic(durable=True):
+            idempotency.claim(demand.key_id, named, asked["request_id"], clock.read())
+            held = functions.hold(given, None, lease)
+    assert held is not None
+    return held
+
+
+def _own_transaction() -> AbstractContextManager[Any]:
+    """Let one statement be a transaction of its own; a block would cost two more round trips. In
+    another transaction it is refused. In a test's own transaction it gets a savepoint."""
+    return transaction.atomic(durable=True) if connection.in_atomic_block else nullcontext()
+
+
+def _open(lease: timedelta) -> dict[str, Any]:
+    """Return the columns of a hold that is opened now, without its dates."""
+    boot_ms = _lease_on_this_machine(lease)
+    return {
+        "state": Hold.State.OPEN.value,
+        "progress": 0,
+        "closed_at": None,
+        "lease_boot_ms": boot_ms,
+    }
 
 
 def _asked(request_id: UUID, demand: Demand, price: Priced, worker: str) -> dict[str, Any]:
@@ -109,7 +145,6 @@ def _lease_on_this_machine(lease: timedelta) -> int:
 # --- Settle, when the answer has ended ------------------------------------------------------------
 
 
-@transaction.atomic(durable=True)
 def settle(settlement: Settlement, *, lease_boot_ms: int | None = None) -> TokenUsage | None:
     """End a hold and write its usage row; return None if it had ended already.
 
@@ -119,6 +154,25 @@ def settle(settlement: Settlement, *, lease_boot_ms: int | None = None) -> Token
     UnknownReservation if that cannot be. One that was settled as expired, though its answer went
     on, gets a second row with the difference, and that is returned.
     """
+    if connection.vendor == "postgresql" and (
+        row := _settle_by_function(settlement, lease_boot_ms)
+    ):
+        return row
+    return _settle_by_steps(settlement, lease_boot_ms)
+
+
+def _settle_by_function(settlement: Settlement, lease_boot_ms: int | None) -> TokenUsage | None:
+    """Settle an open hold in one round trip; return None if there is no such hold."""
+    reservation = settlement.reservation
+    row = usage_row(settlement, reservation.opened_at)
+    state = _final_state(settlement.outcome, settlement.billed)
+    with _own_transaction():
+        settled_at = functions.settle(columns_of(row), reservation, state.value, lease_boot_ms)
+    return usage_row(settlement, settled_at) if settled_at else None
+
+
+@transaction.atomic(durable=True)
+def _settle_by_steps(settlement: Settlement, lease_boot_ms: int | None) -> TokenUsage | None:
     state = _final_state(settlement.outcome, settlement.billed)
     now = _move(settlement.request_id, Hold.State.OPEN, state, lease_boot_ms)
     if now is not None:
