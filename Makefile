@@ -70,7 +70,7 @@ test-ollama: $(VENV)/dev  ## Test that a real Ollama behaves like the fake one; 
 		CONTRACT_THINKING=$(THINKING) CONTRACT_EMBEDDING=$(EMBEDDING) \
 		$(BIN)/python -m pytest tests/contract --tb=line --durations=0 --durations-min=60
 
-test-faults: $(VENV)/dev  ## Test under injected faults, on both databases; takes half an hour
+test-faults: $(VENV)/dev  ## Test under injected faults, on both databases; takes an hour
 	$(BIN)/python -m pytest tests/faults -s -n $(JOBS) --dist loadfile
 	$(BIN)/python -m tests.servers.postgres --max-connections 200 -- \
 		$(BIN)/python -m pytest tests/faults -s -n $(JOBS) --dist loadfile -m "not once"
