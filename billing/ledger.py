@@ -57,8 +57,9 @@ logger = logging.getLogger(__name__)
 def hold(
     request_id: UUID, demand: Demand, price: Priced, *, worker: str, lease: timedelta
 ) -> Reservation:
-    """Set a request's most aside in every budget that applies; raise Refused, which rolls back
-    what earlier budgets gave.
+    """Hold the most that a request can cost or use, in every budget that applies.
+
+    Raises Refused, which rolls back what earlier budgets gave.
 
     `worker` serves it, and is thought to be gone when it is silent for longer than `lease`.
     """
@@ -130,7 +131,7 @@ def _asked(request_id: UUID, demand: Demand, price: Priced, worker: str) -> dict
         "key_id": demand.key_id,
         "price_id": price.pk,
         "model": demand.model,
-        "operation": demand.operation.value,
+        "operation": str(demand.operation),
         "amount": pricing.cost(price.rates, demand.prompt_bound, demand.completion_bound),
         "tokens": demand.prompt_bound + demand.completion_bound,
         "prompt_estimate": demand.prompt_estimate,

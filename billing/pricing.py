@@ -10,8 +10,9 @@ from gateway.metering import Outcome, Usage
 # and low enough that a cost fits 64 bits for every token count that the gateway accepts.
 MAX_PRICE = 10**11
 
-# The client ended the request: always billed, or disconnecting early would avoid paying.
-CLIENT_ENDS = (Outcome.CLIENT_LEFT, Outcome.KEY_REVOKED, Outcome.ANSWER_TOO_LONG)
+# The client left, its key was revoked, or the response took too long. Billed as soon as the
+# model server had started, or disconnecting early would avoid paying.
+BILLED_ONCE_STARTED = (Outcome.CLIENT_LEFT, Outcome.KEY_REVOKED, Outcome.ANSWER_TOO_LONG)
 # The prompt or the gateway ended the request: billed if anything was delivered.
 INTERRUPTIONS = (Outcome.INVALID_REQUEST, Outcome.GATEWAY_STOPPED, Outcome.EXPIRED)
 # The model server failed: not billed if fewer than FREE_BELOW tokens were delivered.
@@ -42,14 +43,15 @@ def cost(rates: Rates, prompt_tokens: int, completion_tokens: int) -> int:
 def is_billed(outcome: Outcome, usage: Usage, *, bill_interrupted: bool) -> bool:
     """Tell whether a request with this outcome is billed.
 
-    A complete response is billed. One that the client ended is billed if it had started. Any other
+    A complete response is billed. One of BILLED_ONCE_STARTED is billed if it had started. Any other
     interrupted response is billed if something was delivered and `bill_interrupted` is on; a
-    response that is not streamed and fails delivers nothing. Requests that were rejected, and those
-    that a defect of the gateway ended, are never billed.
+    failure of the model server only from FREE_BELOW tokens on. A response that is not streamed and
+    fails delivers nothing. Requests that were rejected, and those that a defect of the gateway
+    ended, are never billed.
     """
     if outcome is Outcome.COMPLETE:
         return True
-    if outcome in CLIENT_ENDS:
+    if outcome in BILLED_ONCE_STARTED:
         return usage.started
     if outcome in INTERRUPTIONS:
         return bill_interrupted and usage.delivered

@@ -169,7 +169,7 @@ class Meter(Protocol):
         """Raise Refused for an account that can pay for nothing; asked before much is read."""
 
     def open(self, demand: Demand) -> None:
-        """Admit the demand and set its most aside; raise Refused."""
+        """Admit the demand and hold the most that it can cost; raise Refused."""
 
     def progress(self, completion_tokens: int) -> None:
         """Note what was produced so far, for whoever must settle after a crash."""

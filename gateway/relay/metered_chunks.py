@@ -3,6 +3,8 @@
 However the response ends, `_end` runs once: after the last chunk, after an error, or in `close`,
 which the server calls when the response is over, written or not. A generator's `finally` would not
 do: it never runs for a generator that was never started.
+
+Which outcomes are billed is decided in `billing/pricing.py`.
 """
 
 import contextlib

@@ -2,8 +2,8 @@
 
 Authentication checks a key once, before the response, and a response may take an hour. So each
 process queries periodically, while responses run, which of their keys are still usable. The
-response of another key ends like one at a restart: with an error, and billed for the tokens
-produced. While the database is away, no response is cancelled.
+response of a key that is no longer usable ends with an error, and is billed like one whose client
+left. While the database is away, no response is cancelled.
 """
 
 from django.utils import timezone
