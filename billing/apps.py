@@ -6,9 +6,8 @@ class BillingApp(AppConfig):
     name = "billing"
 
     def ready(self) -> None:
-        from billing import append_only, checks, configuration, functions
+        from billing import append_only, checks, configuration
 
         checks.register()
         post_migrate.connect(configuration.write_after_migrate, sender=self)
         post_migrate.connect(append_only.protect_after_migrate, sender=self)
-        post_migrate.connect(functions.install_after_migrate, sender=self)

@@ -4,51 +4,62 @@ A budget without a window counts in its own row; a monthly one in a row for each
 """
 
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
-from billing import steps
-from billing.models import Budget, TokenUsage
+from django.db import connection
+from django.db.models import F, Q, QuerySet, Value
+from django.db.models.expressions import RawSQL
+from django.db.models.lookups import GreaterThanOrEqual
+
+from billing import clock
+from billing.models import Budget, BudgetPeriod, Hold, TokenUsage
 from billing.money import to_units
 from billing.months import month_of, months_held
-from billing.reservations import HeldIn, Reservation
+from billing.reservations import Reservation
 from gateway.metering import CapReached, NoCredit, Refused
 
 
-class Bound(NamedTuple):
-    """A budget that limits a request, as `steps.BUDGETS` reads it."""
-
-    id: int
-    unit: str
-    window: str
-    limit: int
-
-    def amount(self, money: int, tokens: int) -> int:
-        """Return the one of two amounts that this budget counts."""
-        return money if self.unit == Budget.Unit.MONEY else tokens
-
-    @property
-    def is_monthly(self) -> bool:
-        return self.window == Budget.Window.MONTH
+def of(account_id: int, key_id: int) -> tuple[list[Budget], datetime | RawSQL]:
+    """Return the budgets that bind a key, in the order of locking, and the database's now."""
+    found: list[Any] = list(_mine(account_id, key_id).annotate(now=clock.now()))
+    return found, found[0].now if found else clock.now()
 
 
-def binding(account_id: int, key_id: int) -> list[Bound]:
-    """Return the budgets that limit a key, in locking order."""
-    found = steps.rows(steps.BUDGETS, account_id=account_id, key_id=key_id)
-    return [Bound(*row) for row in found]
+def _mine(account_id: int, key_id: int) -> QuerySet[Budget]:
+    mine = Q(account_id=account_id) & (Q(key=None) | Q(key_id=key_id))
+    return Budget.objects.filter(mine).order_by("id")
 
 
-def places(found: list[Bound], now: datetime) -> list[tuple[Bound, str]]:
+def places(found: list[Budget], now: datetime | RawSQL) -> list[tuple[Budget, str]]:
     """Return where a hold that is opened now is held: each budget with a month, or with ""."""
-    months = months_held(now)
-    return [(one, month) for one in found for month in (months if one.is_monthly else [""])]
+    months = months_held(now) if isinstance(now, datetime) else []
+    return [
+        (budget, month)
+        for budget in found
+        for month in (months if budget.window == Budget.Window.MONTH else [""])
+    ]
 
 
-def take(budget: Bound, month: str, amount: int) -> bool:
-    """Hold an amount of a budget, if the budget has it left; return whether it had."""
-    if not month:
-        return steps.write(steps.TAKE, budget_id=budget.id, amount=amount) == 1
-    place: dict[str, Any] = {"budget_id": budget.id, "month": month, "limit": budget.limit}
-    return steps.write(steps.TAKE_IN_MONTH, **place, amount=amount) == 1
+def take(budget: Budget, month: str, amount: int) -> bool:
+    """Take an amount from a budget if it has it. The WHERE is the limit; the row count decides.
+
+    What is left is compared, not what would be spent: that sum may leave 64 bits.
+    """
+    if month:
+        limit = budget.limit
+        return _write(_TAKE_IN_MONTH, [budget.pk, month, amount, limit, amount, limit]) == 1
+    enough = GreaterThanOrEqual(F("limit") - F("spent") - F("held"), Value(amount))
+    return Budget.objects.filter(enough, pk=budget.pk).update(held=F("held") + Value(amount)) == 1
+
+
+# The row of a month is made by the first request in it. The limit was read by this transaction; who
+# changes it meanwhile changes it after this request.
+_TAKE_IN_MONTH = """
+INSERT INTO billing_budgetperiod AS month (budget_id, period, spent, held)
+SELECT %s, %s, 0, %s WHERE %s >= %s
+ON CONFLICT (budget_id, period) DO UPDATE SET held = month.held + EXCLUDED.held
+WHERE %s - month.spent - month.held >= EXCLUDED.held
+"""
 
 
 def require_credit(account_id: int) -> None:
@@ -59,8 +70,7 @@ def require_credit(account_id: int) -> None:
         raise NoCredit("The account has no credit left. Top it up.")
 
 
-def refusal(budget_id: int, amount: int) -> Refused:
-    budget = Budget.objects.get(pk=budget_id)
+def refusal(budget: Budget, amount: int) -> Refused:
     needed = budget.amount(amount)
     if budget.is_wallet:
         left = budget.amount(max(budget.left, 0))
@@ -73,34 +83,51 @@ def refusal(budget_id: int, amount: int) -> Refused:
     return CapReached(f"This request may take up to {most} ({unit}), more than its cap has left.")
 
 
-def charge(reservation: Reservation, row: TokenUsage, held_in: HeldIn) -> None:
+def charge(reservation: Reservation, row: TokenUsage, held_in: tuple[tuple[int, str], ...]) -> None:
     """Give back what was held and take what was used, in every budget that applies now: one that
     was opened since the hold gave nothing to it, but counts what it used."""
-    cost, tokens = (to_units(row.cost), row.total_tokens) if row.billed else (0, 0)
-    for budget in binding(row.account_id, row.key_id):
-        held = budget.amount(reservation.amount, reservation.tokens)
-        used = budget.amount(cost, tokens)
-        _charge(budget, _months(budget, held_in), held, used, month_of(row.settled_at))
+    for budget in _mine(row.account_id, row.key_id):
+        money = budget.unit == Budget.Unit.MONEY
+        held = reservation.amount if money else reservation.tokens
+        used = (to_units(row.cost) if money else row.total_tokens) if row.billed else 0
+        gave = [month for budget_id, month in held_in if budget_id == budget.pk]
+        if budget.window == Budget.Window.MONTH:
+            _charge_months(budget, gave, held, used, month_of(row.settled_at))
+        else:
+            given = held if gave else 0
+            Budget.objects.filter(pk=budget.pk).update(
+                held=F("held") - Value(given), spent=F("spent") + Value(used)
+            )
 
 
-def release(account_id: int, key_id: int, money: int, tokens: int, held_in: HeldIn) -> None:
+def release(held: Hold) -> None:
     """Give back all that was held, in every budget and month that gave it."""
-    for budget in binding(account_id, key_id):
-        amount = budget.amount(money, tokens)
-        _charge(budget, _months(budget, held_in), amount, 0, "")
+    for budget in _mine(held.account_id, held.key_id):
+        amount = to_units(held.amount) if budget.unit == Budget.Unit.MONEY else held.tokens
+        gave = [month for budget_id, month in held.held_in if budget_id == budget.pk]
+        if budget.window == Budget.Window.MONTH:
+            _charge_months(budget, gave, amount, 0, "")
+        elif gave:
+            Budget.objects.filter(pk=budget.pk).update(held=F("held") - Value(amount))
 
 
-def _months(budget: Bound, held_in: HeldIn) -> list[str]:
-    """Return the months of a budget that gave to a hold; of one without months, "" if it gave."""
-    return [month for budget_id, month in held_in if budget_id == budget.id]
-
-
-def _charge(budget: Bound, gave: list[str], held: int, used: int, this: str) -> None:
-    if not budget.is_monthly:
-        steps.write(steps.CHARGE, budget_id=budget.id, held=held if gave else 0, used=used)
-        return
+def _charge_months(budget: Budget, gave: list[str], held: int, used: int, this: str) -> None:
     for month in gave:
-        place: dict[str, Any] = {"budget_id": budget.id, "month": month}
-        steps.write(steps.CHARGE_MONTH, **place, held=held, used=used if month == this else 0)
+        BudgetPeriod.objects.filter(budget=budget, period=month).update(
+            held=F("held") - Value(held), spent=F("spent") + Value(used if month == this else 0)
+        )
     if used and this not in gave:
-        steps.write(steps.SPEND_IN_MONTH, budget_id=budget.id, month=this, used=used)
+        _write(_SPEND_IN_MONTH, [budget.pk, this, used])
+
+
+_SPEND_IN_MONTH = """
+INSERT INTO billing_budgetperiod AS month (budget_id, period, spent, held) VALUES (%s, %s, %s, 0)
+ON CONFLICT (budget_id, period) DO UPDATE SET spent = month.spent + EXCLUDED.spent
+"""
+
+
+def _write(statement: str, params: list[Any]) -> int:
+    """Execute a statement that the ORM has no words for; return the number of rows written."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement, params)
+        return int(cursor.rowcount)

@@ -3,15 +3,15 @@
 A key is free again when its request ended without a charge, so a client may repeat what failed.
 """
 
-import json
-from datetime import datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from uuid import UUID
 
 from django.conf import settings
+from django.db import connection
 from django.db.models import Q
 
-from billing import clock, steps
+from billing import clock
 from billing.models import Hold, IdempotencyKey, TokenUsage
 from gateway.metering import (
     Idempotency,
@@ -23,42 +23,45 @@ from gateway.metering import (
 LIFETIME = timedelta(hours=24)
 
 
-def claim(api_key_id: int, named: Idempotency, request_id: UUID, now: datetime) -> None:
+def claim(api_key_id: int, named: Idempotency, request_id: UUID) -> None:
     """Record which request has a key; raise why another one has it.
 
     Who comes second waits in `_insert` until the first has committed or rolled back, and then has
     the entry locked, whether it could change it or not. What the first left is read by statements
     after that: on PostgreSQL the one that waited sees all other rows as they were before.
     """
-    if _insert(api_key_id, named, request_id, now):
+    if _insert(api_key_id, named, request_id):
         return
     first = IdempotencyKey.objects.get(api_key_id=api_key_id, digest=named.digest)
     _refuse_unless_free(first, named)
     IdempotencyKey.objects.filter(pk=first.pk).update(
-        fingerprint=named.fingerprint, request_id=request_id, expires_at=now + LIFETIME
+        fingerprint=named.fingerprint, request_id=request_id, expires_at=clock.now(LIFETIME)
     )
 
 
-def to_json(named: Idempotency) -> str:
-    """Return a key as `ledger_hold` claims it."""
-    lifetime = f"{LIFETIME.total_seconds():.0f} seconds"
-    return json.dumps(
-        {"digest": named.digest, "fingerprint": named.fingerprint, "lifetime": lifetime}
-    )
+# Inserts a key, or replaces one that has expired. The ORM cannot put a condition on the update.
+_INSERT = """
+INSERT INTO billing_idempotencykey (api_key_id, digest, fingerprint, request_id, expires_at)
+VALUES (%s, %s, %s, %s, {expires_at})
+ON CONFLICT (api_key_id, digest) DO UPDATE SET
+    fingerprint = EXCLUDED.fingerprint,
+    request_id = EXCLUDED.request_id,
+    expires_at = EXCLUDED.expires_at
+WHERE billing_idempotencykey.expires_at <= {now}
+"""
 
 
-def _insert(api_key_id: int, named: Idempotency, request_id: UUID, now: datetime) -> bool:
+def _insert(api_key_id: int, named: Idempotency, request_id: UUID) -> bool:
     """Write a key unless there is one in force; tell whether it was written."""
-    written = steps.write(
-        steps.CLAIM,
-        key_id=api_key_id,
-        digest=named.digest,
-        fingerprint=named.fingerprint,
-        request_id=request_id,
-        expires_at=now + LIFETIME,
-        now=now,
-    )
-    return written == 1
+    expires_at, later = clock.now_sql(LIFETIME)
+    now, at_once = clock.now_sql()
+    field = IdempotencyKey._meta.get_field("request_id")
+    request = field.get_db_prep_save(request_id, connection)
+    values = [api_key_id, named.digest, named.fingerprint, request]
+    with connection.cursor() as cursor:
+        cursor.execute(_INSERT.format(expires_at=expires_at, now=now), [*values, *later, *at_once])
+        changed: int = cursor.rowcount
+    return changed == 1
 
 
 def _refuse_unless_free(first: IdempotencyKey, named: Idempotency) -> None:

@@ -2,24 +2,22 @@
 `entries.py` of wallets and entries.
 
 The invariants, each kept by the statement that could break it:
-- A budget never gives more than it has: `steps.TAKE` is one conditional UPDATE, never a read and
+- A budget never gives more than it has: `budgets.take` is one conditional UPDATE, never a read and
   then a write, so any number of processes may race.
-- A hold ends once: `settle` passes a gate, `steps.MOVE`, an UPDATE of the state that only one
-  caller wins, and all that moves money or counts tokens happens in the gate's transaction. What was
-  ended too early, as expired, is adjusted once, through a gate of the same kind.
+- A hold ends once: `settle` passes a gate, an UPDATE of the state that only one caller wins, and
+  all that moves money or counts tokens happens in the gate's transaction. What was ended too early,
+  as expired, is adjusted once, through a gate of the same kind.
 - held = sum of open holds; spent = sum of billed usage; limit of a wallet = sum of entries;
   roll-up = sum of usage rows. `reconciliation.py` proves them from the rows.
 - A request counts in the month of its usage row's day, and is held in every month it may end in.
 - Locks are taken in one order everywhere: idempotency key, hold, usage row, budgets by id and their
-  months in order, roll-up. So nothing deadlocks. A hold is inserted last: nobody knows it yet.
+  months in order, roll-up. So nothing deadlocks.
 - Holds and bills are durable: never part of another transaction, whose rollback would undo them.
-- Every date is a reading of the database's clock (`clock.py`), one for each hold or settlement.
+- Every date is a reading of the database's clock by the statement that writes it (`clock.py`).
 """
 
-import json
 import logging
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -28,10 +26,11 @@ from uuid import UUID
 from django.contrib.auth.models import User
 from django.db import connection, transaction
 from django.db.models import BigIntegerField, Case, F, QuerySet, Subquery, Sum, Value, When
+from django.db.models.expressions import RawSQL
 
 from accounts import authors
 from accounts.models import Account, ApiKey
-from billing import budgets, clock, entries, functions, idempotency, pricing, steps
+from billing import budgets, clock, entries, idempotency, pricing
 from billing.models import (
     BillingConfig,
     Budget,
@@ -39,104 +38,86 @@ from billing.models import (
     Entry,
     Hold,
     LimitChange,
+    ModelPrice,
     TokenUsage,
     UsageDaily,
 )
 from billing.money import MAX_LIMIT, ExactSum, from_units, to_units
 from billing.months import LATE, month_of
-from billing.price_book import Priced
-from billing.reservations import HeldIn, Reservation, Settlement
-from billing.usage_rows import adjustment_row, columns_of, require_known, usage_row
+from billing.reservations import Reservation, Settlement, reservation_of
+from billing.usage_rows import adjustment_row, require_known, usage_row
 from gateway.metering import Demand, Outcome
 
 logger = logging.getLogger(__name__)
 
+HeldIn = tuple[tuple[int, str], ...]
+
+
 # --- Hold, before the model server is asked -----------------------------------------------------
 
 
+@transaction.atomic(durable=True)
 def hold(
-    request_id: UUID, demand: Demand, price: Priced, *, worker: str, lease: timedelta
+    request_id: UUID, demand: Demand, price: ModelPrice, *, worker: str, lease: timedelta
 ) -> Reservation:
-    """Hold the most that a request can cost or use, in every budget that applies.
-
-    Raises Refused, which rolls back what earlier budgets gave.
+    """Set a request's most aside in every budget that applies; raise Refused, which rolls back
+    what earlier budgets gave.
 
     `worker` serves it, and is thought to be gone when it is silent for longer than `lease`.
     """
-    asked = _asked(request_id, demand, price, worker)
-    if connection.vendor == "postgresql":
-        held = _hold_by_function(asked, demand, lease)
-    else:
-        held = _hold_by_steps(asked, demand, lease)
-    return Reservation(**asked, rates=price.rates, **held)
-
-
-@transaction.atomic(durable=True)
-def _hold_by_steps(asked: dict[str, Any], demand: Demand, lease: timedelta) -> dict[str, Any]:
-    """Write a hold; return what a reservation has of it besides what was asked."""
-    # One reading of the clock decides the months and dates the hold.
-    now = clock.read()
     if demand.idempotency is not None:
-        idempotency.claim(demand.key_id, demand.idempotency, asked["request_id"], now)
-    places = budgets.places(budgets.binding(demand.account_id, demand.key_id), now)
-    for budget, month in places:
-        amount = budget.amount(asked["amount"], asked["tokens"])
-        if not budgets.take(budget, month, amount):
-            raise budgets.refusal(budget.id, amount)
-    held_in = tuple((budget.id, month) for budget, month in places)
-    dates = {"opened_at": now, "lease_until": now + lease}
-    [(database,)] = steps.rows(
-        steps.INSERT_HOLD, **asked, **_open(lease), **dates, held_in=json.dumps(held_in)
+        idempotency.claim(demand.key_id, demand.idempotency, request_id)
+    # One reading of the clock decides the months and dates the hold.
+    found, now = budgets.of(demand.account_id, demand.key_id)
+    places = budgets.places(found, now)
+    cost = pricing.cost(price.rates, demand.prompt_bound, demand.completion_bound)
+    held = _insert_hold(
+        request_id=request_id,
+        account_id=demand.account_id,
+        key_id=demand.key_id,
+        price_id=price.pk,
+        model=demand.model,
+        operation=demand.operation,
+        amount=from_units(cost),
+        tokens=demand.prompt_bound + demand.completion_bound,
+        prompt_estimate=demand.prompt_estimate,
+        held_in=[(budget.pk, month) for budget, month in places],
+        state=Hold.State.OPEN,
+        progress=0,
+        worker=worker,
+        opened_at=now,
+        lease_until=clock.now(lease),
+        lease_boot_ms=_lease_on_this_machine(lease),
     )
-    return {"held_in": held_in, "opened_at": now, "database": UUID(str(database))}
+    # Last: everybody of the account waits for these rows until the commit.
+    for budget, month in places:
+        amount = cost if budget.unit == Budget.Unit.MONEY else held.tokens
+        if not budgets.take(budget, month, amount):
+            raise budgets.refusal(budget, amount)
+    return reservation_of(held, price.rates)
 
 
-def _hold_by_function(asked: dict[str, Any], demand: Demand, lease: timedelta) -> dict[str, Any]:
-    """Write a hold as `_hold_by_steps` does, in one round trip."""
-    given = json.dumps({**asked, **_open(lease)}, default=str)
-    named = demand.idempotency
-    with _own_transaction():
-        held = functions.hold(given, idempotency.to_json(named) if named else None, lease)
-    if held is None and named is not None:
-        # Another request has the key. The transaction locks it while that request is looked at.
-        with transaction.atomic(durable=True):
-            idempotency.claim(demand.key_id, named, asked["request_id"], clock.read())
-            held = functions.hold(given, None, lease)
-    assert held is not None
-    return held
+# Which database it is, is read by the same statement: it may have been exchanged under a process.
+_INSERT = """
+INSERT INTO billing_hold ({columns}) VALUES ({places}) {otherwise}
+RETURNING *, (SELECT database_id FROM billing_billingconfig) AS database
+"""
 
 
-def _own_transaction() -> AbstractContextManager[Any]:
-    """Let one statement be a transaction of its own; a block would cost two more round trips. In
-    another transaction it is refused. In a test's own transaction it gets a savepoint."""
-    return transaction.atomic(durable=True) if connection.in_atomic_block else nullcontext()
-
-
-def _open(lease: timedelta) -> dict[str, Any]:
-    """Return the columns of a hold that is opened now, without its dates."""
-    boot_ms = _lease_on_this_machine(lease)
-    return {
-        "state": Hold.State.OPEN.value,
-        "progress": 0,
-        "closed_at": None,
-        "lease_boot_ms": boot_ms,
-    }
-
-
-def _asked(request_id: UUID, demand: Demand, price: Priced, worker: str) -> dict[str, Any]:
-    """Return the columns of a hold, and fields of a reservation, that a demand decides."""
-    return {
-        "request_id": request_id,
-        "account_id": demand.account_id,
-        "key_id": demand.key_id,
-        "price_id": price.pk,
-        "model": demand.model,
-        "operation": str(demand.operation),
-        "amount": pricing.cost(price.rates, demand.prompt_bound, demand.completion_bound),
-        "tokens": demand.prompt_bound + demand.completion_bound,
-        "prompt_estimate": demand.prompt_estimate,
-        "worker": worker,
-    }
+def _insert_hold(otherwise: str = "", **values: Any) -> Any:
+    """Insert a row and return it as the database has it; the ORM would not return its clock."""
+    places, params = [], []
+    for name, value in values.items():
+        if isinstance(value, RawSQL):
+            places.append(value.sql)
+            params += value.params
+        else:
+            places.append("%s")
+            field: Any = Hold._meta.get_field(name)
+            params.append(field.get_db_prep_save(value, connection))
+    columns, marks = ", ".join(values), ", ".join(places)
+    insert = _INSERT.format(columns=columns, places=marks, otherwise=otherwise)
+    return next(iter(Hold.objects.raw(insert, params)), None)
 
 
 def _lease_on_this_machine(lease: timedelta) -> int:
@@ -146,6 +127,7 @@ def _lease_on_this_machine(lease: timedelta) -> int:
 # --- Settle, when the answer has ended ------------------------------------------------------------
 
 
+@transaction.atomic(durable=True)
 def settle(settlement: Settlement, *, lease_boot_ms: int | None = None) -> TokenUsage | None:
     """End a hold and write its usage row; return None if it had ended already.
 
@@ -155,25 +137,6 @@ def settle(settlement: Settlement, *, lease_boot_ms: int | None = None) -> Token
     UnknownReservation if that cannot be. One that was settled as expired, though its answer went
     on, gets a second row with the difference, and that is returned.
     """
-    if connection.vendor == "postgresql" and (
-        row := _settle_by_function(settlement, lease_boot_ms)
-    ):
-        return row
-    return _settle_by_steps(settlement, lease_boot_ms)
-
-
-def _settle_by_function(settlement: Settlement, lease_boot_ms: int | None) -> TokenUsage | None:
-    """Settle an open hold in one round trip; return None if there is no such hold."""
-    reservation = settlement.reservation
-    row = usage_row(settlement, reservation.opened_at)
-    state = _final_state(settlement.outcome, settlement.billed)
-    with _own_transaction():
-        settled_at = functions.settle(columns_of(row), reservation, state.value, lease_boot_ms)
-    return usage_row(settlement, settled_at) if settled_at else None
-
-
-@transaction.atomic(durable=True)
-def _settle_by_steps(settlement: Settlement, lease_boot_ms: int | None) -> TokenUsage | None:
     state = _final_state(settlement.outcome, settlement.billed)
     now = _move(settlement.request_id, Hold.State.OPEN, state, lease_boot_ms)
     if now is not None:
@@ -186,28 +149,38 @@ def _settle_by_steps(settlement: Settlement, lease_boot_ms: int | None) -> Token
     return _book_without_hold(settlement) if found is None else None
 
 
+# The gate. One statement: who comes through also has the time.
+_MOVE = """
+UPDATE billing_hold SET state = %s, closed_at = {now}
+WHERE request_id = %s AND state = %s AND lease_boot_ms = COALESCE(%s, lease_boot_ms)
+RETURNING request_id, closed_at
+"""
+
+
 def _move(
     request_id: UUID, before: Hold.State, after: Hold.State, lease_boot_ms: int | None = None
 ) -> datetime | None:
     """Move a hold from a state to another; return when, or None if it is not in that state."""
-    now = clock.read()
-    states = {"before": before.value, "after": after.value}
-    moved = steps.write(
-        steps.MOVE, request_id=request_id, **states, lease_boot_ms=lease_boot_ms, now=now
-    )
-    return now if moved else None
+    now, params = clock.now_sql()
+    which: Any = Hold._meta.pk
+    key = which.get_db_prep_value(request_id, connection)
+    moved = Hold.objects.raw(_MOVE.format(now=now), [after, *params, key, before, lease_boot_ms])
+    hold = next(iter(moved), None)
+    return hold.closed_at if hold else None
 
 
 @transaction.atomic(durable=True)
 def discard(request_id: UUID) -> bool:
     """Delete an open hold and give back what it holds: its request never reached the model server,
     so nothing of it stays. Return whether there was one; one that has ended stays as it is."""
-    for account_id, key_id, amount, tokens, held_in in steps.rows(
-        steps.DELETE_HOLD, request_id=request_id
-    ):
-        budgets.release(account_id, key_id, amount, tokens, json.loads(held_in))
-        return True
-    return False
+    held = Hold.objects.filter(pk=request_id, state=Hold.State.OPEN).first()
+    if held is None:
+        return False
+    deleted, _by_model = Hold.objects.filter(pk=request_id, state=Hold.State.OPEN).delete()
+    if not deleted:
+        return False  # Somebody settled it meanwhile.
+    budgets.release(held)
+    return True
 
 
 def _final_state(outcome: Outcome, billed: bool) -> Hold.State:
@@ -222,7 +195,7 @@ def _book(settlement: Settlement, held_in: HeldIn, now: datetime) -> TokenUsage:
 
 
 def _write(reservation: Reservation, row: TokenUsage, held_in: HeldIn) -> TokenUsage:
-    steps.write(steps.INSERT_USAGE, **columns_of(row))
+    row.save(force_insert=True)
     budgets.charge(reservation, row, held_in)
     _roll_up(row)
     return row
@@ -234,19 +207,27 @@ def _book_without_hold(settlement: Settlement) -> TokenUsage | None:
     if not settlement.billed and not settlement.usage.started:
         return None  # It never reached the model server, and its hold was deleted.
     require_known(lost)
-    now = clock.read()
-    asked = {name: getattr(lost, name) for name in LOST}
-    ended = {"state": _final_state(settlement.outcome, settlement.billed).value, "closed_at": now}
-    leased = {"lease_until": lost.opened_at, "lease_boot_ms": 0, "progress": 0, "held_in": "[]"}
-    written = steps.write(steps.INSERT_LOST_HOLD, **asked, **ended, **leased)
-    return _book(settlement, (), now) if written else None
-
-
-# What a reservation says of its hold.
-LOST = (
-    *("request_id", "account_id", "key_id", "price_id", "model", "operation", "amount", "tokens"),
-    *("prompt_estimate", "worker", "opened_at"),
-)
+    held = _insert_hold(
+        otherwise="ON CONFLICT (request_id) DO NOTHING",
+        request_id=lost.request_id,
+        account_id=lost.account_id,
+        key_id=lost.key_id,
+        price_id=lost.price_id,
+        model=lost.model,
+        operation=lost.operation,
+        amount=from_units(lost.amount),
+        tokens=lost.tokens,
+        prompt_estimate=lost.prompt_estimate,
+        held_in=[],
+        state=_final_state(settlement.outcome, settlement.billed),
+        progress=0,
+        worker=lost.worker,
+        opened_at=lost.opened_at,
+        lease_until=lost.opened_at,
+        lease_boot_ms=0,
+        closed_at=clock.now(),
+    )
+    return _book(settlement, (), held.closed_at) if held else None
 
 
 def _adjust(settlement: Settlement) -> TokenUsage | None:
@@ -264,12 +245,27 @@ def _adjust(settlement: Settlement) -> TokenUsage | None:
     return _write(settlement.reservation, row, ())
 
 
+# The ORM can only overwrite on conflict, not add; this statement is the same on both databases.
+_UPSERT = """
+INSERT INTO billing_usagedaily AS daily
+    (account_id, day, key_id, model, price_id,
+     requests, unbilled, prompt_tokens, completion_tokens, cost)
+VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)
+ON CONFLICT (account_id, day, key_id, model, price_id) DO UPDATE SET
+    requests = daily.requests + EXCLUDED.requests,
+    unbilled = daily.unbilled + EXCLUDED.unbilled,
+    prompt_tokens = daily.prompt_tokens + EXCLUDED.prompt_tokens,
+    completion_tokens = daily.completion_tokens + EXCLUDED.completion_tokens,
+    cost = daily.cost + EXCLUDED.cost
+"""
+
+
 def _roll_up(row: TokenUsage) -> None:
-    columns = columns_of(row)
-    if not row.billed:
-        columns |= {"prompt_tokens": 0, "completion_tokens": 0}
-    counted = {"requests": int(row.adjusts is None), "unbilled": int(not row.billed)}
-    steps.write(steps.ROLL_UP, **columns, **counted)
+    counted = (row.prompt_tokens, row.completion_tokens) if row.billed else (0, 0)
+    requests = (int(row.adjusts is None), int(not row.billed))
+    place: list[Any] = [row.account_id, row.day, row.key_id, row.model, row.price_id]
+    with connection.cursor() as cursor:
+        cursor.execute(_UPSERT, [*place, *requests, *counted, to_units(row.cost)])
 
 
 # --- Leases -----------------------------------------------------------------------------------

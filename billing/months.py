@@ -18,9 +18,5 @@ def months_held(opened: datetime) -> list[str]:
     That is this month, and near its end also the next one. The request is held in each of them, so
     the row of each month limits that month by itself.
     """
-    return sorted({month_of(opened), month_of(opened + may_last())})
-
-
-def may_last() -> timedelta:
-    """Return the longest time from a hold to its settlement."""
-    return timedelta(seconds=settings.UPSTREAM_TOTAL_SECONDS) + LATE
+    longest = timedelta(seconds=settings.UPSTREAM_TOTAL_SECONDS) + LATE
+    return sorted({month_of(opened), month_of(opened + longest)})

@@ -6,14 +6,11 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from statistics import median
-from typing import Protocol
 
 from django.contrib.auth.models import User
 from django.db.models.expressions import RawSQL
 
 from accounts import authors
-from accounts.raw_rows import Columns
-from billing import steps
 from billing.models import ModelPrice
 from billing.pricing import InvalidPrice, Rates, per_1m, per_token
 from gateway.names import InvalidName, canonical
@@ -29,31 +26,10 @@ class PriceLine:
     rates: Rates
 
 
-class Priced(Protocol):
-    """A version of a price, as a hold pins it."""
-
-    @property
-    def pk(self) -> int: ...
-
-    @property
-    def rates(self) -> Rates: ...
-
-
-PRICE = Columns(ModelPrice, "price", "id model effective_from prompt_price completion_price")
-# `ModelPriceQuerySet.started`, the newest version of one model. No process keeps prices in memory:
-# a version that another process adds is effective at its moment, and this reads one index entry.
-EFFECTIVE = (
-    f"SELECT {PRICE.names} FROM {PRICE.table} "  # noqa: S608  # No input is in it.
-    "WHERE price.model = %s AND price.effective_from <= {now} "
-    "ORDER BY price.effective_from DESC LIMIT 1"
-)
-
-
 def effective_price(model: str, now: datetime | RawSQL) -> ModelPrice | None:
     """Return a model's effective version; None if it has none."""
-    at, params = (now.sql, now.params) if isinstance(now, RawSQL) else ("%s", [now])
-    found = steps.rows(EFFECTIVE.format(now=at), model, *params)
-    return PRICE.instance(found[0]) if found else None
+    started = ModelPrice.objects.started(now).filter(model=model)
+    return started.order_by("-effective_from").first()
 
 
 def effective_prices(

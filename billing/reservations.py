@@ -17,8 +17,6 @@ from gateway.metering import CountSource, Outcome, Usage
 # Of the lines of the journal. A line of a later version is not understood, and is kept.
 VERSION = 1
 
-HeldIn = tuple[tuple[int, str], ...]
-
 
 @dataclass(frozen=True, slots=True)
 class Reservation:
@@ -36,7 +34,7 @@ class Reservation:
     tokens: int
     prompt_estimate: int
     # [budget, month] of each that gave; the month is empty where a budget has none.
-    held_in: HeldIn
+    held_in: tuple[tuple[int, str], ...]
     worker: str
     opened_at: datetime
 

@@ -1,11 +1,10 @@
 """Make usage rows from settlements, of what this database knows. The ledger writes them."""
 
 from datetime import datetime
-from typing import Any
 
 from accounts.models import ApiKey
 from billing.models import ModelPrice, TokenUsage
-from billing.money import from_units, to_units
+from billing.money import from_units
 from billing.reservations import Reservation, Settlement
 from gateway.http.request_ids import new_request_id
 
@@ -65,19 +64,10 @@ def _row(settlement: Settlement, now: datetime) -> TokenUsage:
         operation=reservation.operation,
         prompt_price=reservation.rates.prompt,
         completion_price=reservation.rates.completion,
-        outcome=settlement.outcome.value,
-        count_source=settlement.usage.source.value,
+        outcome=settlement.outcome,
+        count_source=settlement.usage.source,
         # A clock that was set back must not make an answer end before it began.
         started_at=min(reservation.opened_at, now),
         settled_at=now,
         day=now.date(),
     )
-
-
-def columns_of(row: TokenUsage) -> dict[str, Any]:
-    """Return a row's values by the names of their columns, its cost in smallest units."""
-    columns = {name: getattr(row, name) for name in _COLUMNS}
-    return columns | {"cost": to_units(row.cost)}
-
-
-_COLUMNS = [field.attname for field in TokenUsage._meta.concrete_fields if not field.primary_key]

@@ -26,23 +26,15 @@ WRITERS = {
     "billing.Entry": ("billing/entries.py",),
     "billing.ModelPrice": ("billing/price_book.py",),
     "billing.BillingConfig": ("billing/configuration.py",),
-    "billing.IdempotencyKey": ("billing/idempotency.py", "billing/ledger.py"),
+    "billing.IdempotencyKey": ("billing/idempotency.py",),
     "accounts.Account": ("accounts/customers.py",),
     "accounts.Membership": ("accounts/customers.py",),
     "accounts.ApiKey": ("accounts/keys.py", "accounts/last_used.py"),
     "accounts.LoginCount": ("accounts/login_guard.py",),
 }
-# Our database backends are on the stack of every statement and decide none. `steps.py` and
-# `functions.py` execute the statements of whichever module calls them.
-TRANSPARENT = ("config/postgresql/", "config/sqlite/", "billing/steps.py", "billing/functions.py")
+# Our database backends are on the stack of every statement and decide none.
+TRANSPARENT = ("config/postgresql/", "config/sqlite/")
 WRITE = re.compile(r'\s*(?:INSERT\s+INTO|UPDATE|DELETE\s+FROM)\s+"?(\w+)"?', re.IGNORECASE)
-# PostgreSQL's functions, and what they write besides budgets.
-CALL = re.compile(r"SELECT (ledger_\w+)\(")
-_BUDGETS = ("billing_budget", "billing_budgetperiod")
-FUNCTIONS = {
-    "ledger_hold": (*_BUDGETS, "billing_hold", "billing_idempotencykey"),
-    "ledger_settle": (*_BUDGETS, "billing_hold", "token_usages", "billing_usagedaily"),
-}
 
 
 class ForbiddenWrite(AssertionError):
@@ -57,20 +49,12 @@ def install(connection: BaseDatabaseWrapper, **_signal: Any) -> None:
 
 def inspect(execute: Callable[..., Any], sql: Any, params: Any, many: bool, context: Any) -> Any:
     """Execute a statement, unless it writes a guarded table from outside its writer."""
-    for table in _written(str(sql)):
-        writers = _writers().get(table)
+    written = WRITE.match(str(sql))
+    if written and (writers := _writers().get(written[1])):
         source = _nearest_source(sys._getframe(1))
-        if writers and not source.startswith("tests/") and source not in writers:
-            raise ForbiddenWrite(f"{source} writes {table}; only {' and '.join(writers)} may.")
+        if not source.startswith("tests/") and source not in writers:
+            raise ForbiddenWrite(f"{source} writes {written[1]}; only {' and '.join(writers)} may.")
     return execute(sql, params, many, context)
-
-
-def _written(sql: str) -> tuple[str, ...]:
-    """Return the tables that a statement writes, or the function that it calls."""
-    if called := CALL.search(sql):
-        return FUNCTIONS[called[1]]
-    written = WRITE.match(sql)
-    return (written[1],) if written else ()
 
 
 def _writers() -> dict[str, tuple[str, ...]]:

@@ -41,15 +41,6 @@ def test_a_view_that_writes_the_ledger_turns_the_suite_red(spelling: str, alice:
         planted(FORBIDDEN[spelling], "billing/views.py")(alice.wallet)
 
 
-@pytest.mark.parametrize("name", ["ledger_hold", "ledger_settle"])
-def test_a_view_that_calls_a_function_of_the_ledger_turns_the_suite_red(
-    name: str, alice: Caller
-) -> None:
-    called = FORBIDDEN["raw SQL"].replace("UPDATE billing_budget SET spent = 0", f"SELECT {name}()")
-    with pytest.raises(ForbiddenWrite, match=r"billing/views\.py writes billing_budget"):
-        planted(called, "billing/views.py")(alice.wallet)
-
-
 def test_the_ledger_may_write_its_tables(alice: Caller) -> None:
     planted(FORBIDDEN["save of a row"], "billing/ledger.py")(alice.wallet)
 

@@ -8,14 +8,7 @@ from django.db import connection
 
 from billing import ledger
 from billing.models import Budget, ModelPrice
-from tests.billing.test_ledger import (
-    books_balance,
-    finish,
-    in_threads,
-    reserve,
-    roll_up_locked,
-    wait_until_a_lock_is_waited_for,
-)
+from tests.billing.test_ledger import books_balance, finish, in_threads, reserve
 from tests.harness.callers import Caller
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -26,12 +19,21 @@ def create_cap(alice: Caller, **more: Any) -> Budget:
 
 
 def test_creation_waits_for_a_settlement_that_is_in_progress(
-    alice: Caller, priced: ModelPrice
+    alice: Caller, priced: ModelPrice, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A settlement that has read the budgets, but has not committed, would miss the new one."""
     if connection.vendor == "sqlite":
         pytest.skip("SQLite has one writer")
     hold = reserve(alice, priced)
+    in_progress, resume = threading.Event(), threading.Event()
+    roll_up = ledger._roll_up
+
+    def pause(row: Any) -> None:
+        in_progress.set()
+        resume.wait(5)
+        roll_up(row)
+
+    monkeypatch.setattr(ledger, "_roll_up", pause)
 
     def settle() -> None:
         finish(hold)
@@ -42,11 +44,11 @@ def test_creation_waits_for_a_settlement_that_is_in_progress(
         connection.close()
 
     threads = [threading.Thread(target=settle), threading.Thread(target=create_meanwhile)]
-    with roll_up_locked(alice, priced):
-        threads[0].start()
-        wait_until_a_lock_is_waited_for()
-        threads[1].start()
-        threads[1].join(0.5)
+    threads[0].start()
+    assert in_progress.wait(5)
+    threads[1].start()
+    threads[1].join(0.5)
+    resume.set()
     for thread in threads:
         thread.join(10)
 

@@ -7,9 +7,7 @@ process sweeps after the dead one, or the living one tries again.
 
 import contextlib
 import dataclasses
-import functools
 import itertools
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -110,10 +108,9 @@ class Cut:
     base: int = field(default_factory=lambda: len(connection.atomic_blocks))
 
     def __call__(self, execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        do = functools.partial(execute, sql, params, many, context)
-        return self.meet(sql, do, context["cursor"])
+        return self.meet(sql, lambda: execute(sql, params, many, context))
 
-    def meet(self, what: str, do: Callable[[], Any], cursor: Any = None) -> Any:
+    def meet(self, what: str, do: Callable[[], Any]) -> Any:
         if self.fired and self.failure.lasts:
             self.failure.strike()
         if self.ends_committed:
@@ -123,7 +120,7 @@ class Cut:
         if here and not self.after:
             self._fire()
         done = do()
-        if self._is_commit(what, cursor):
+        if self._is_commit(what):
             self.committed.append(len(self.seen) - 1)
         if here:
             self._fire()
@@ -148,23 +145,14 @@ class Cut:
         self.fired = True
         self.failure.strike()
 
-    def _is_commit(self, what: str, cursor: Any) -> bool:
+    def _is_commit(self, what: str) -> bool:
         """A COMMIT is one; where all runs in a test's transaction, the end of a savepoint that was
         not rolled back; and what is written outside of any transaction."""
         if len(connection.atomic_blocks) > self.base:
             return False
         undone = len(self.seen) > 1 and self.seen[-2].startswith("ROLLBACK")
         ends = what == COMMIT or (what.startswith("RELEASE") and not undone)
-        if what.startswith("SELECT ledger_"):
-            return self._function_wrote(cursor)
         return ends or what.lstrip().startswith(("INSERT", "UPDATE"))
-
-    @staticmethod
-    def _function_wrote(cursor: Any) -> bool:
-        """Look at what a function returned, and leave it there."""
-        [(returned,)] = cursor.fetchall()
-        cursor.scroll(0, mode="absolute")
-        return returned is not None and not re.search("refused_by|claimed", str(returned))
 
 
 @contextlib.contextmanager

@@ -141,8 +141,7 @@ def test_without_the_header_no_statement_is_added(alice: Caller, ollama: FakeOll
         post(alice, "/chat", "k1", **CHAT)
 
     assert not any("idempotency" in query["sql"] for query in plain)
-    # PostgreSQL's function claims the key too.
-    assert len(named) == len(plain) + (connection.vendor == "sqlite")
+    assert len(named) == len(plain) + 1
 
 
 BAD = {"empty": "", "long": "x" * 256, "control": "a\tb", "umlaut": "schlüssel"}

@@ -1,9 +1,6 @@
 """The ledger: holds, settling, budgets, and what the database itself refuses."""
 
-import contextlib
 import threading
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -121,26 +118,6 @@ def test_holds_and_settles_of_many_threads_keep_the_books(
 
     assert TokenUsage.objects.count() == UsageDaily.objects.get().requests == 30
     assert books_balance()
-
-
-@contextlib.contextmanager
-def roll_up_locked(caller: Caller, price: ModelPrice) -> Iterator[None]:
-    """Lock the row of a day and a price, so that a settlement stops before its last statement."""
-    finish(reserve(caller, price, prompt=0, completion=0), 0, 0)
-    with transaction.atomic():
-        list(UsageDaily.objects.order_by().select_for_update())
-        yield
-
-
-def wait_until_a_lock_is_waited_for() -> None:
-    deadline = time.monotonic() + 10
-    with connection.cursor() as cursor:
-        while time.monotonic() < deadline:
-            cursor.execute("SELECT count(*) FROM pg_locks WHERE NOT granted")
-            if cursor.fetchone()[0]:
-                return
-            time.sleep(0.02)
-    raise AssertionError("Nobody waits for a lock.")
 
 
 def in_threads(count: int, work: Any) -> None:

@@ -4,6 +4,7 @@ import contextlib
 import threading
 import time
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from django.db import connection
@@ -12,16 +13,7 @@ from billing import ledger
 from billing.models import Budget, Hold, ModelPrice
 from billing.months import months_held
 from gateway.metering import CapReached
-from tests.billing.test_ledger import (
-    DECEMBER,
-    NOVEMBER,
-    books_balance,
-    finish,
-    in_threads,
-    reserve,
-    roll_up_locked,
-    wait_until_a_lock_is_waited_for,
-)
+from tests.billing.test_ledger import DECEMBER, NOVEMBER, books_balance, finish, in_threads, reserve
 from tests.harness.callers import Caller, database_time, set_price
 
 
@@ -141,32 +133,35 @@ def test_concurrent_requests_fill_a_month_exactly(
 
 @pytest.mark.django_db(transaction=True)
 def test_a_hold_that_waits_for_a_settlement_counts_what_it_spent(
-    alice: Caller, priced: ModelPrice, cap: Budget
+    alice: Caller, priced: ModelPrice, cap: Budget, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The cap is 1,000. A settlement of 500 is not committed, and two holds of 500 wait for it."""
     if connection.vendor == "sqlite":
         pytest.skip("SQLite has one writer")
     running = reserve(alice, priced, prompt=300, completion=300, now=DECEMBER)
-    locked, charged = threading.Event(), threading.Event()
-    admitted: list[Hold] = []
+    charged, resume = threading.Event(), threading.Event()
+    roll_up, admitted = ledger._roll_up, []
+
+    def pause(row: Any) -> None:
+        charged.set()
+        resume.wait(5)
+        roll_up(row)
 
     def settle() -> None:
-        locked.wait(5)
         finish(running, 250, 250)
 
-    def ask() -> None:
-        charged.wait(10)
+    def request() -> None:
+        charged.wait(5)
         with contextlib.suppress(CapReached):
             admitted.append(reserve(alice, priced, prompt=250, completion=250))
 
-    def keep_it_from_committing() -> None:
-        with roll_up_locked(alice, priced):
-            locked.set()
-            wait_until_a_lock_is_waited_for()
-            charged.set()
-            time.sleep(0.5)
+    def resume_later() -> None:
+        charged.wait(5)
+        time.sleep(0.5)
+        resume.set()
 
-    work = iter([settle, ask, ask, keep_it_from_committing])
+    monkeypatch.setattr(ledger, "_roll_up", pause)
+    work = iter([settle, request, request, resume_later])
     with database_time(DECEMBER):
         in_threads(4, lambda: next(work)())
 

@@ -32,17 +32,19 @@ def folder(tmp_path: Path, settings: Any) -> Path:
 
 @pytest.mark.usefixtures("priced", "ollama", "folder")
 @pytest.mark.parametrize("word", ["deadlock detected", "could not serialize access"])
-def test_a_transaction_that_conflicts_is_tried_again(alice: Caller, word: str) -> None:
-    failures = [OperationalError(word), OperationalError(word)]
+def test_a_transaction_that_conflicts_is_tried_again(
+    alice: Caller, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    honest, failures = ledger._roll_up, [OperationalError(word), OperationalError(word)]
 
-    def fail_twice(execute: Any, sql: str, *context: Any) -> Any:
-        settles = "ledger_settle" in sql or "billing_usagedaily" in sql
-        if settles and failures:
+    def fail_twice(row: TokenUsage) -> None:
+        if failures:
             raise failures.pop()
-        return execute(sql, *context)
+        honest(row)
 
-    with connection.execute_wrapper(fail_twice):
-        answer = alice.post("/generate", model="llama3", prompt="hi").json()
+    monkeypatch.setattr(ledger, "_roll_up", fail_twice)
+
+    answer = alice.post("/generate", model="llama3", prompt="hi").json()
 
     assert f"{TokenUsage.objects.get().cost:f}" == answer["usage"]["cost"] and not failures
     books_balance()

@@ -1,7 +1,7 @@
 """Planted bugs: each must make the proofs of the ledger fail, or they prove nothing."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,9 +10,9 @@ from django.db.models import F, Value
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from billing import budgets, functions, journal, ledger, reconciliation, steps
-from billing.models import Budget, Hold, ModelPrice
-from billing.reservations import Settlement
+from billing import budgets, journal, ledger, reconciliation
+from billing.models import Budget, Hold, ModelPrice, TokenUsage
+from billing.reservations import Reservation, Settlement
 from gateway.metering import Refused
 from tests.billing import test_crash_at_any_statement as crash
 from tests.billing.test_ledger import reserve
@@ -29,75 +29,46 @@ caller = crash.caller
 Mutation = Callable[[pytest.MonkeyPatch], None]
 
 
-@pytest.fixture(autouse=True)
-def functions_stay(django_db_blocker: Any) -> Iterator[None]:
-    """Put back what a mutation changes in the database."""
-    bodies = functions.bodies()
-    yield
-    if connection.vendor == "postgresql":
-        with django_db_blocker.unblock():
-            functions.install(connection, bodies)
-
-
-def change_step(monkeypatch: pytest.MonkeyPatch, name: str, statement: str) -> None:
-    """Change a statement of `steps.py`, on PostgreSQL also in the functions that execute it."""
-    monkeypatch.setattr(steps, name, statement)
-    if connection.vendor == "postgresql":
-        functions.install(connection, functions.bodies())
-
-
 def settle_without_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
     """Settle without checking the state of the hold."""
     open_the_gate(monkeypatch)
     # The unique request id would still refuse the second row, so the row is not written.
-    unique = f"{steps.INSERT_USAGE} ON CONFLICT (request_id) DO NOTHING"
-    change_step(monkeypatch, "INSERT_USAGE", unique)
+    monkeypatch.setattr(TokenUsage, "save", lambda *_args, **_kwargs: None)
 
 
 def open_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
-    condition = "AND state = %(before)s"
-    assert condition in steps.MOVE
-    always = steps.MOVE.replace(condition, "AND state <> %(before)s || '?'")
-    change_step(monkeypatch, "MOVE", always)
+    gate = ledger._MOVE
+    assert "AND state = %s" in gate
+    monkeypatch.setattr(ledger, "_MOVE", gate.replace("AND state = %s", "AND state <> %s || '?'"))
 
 
 def hold_that_reads_then_writes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check whether there is room, then take it, in two statements."""
 
-    def look_then_take(budget: budgets.Bound, month: str, amount: int) -> bool:
-        seen = Budget.objects.get(pk=budget.id)
+    def look_then_take(budget: Budget, month: str, amount: int) -> bool:
+        seen = Budget.objects.get(pk=budget.pk)
         if seen.left < amount:
             return False
         meet_others()
-        Budget.objects.filter(pk=budget.id).update(held=F("held") + Value(amount))
+        Budget.objects.filter(pk=budget.pk).update(held=F("held") + Value(amount))
         return True
 
-    if connection.vendor == "postgresql":
-        change_step(monkeypatch, "TAKE", TAKE_AFTER_A_LOOK)
-    else:
-        monkeypatch.setattr(budgets, "take", look_then_take)
-
-
-# Waits long enough for all others to look.
-TAKE_AFTER_A_LOOK = """
-IF (SELECT "limit" - spent - held FROM billing_budget WHERE id = %(budget_id)s) >= %(amount)s THEN
-    PERFORM pg_sleep(1);
-    UPDATE billing_budget SET held = held + %(amount)s WHERE id = %(budget_id)s;
-ELSE
-    PERFORM 1 WHERE false;
-END IF
-"""
+    monkeypatch.setattr(budgets, "take", look_then_take)
 
 
 def settling_that_forgets_the_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     """Charge the usage without releasing the hold."""
-    for name in ("CHARGE", "CHARGE_MONTH"):
-        change_step(monkeypatch, name, getattr(steps, name).replace("held = held - %(held)s,", ""))
+    honest = budgets.charge
+
+    def charge(reservation: Reservation, row: Any, held_in: Any) -> None:
+        honest(reservation, row, ())
+
+    monkeypatch.setattr(budgets, "charge", charge)
 
 
 def roll_up_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
-    twice = steps.ROLL_UP.replace("%(requests)s", "2 * %(requests)s")
-    change_step(monkeypatch, "ROLL_UP", twice)
+    honest = ledger._roll_up
+    monkeypatch.setattr(ledger, "_roll_up", lambda row: (honest(row), honest(row)))
 
 
 # --- Planted bugs that only a crash can show -----------------------------------------------------
