@@ -15,24 +15,23 @@ from gateway.dialects.base import Renderer, SupportsKeepalive
 from gateway.errors import GatewayError
 from gateway.metering import Receipt
 from gateway.upstream.chunk import Chunk
+from gateway.validation.rules import require_shallow
 
 Tool = dict[str, Any]
 Schema = dict[str, Any]
 
-# The parameters of a tool that takes one text.
-INPUT: Schema = {
-    "type": "object",
-    "properties": {"input": {"type": "string"}},
-    "required": ["input"],
-}
 NO_PARAMETERS: Schema = {"type": "object", "properties": {}}
 # A stream is silent while the arguments are written. One of so many chunks sends a keep-alive.
 KEEPALIVE_EVERY = 20
 
 
 def force(payload: dict[str, Any], names: Sequence[str]) -> None:
-    """Change a native chat request so that the model calls one of the named tools."""
+    """Change a native chat request so that the model calls one of the named tools.
+
+    Raises BadRequest for parameters that are nested too deeply to be written.
+    """
     tools = [tool["function"] for tool in payload.pop("tools") if tool["function"]["name"] in names]
+    require_shallow([tool.get("parameters") for tool in tools], "tools")
     payload["format"] = _schema(tools[0]) if len(tools) == 1 else _one_of(tools)
     # Ollama applies a format to a model that thinks only when it has ended thinking.
     payload["think"] = False
@@ -131,8 +130,7 @@ class ForcedCallRenderer:
         self._chunks = 0
 
     def keepalive(self) -> bytes:
-        supports = isinstance(self._renderer, SupportsKeepalive)
-        return self._renderer.keepalive() if supports else b""  # type: ignore[attr-defined]
+        return self._renderer.keepalive() if isinstance(self._renderer, SupportsKeepalive) else b""
 
     def chunk(self, chunk: Chunk) -> bytes:
         self._texts.append(chunk.text)

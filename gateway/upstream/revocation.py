@@ -25,7 +25,7 @@ def tick() -> None:
     ]
     if not running:
         return
-    in_force = keys.usable({key_id for key_id, _cancellation in running}, timezone.now())
+    usable = keys.usable({key_id for key_id, _cancellation in running}, timezone.now())
     for key_id, cancellation in running:
-        if key_id not in in_force:
+        if key_id not in usable:
             cancellation.cancel(KeyRevoked)

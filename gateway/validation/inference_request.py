@@ -48,3 +48,9 @@ class InferenceRequest:
     stream: bool
     payload: dict[str, Any] = field(default_factory=dict)
     options: ResponseOptions = field(default_factory=ResponseOptions)
+
+    @property
+    def delivers_chunks(self) -> bool:
+        """Tell whether the client gets each chunk as it comes. A forced call is written at the end,
+        from all chunks."""
+        return self.stream and not self.options.forced

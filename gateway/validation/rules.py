@@ -184,12 +184,18 @@ def output_format(value: Any, name: str, limits: Limits) -> str | dict[str, Any]
 
 
 def shallow(value: Any, name: str, _limits: Limits) -> Any:
-    """Let any JSON pass that is not nested so deeply that parsing it is the attack."""
+    """Accept any JSON but one that is nested so deeply that parsing it is the attack."""
+    require_shallow(value, name)
+    return value
+
+
+def require_shallow(value: Any, name: str) -> None:
+    """Raise BadRequest for JSON with more than MAX_DEPTH levels. It does not recurse itself."""
     level = [value]
     for _ in range(MAX_DEPTH):
         level = [inner for outer in level for inner in _children(outer)]
         if not level:
-            return value
+            return
     raise BadRequest(f"'{name}' is nested too deeply.")
 
 

@@ -111,8 +111,7 @@ class InferenceView(GatewayView):
     def ask(self, call: Call) -> EncodedResponse:
         """Ask the model server and wait for its first chunk; raise GatewayError."""
         parts = embedding_batches.parts_of(call.upstream.body, settings.EMBED_BATCH_INPUTS)
-        streamed = call.inference.stream
-        keeps_alive = streamed and isinstance(call.renderer, SupportsKeepalive)
+        keeps_alive = call.inference.stream and isinstance(call.renderer, SupportsKeepalive)
         cancellation = self.track_client()
         chunks = ChunkStream(
             *sender_and_reader(call, parts),
@@ -120,6 +119,7 @@ class InferenceView(GatewayView):
             keepalive_seconds=settings.KEEP_ALIVE_SECONDS if keeps_alive else None,
         )
         counter = counter_of(call.upstream)
+        streamed = call.inference.delivers_chunks
         metered = MeteredChunks(chunks, cancellation, self.meter, counter, streamed=streamed)
         encoded = EncodedResponse(metered, call.renderer, len(parts))
         encoded.start()

@@ -9,7 +9,7 @@ import pytest
 
 from billing.models import TokenUsage
 from tests.fakes.ollama import FakeOllama
-from tests.fakes.script import tokens
+from tests.fakes.script import Reset, Sleep, tokens
 from tests.harness.callers import Caller
 
 pytestmark = pytest.mark.usefixtures("priced")
@@ -83,18 +83,16 @@ FAMILIES = {
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 
 
-def ask(caller: Caller, family: Family, choice: str = NAMED, **more: Any) -> Any:
+def body_of(family: Family, choice: str, tools: list[Any]) -> dict[str, Any]:
     hello = [{"role": "user", "content": "hi"}]
     text = {"input": hello} if family.path == "/v1/responses" else {"messages": hello}
-    body = {
-        "model": "llama3",
-        "max_tokens": 100,
-        **text,
-        "tools": [family.tool("weather", CITY), family.tool("clock", TIME)],
-        "tool_choice": family.choices[choice],
-        **more,
-    }
-    return caller.post(family.path, **body)
+    limit = {"model": "llama3", "max_tokens": 300}
+    return {**limit, **text, "tools": tools, "tool_choice": family.choices[choice]}
+
+
+def ask(caller: Caller, family: Family, choice: str = NAMED, **more: Any) -> Any:
+    tools = [family.tool("weather", CITY), family.tool("clock", TIME)]
+    return caller.post(family.path, **{**body_of(family, choice, tools), **more})
 
 
 def model_writes(ollama: FakeOllama, *pieces: str, reason: str = "stop") -> None:
@@ -274,3 +272,38 @@ def test_a_malformed_choice_is_a_400(alice: Caller, path: str, choice: Any) -> N
     answer = ask(alice, family, tool_choice=choice)
 
     assert answer.status_code == 400 and "tool_choice" in answer.content.decode()
+
+
+@every_family
+@pytest.mark.parametrize("depth", [70, 200, 480, 5000])
+@pytest.mark.parametrize("choice", [NAMED, ANY])
+def test_a_schema_that_is_nested_too_deeply_is_a_400(
+    alice: Caller, ollama: FakeOllama, family: Family, depth: int, choice: str
+) -> None:
+    """Written as text: Python's own encoder gives up earlier than its parser."""
+    body = body_of(family, choice, [family.tool("weather", {"x": "DEEP"}), family.tool("o", TIME)])
+    deep = '{"x":' * depth + "1" + "}" * depth
+    text = json.dumps(body).replace('"DEEP"', deep)
+
+    answer = alice.client.post(
+        family.path, text, content_type="application/json", headers=alice.headers
+    )
+
+    assert answer.status_code == 400 and "nested" in answer.content.decode()
+    assert not ollama.calls("/api/chat")
+
+
+@every_family
+def test_a_forced_stream_that_breaks_has_delivered_nothing_and_costs_nothing(
+    alice: Caller, ollama: FakeOllama, family: Family
+) -> None:
+    """The client gets the arguments at the end, so no token of them was delivered before."""
+    written = tokens(["a"] * 200, path="/api/chat", done=False)
+    ollama.answer("/api/chat", [*written, Sleep(0.3), Reset()])
+
+    stream = b"".join(ask(alice, family, stream=True).streaming_content).decode()
+
+    row = TokenUsage.objects.get()
+    assert (row.outcome, row.billed) == ("upstream_broke", False)
+    ends = ('"finish_reason":"', "response.completed", "message_stop")
+    assert "error" in stream and not any(end in stream for end in ends)

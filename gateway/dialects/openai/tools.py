@@ -7,7 +7,6 @@ send them with every request. Only a request that depends on one is rejected.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from gateway.dialects.forced_calls import INPUT
 from gateway.errors import BadRequest
 from gateway.validation.inference_request import ClientTool
 
@@ -16,6 +15,12 @@ FACTS = ("name", "description", "parameters")
 CHOICES = ("auto", "none", "required")
 # The object that holds a tool's facts in a chat completion. In the Responses API they are flat.
 NESTED = ("function", "custom")
+# The parameters of a custom tool, which the model knows as a function of one text.
+INPUT: Tool = {
+    "type": "object",
+    "properties": {"input": {"type": "string"}},
+    "required": ["input"],
+}
 
 
 def native_tools(body: Mapping[str, Any]) -> list[Tool] | None:
@@ -117,7 +122,7 @@ def _members(tool: Tool, where: str) -> Iterator[tuple[Tool, ClientTool]]:
 def _native(tool: Tool, where: str, namespace: str) -> tuple[Tool, ClientTool]:
     facts = _facts(tool)
     if not isinstance(facts.get("name"), str):
-        raise BadRequest(f"'{where}' must be a {tool['type']} with a name.")
+        raise BadRequest(f"'{where}' must be a {tool['type']} tool with a name.")
     client = ClientTool(tool["type"], facts["name"], namespace)
     function = {name: facts.get(name) for name in FACTS}
     if client.kind == "custom":
@@ -139,10 +144,11 @@ def _facts(tool: Tool) -> Tool:
 
 
 def _custom_description(facts: Tool) -> str:
-    """Return the description of a custom tool. Its grammar cannot be enforced, so it is told."""
-    given = facts.get("format")
-    grammar = given.get("grammar", given) if isinstance(given, dict) else {}
+    """Return the description of a custom tool. Its grammar cannot be enforced, so the description
+    shows it to the model."""
+    input_format = facts.get("format")
+    grammar = input_format.get("grammar", input_format) if isinstance(input_format, dict) else {}
     definition = grammar.get("definition") if isinstance(grammar, dict) else None
-    told = f"The input follows this grammar:\n{definition}" if definition else None
-    texts = (facts.get("description"), told)
+    rule = f"The input follows this grammar:\n{definition}" if definition else None
+    texts = (facts.get("description"), rule)
     return "\n\n".join(text for text in texts if isinstance(text, str))
