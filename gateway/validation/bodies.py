@@ -76,9 +76,13 @@ def read_body(
     if limit > LARGE_BYTES < max(length or 0, len(body)):
         admit(length or limit)
     _read_or_say_why(source, body, limit)
-    if len(body) > limit:
-        raise _too_large(limit)
-    if not chunked and len(body) < (length or 0):
+    _check_size(body, at_least=0 if chunked else length or 0, at_most=limit)
+
+
+def _check_size(body: bytearray, *, at_least: int, at_most: int) -> None:
+    if len(body) > at_most:
+        raise _too_large(at_most)
+    if len(body) < at_least:
         raise BadRequest("The body is shorter than its Content-Length.")
 
 
