@@ -1,7 +1,7 @@
-"""Rows that must never change are guarded by the database itself, whatever code writes.
+"""Database triggers protect the rows that must never change, whatever code writes.
 
-A later migration may take a guard away: SQLite makes a table anew to alter it, and its triggers go
-with the old one. So `migrate` looks at its end, and puts back what is missing.
+A later migration may drop a trigger: SQLite rebuilds a table to alter it, and the triggers of the
+old table are lost. So `migrate` installs missing triggers at its end.
 """
 
 from collections.abc import Iterator

@@ -303,9 +303,9 @@ def post(
     reference: str = "",
     by: User | None = None,
 ) -> Entry:
-    """Put money into an account's wallet, or take it out; raise ValueError if that cannot be.
+    """Add money to an account's wallet, or remove it; raise ValueError if that is impossible.
 
-    A reference is posted once, whoever sends it again.
+    An entry with a reference is posted once; a second one with the same reference is rejected.
     """
     if not reason.strip():
         raise ValueError("An entry needs a reason.")

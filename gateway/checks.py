@@ -105,7 +105,7 @@ def literal(host: str) -> Address | None:
 
 
 def is_private_address(at: Address) -> bool:
-    """Tell whether prompts that go there stay in the house, and are not for a cloud's metadata."""
+    """Tell whether an address is in your own network, and no cloud's metadata service."""
     if at.is_loopback:
         return True
     odd = at.is_unspecified or at.is_link_local or at.is_multicast or at.is_reserved

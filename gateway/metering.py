@@ -1,7 +1,7 @@
-"""The port between the gateway and whoever counts: the words, and the meter.
+"""The port between the gateway and billing: the types that both use, and the meter.
 
-The gateway opens a meter before it asks the model server and closes it once when the answer has
-ended, however it ended. It knows nothing else of billing. This file imports no other app.
+The gateway opens a meter before it asks the model server, and closes it exactly once when the
+response has ended, however it ended. It knows nothing else of billing.
 """
 
 from collections.abc import Collection, Mapping
@@ -172,7 +172,7 @@ class Meter(Protocol):
         """Admit the demand and hold the most that it can cost; raise Refused."""
 
     def progress(self, completion_tokens: int) -> None:
-        """Note what was produced so far, for whoever must settle after a crash."""
+        """Record the tokens produced so far, for the settlement after a crash."""
 
     def close(self, usage: Usage, outcome: Outcome) -> Receipt | None:
         """Settle once, never raise; return None if the bill could not be written now."""

@@ -60,7 +60,7 @@ def parse(name: str) -> ModelName:
 
 
 def _without_source(text: str) -> str:
-    """Drop `:local`; refuse `:cloud` and `-cloud`, whose prompts would leave the house."""
+    """Drop `:local`; reject `:cloud` and `-cloud`, whose prompts would leave your network."""
     head, colon, source = text.rpartition(":")
     if colon and (source == "cloud" or (source.endswith("-cloud") and "/" not in source)):
         raise InvalidName("cloud models are not served here")

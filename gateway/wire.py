@@ -11,9 +11,10 @@ from gateway.http.request_ids import new_request_id
 
 
 def answer_when_full(head: bytes) -> bytes:
-    """Answer the head of a request, as far as it is there: 503, but to /healthz that all is well.
+    """Return the response to the head of a request, which may be incomplete: 503, and 200 for
+    /healthz.
 
-    A full process is alive, and whoever restarts it for that ends all its answers.
+    A full process is alive. A supervisor that restarted it would end all its responses.
     """
     words = head.split(b"\r\n", 1)[0].split(b" ")
     path = words[1].partition(b"?")[0].decode("latin-1") if len(words) == 3 else "/"

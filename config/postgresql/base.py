@@ -20,10 +20,10 @@ LINE_SECONDS = 10.0
 
 
 class DatabaseWrapper(base.DatabaseWrapper):
-    """Waits for a pooled connection as long as others get theirs.
+    """Waits for a pooled connection while the pool still hands some out.
 
-    The pool's own time-out is for a database that is away. A crowd on a slow machine outwaits it
-    too, though each would have its turn a moment later.
+    The pool's own timeout is meant for a database that is down. Many requests on a slow machine
+    exceed it too, although each would get a connection a moment later.
     """
 
     # When the pool of this process lent a connection last.

@@ -1,4 +1,4 @@
-"""Look at the model server as an operator would, and say what is wrong and how to mend it."""
+"""Check the model server, and report each problem with its remedy."""
 
 import re
 import time

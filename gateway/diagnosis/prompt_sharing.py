@@ -60,7 +60,7 @@ def _size(entry: dict[str, Any]) -> int:
 def measure(ask: Ask, model: str, *, keep: bool) -> Times:
     """Ask a model three times for one token; it is unloaded after that unless `keep`."""
     text = " ".join(secrets.token_hex(3) for _ in range(WORDS))
-    # Of no account: whoever has them now has them for this measurement alone.
+    # No account has these salts. They serve this measurement alone.
     ours, theirs = (isolation.salt_of(0, secrets.token_hex(16)) for _ in range(2))
     try:
         _read(ask, model, ours, "Hello.")  # So that no time of loading is measured.

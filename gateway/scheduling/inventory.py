@@ -1,11 +1,11 @@
 """Which models a model server has, and which of them are in its memory, without asking each time.
 
-What is known of a server is kept for each process and asked anew by one call at a time. A request
-for a model that was there a moment ago never waits: what is known serves it, and a look in the
-background brings that up to date. A request for a model that is not known waits for a look.
+Each process caches the listings of a server, and one call at a time refreshes them. A request for a
+model that was listed recently does not wait: the cache decides, and is refreshed in the background.
+A request for a model that is not in the cache waits for a refresh.
 
-A server that is silent, or whose listing cannot be read, makes nobody's model vanish: what cannot
-be known is left to the model server. One that refuses connections is down, and said to be.
+If the server is silent, or its listing cannot be read, no model counts as missing: the model server
+decides. If it refuses connections, requests get an error that says so.
 """
 
 from collections.abc import Collection, Mapping

@@ -1,10 +1,10 @@
 """Load models into a model server's memory, for all requests that wait for them.
 
-Ollama gives a load up when the client leaves whose request began it, and begins it anew for the
-next one that waits. So a client that comes and leaves would keep a model from ever being loaded.
+Ollama aborts a load when the client that caused it disconnects, and starts it again for the next
+waiting request. A client that connects and disconnects repeatedly would prevent a load for ever.
 Here a load belongs to the gateway: one call for each model, on a connection that no client closes.
 
-Each worker process has its own; Ollama makes one load of those that come from several.
+Each worker process makes its own call. Ollama serves several calls with one load.
 """
 
 import logging

@@ -134,7 +134,7 @@ def _refused(response: requests.Response, model: str) -> GatewayError:
     except BREAKS:
         text = ""
     if not 400 <= response.status_code < 600 or response.status_code in (401, 403):
-        # A redirect, or a refusal of our Host or Origin: the operator's to mend, not the client's.
+        # A redirect, or a rejected Host or Origin: the operator has to fix it, not the client.
         logger.error("The model server answered %s; check OLLAMA_BASE.", response.status_code)
         return UpstreamError()
     return error_mapping.from_status(response.status_code, text, model)

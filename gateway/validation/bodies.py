@@ -34,10 +34,10 @@ def read_object(request: HttpRequest) -> dict[str, Any]:
 def reading(
     request: HttpRequest, admit_large: Callable[[], None] | None = None
 ) -> Iterator[dict[str, Any]]:
-    """Read the body's JSON object, and keep the room that a large one takes while it is checked.
+    """Read the body's JSON object. The memory of a large one stays reserved while it is checked.
 
-    The media type is ignored: plain `curl -d` must work. `admit_large` is asked before a large body
-    is read, and raises why not; without it none is.
+    The media type is ignored: plain `curl -d` must work. `admit_large` is called before a large
+    body is read, and raises if it must not be; without it, large bodies are rejected.
     Raises BadRequest, TooLarge, BodyTimeout, LengthRequired or GatewayBusy.
     """
     if request.META.get("HTTP_CONTENT_ENCODING", "identity") != "identity":

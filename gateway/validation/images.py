@@ -14,8 +14,8 @@ PNG_START = b"\x89PNG\r\n\x1a\n"
 JPEG_START = b"\xff\xd8"
 # Start-of-frame markers; the three left out are tables, not frames (ITU T.81, table B.1).
 JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-# Markers without a length, and the fill byte: a decoder steps over them one by one, so whoever
-# reads a length there is led past the frame that counts. No encoder writes one before a frame.
+# Markers without a length, and the fill byte: a decoder steps over them one by one. A parser
+# that read a length there would miss the frame that counts. No encoder writes one before a frame.
 JPEG_BARE = frozenset({0x00, 0x01, *range(0xD0, 0xDA), 0xFF})
 # A photograph with all its profiles has a few hundred.
 MAX_SEGMENTS = 1000

@@ -1,9 +1,9 @@
 """Keep what one account asks from what another can find out. Pure.
 
-A model server keeps the prompts it has read and answers a known beginning in a hundredth of the
-time. Whoever may ask it can find out piece by piece what others asked: a right guess is fast. So
-each account's prompts begin with a salt of its own, and accounts share no beginning; each keeps the
-speed of its own repeats.
+A model server caches the prompts that it has read, and responds to a cached beginning in a
+hundredth of the time. So a customer could find out piece by piece what others asked: a right guess
+is fast. Here each account's prompts begin with a salt of their own. Accounts share no beginning,
+and each keeps the speed of its own repeated prompts.
 
 The salt is a full stop and thirteen blanks, tabs and line breaks. The full stop keeps it where a
 template trims a message. Measured on SmolLM2, 13 prompts: it adds 6 to 9 tokens and leaves half of

@@ -97,7 +97,7 @@ class _Automaton:
             # In `x+` the first x is another than those that follow, in `x*` all are the same.
             self._join(found.last, found.first, same=node.low == 0 and node.high is None)
             return _Fragment(found.first, found.last, found.nullable or node.low == 0)
-        # x{1,3} is x(x(x)?)?: whoever leaves the second out has no third.
+        # x{1,3} is x(x(x)?)?: without the second x there is no third.
         copies = [self._build(node.body) for _ in range(node.high)]
         found = copies.pop()
         for number in range(len(copies), 0, -1):

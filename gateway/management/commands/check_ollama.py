@@ -1,4 +1,4 @@
-"""Look at the model server, and say what is wrong and how to mend it."""
+"""Check the model server, and report each problem with its remedy."""
 
 import json
 import sys
